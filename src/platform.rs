@@ -142,7 +142,7 @@ pub enum TailItem {
 }
 
 /// The error of a platform operation.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The lease or log does not exist.
@@ -164,7 +164,7 @@ pub enum Error {
         context: String,
         /// The operating system's error.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
 }
 
@@ -191,7 +191,7 @@ impl fmt::Debug for Tail {
 
 impl Error {
     pub(crate) fn io(context: impl Into<String>, source: std::io::Error) -> Self {
-        Self::Io { context: context.into(), source }
+        Self::Io { context: context.into(), source: Arc::new(source) }
     }
 
     /// Returns its label in metrics.

@@ -105,13 +105,12 @@ impl KubeRestartLocks {
 
     /// Deletes expired payloads. To be called periodically.
     pub async fn sweep(&self) {
-        let due = |kept: &Kept| kept.until <= Instant::now();
-        loop {
-            let next = {
-                let mut kept = self.0.kept.lock();
-                if kept.front().is_some_and(due) { kept.pop_front() } else { None }
-            };
-            let Some(kept) = next else { return };
+        let due: Vec<Kept> = {
+            let (mut kept, now) = (self.0.kept.lock(), Instant::now());
+            let due = kept.partition_point(|kept| kept.until <= now);
+            kept.drain(..due).collect()
+        };
+        for kept in due {
             // If another gateway has written it since, that one deletes it.
             if let Err(error) = self.delete(&kept.name, kept.as_written).await {
                 let error = &error as &dyn std::error::Error;

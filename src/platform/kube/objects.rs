@@ -1,8 +1,6 @@
 //! The stored parts of Kubernetes objects. They are small, because the watches cover the whole cluster.
 
-use k8s_openapi::api::apps::v1::{
-    Deployment, DeploymentSpec, DeploymentStatus, StatefulSet, StatefulSetStatus,
-};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, StatefulSet};
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Namespace, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -283,8 +281,8 @@ fn pending(pod: &Pod) -> Option<(String, String)> {
 impl WorkloadFacts {
     /// Reads a deployment; `None` if it belongs to no lease.
     pub(super) fn of_deployment(deployment: &Deployment) -> Option<Self> {
-        let (spec, none) = (deployment.spec.as_ref(), DeploymentStatus::default());
-        let status = deployment.status.as_ref().unwrap_or(&none);
+        let spec = deployment.spec.as_ref();
+        let status = deployment.status.clone().unwrap_or_default();
         let count = spec.and_then(|spec| spec.replicas).map_or(1, |count| unsigned(Some(count)));
         Some(Self {
             service: label(&deployment.metadata, names::SERVICE)?.parse().ok()?,
@@ -303,8 +301,7 @@ impl WorkloadFacts {
 
     /// Reads a stateful set; `None` if it belongs to no lease.
     pub(super) fn of_stateful_set(set: &StatefulSet) -> Option<Self> {
-        let none = StatefulSetStatus::default();
-        let status = set.status.as_ref().unwrap_or(&none);
+        let status = set.status.clone().unwrap_or_default();
         Some(Self {
             service: label(&set.metadata, names::SERVICE)?.parse().ok()?,
             count: set.spec.as_ref().and_then(|spec| spec.replicas).map_or(1, |count| unsigned(Some(count))),
@@ -381,12 +378,8 @@ impl ServiceEndpoints {
             }
             _ => return None,
         }
-        facts.ports.sort_by(|a, b| {
-            (a.port, a.external_port, &a.protocol).cmp(&(b.port, b.external_port, &b.protocol))
-        });
-        facts.ips.sort_by(|a, b| {
-            (&a.ip, a.external_port, &a.protocol).cmp(&(&b.ip, b.external_port, &b.protocol))
-        });
+        facts.ports.sort_by_cached_key(|port| (port.port, port.external_port, port.protocol.clone()));
+        facts.ips.sort_by_cached_key(|ip| (ip.ip.clone(), ip.external_port, ip.protocol.clone()));
         Some(facts)
     }
 }

@@ -14,16 +14,8 @@ use crate::platform::Error;
 /// Concurrent access reviews.
 const REVIEWS_AT_ONCE: usize = 8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Permission {
-    group: &'static str,
-    /// With a slash and the subresource, if any.
-    resource: &'static str,
-    verbs: &'static [&'static str],
-    scope: Scope,
-    /// Whether the gateway works without it.
-    optional: bool,
-}
+/// Group, resource (with a slash and the subresource, if any), verbs and scope.
+type Permission = (&'static str, &'static str, &'static [&'static str], Scope);
 
 /// The scope of a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,28 +27,21 @@ enum Scope {
 
 const READ: &[&str] = &["get", "list", "watch"];
 
-/// All permissions that the gateway needs. `deploy/kubernetes/` grants exactly these.
-const NEEDED: [Permission; 10] = [
-    needed("", "namespaces", READ, Scope::Cluster),
-    needed("", "pods", &["get", "list", "watch", "delete"], Scope::Cluster),
-    Permission { optional: true, ..needed("", "pods", &["patch"], Scope::Cluster) },
-    needed("", "pods/log", &["get"], Scope::Cluster),
-    needed("", "services", READ, Scope::Cluster),
-    needed("apps", "deployments", READ, Scope::Cluster),
-    needed("apps", "statefulsets", READ, Scope::Cluster),
-    needed(AKASH_GROUP, HOSTS.1, READ, Scope::Manifests),
-    needed(AKASH_GROUP, LEASED.1, READ, Scope::Manifests),
-    needed("coordination.k8s.io", "leases", &["get", "create", "update", "delete"], Scope::Own),
-];
+/// The only verb that the gateway works without: it then does not store replica indices.
+const OPTIONAL_VERB: &str = "patch";
 
-const fn needed(
-    group: &'static str,
-    resource: &'static str,
-    verbs: &'static [&'static str],
-    scope: Scope,
-) -> Permission {
-    Permission { group, resource, verbs, scope, optional: false }
-}
+/// All permissions that the gateway needs. `deploy/kubernetes/` grants exactly these.
+const NEEDED: [Permission; 9] = [
+    ("", "namespaces", READ, Scope::Cluster),
+    ("", "pods", &["get", "list", "watch", "delete", OPTIONAL_VERB], Scope::Cluster),
+    ("", "pods/log", &["get"], Scope::Cluster),
+    ("", "services", READ, Scope::Cluster),
+    ("apps", "deployments", READ, Scope::Cluster),
+    ("apps", "statefulsets", READ, Scope::Cluster),
+    (AKASH_GROUP, HOSTS.1, READ, Scope::Manifests),
+    (AKASH_GROUP, LEASED.1, READ, Scope::Manifests),
+    ("coordination.k8s.io", "leases", &["get", "create", "update", "delete"], Scope::Own),
+];
 
 /// Checks all permissions. `manifests` is the namespace of the provider's own resources, `own` that of the
 /// restart locks.
@@ -64,47 +49,49 @@ const fn needed(
 /// # Errors
 /// [`Error::Broken`] names all missing ones; [`Error::Unavailable`] if the API server does not respond.
 pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result<(), Error> {
-    let all = NEEDED.iter().flat_map(|needed| needed.verbs.iter().map(move |verb| (needed, *verb)));
+    let all = NEEDED.iter().flat_map(|needed| needed.2.iter().map(move |verb| (needed, *verb)));
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let denied: Vec<(&Permission, String)> = stream::iter(all)
-        .map(|(needed, verb)| {
-            let namespace = match needed.scope {
+    let (optional, missing): (Vec<_>, Vec<_>) = stream::iter(all)
+        .map(|(&(group, resource, _, scope), verb)| {
+            let namespace = match scope {
                 Scope::Cluster => None,
                 Scope::Manifests => Some(manifests),
                 Scope::Own => Some(own),
             };
-            let review = review(needed, verb, namespace);
+            let review = review(group, resource, verb, namespace);
             let api = api.clone();
             async move {
                 let params = PostParams::default();
                 let reviewed = api.create(&params, &review);
                 let reviewed = start::response("ask the API server for permissions", reviewed).await?;
                 let allowed = reviewed.status.is_some_and(|status| status.allowed);
-                Ok::<_, Error>((!allowed).then(|| (needed, describe(needed, verb, namespace))))
+                let denied = || (verb, describe(group, resource, verb, namespace));
+                Ok::<_, Error>((!allowed).then(denied))
             }
         })
         .buffered(REVIEWS_AT_ONCE)
         .try_filter_map(|denied| std::future::ready(Ok(denied)))
-        .try_collect()
-        .await?;
-    for (_, what) in denied.iter().filter(|(needed, _)| needed.optional) {
+        .try_collect::<Vec<_>>()
+        .await?
+        .into_iter()
+        .partition(|(verb, _)| *verb == OPTIONAL_VERB);
+    for (_, what) in optional {
         tracing::warn!(
             missing = what,
             "replica indices are not stored, another gateway may number replicas differently"
         );
     }
-    let missing: Vec<String> =
-        denied.into_iter().filter(|(needed, _)| !needed.optional).map(|(_, what)| what).collect();
+    let missing: Vec<String> = missing.into_iter().map(|(_, what)| what).collect();
     if missing.is_empty() {
         return Ok(());
     }
     Err(Error::Broken(format!("missing permissions, grant them to the gateway: {}", missing.join(", "))))
 }
 
-fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubjectAccessReview {
-    let (resource, subresource) = needed.resource.split_once('/').unwrap_or((needed.resource, ""));
+fn review(group: &str, resource: &str, verb: &str, namespace: Option<&str>) -> SelfSubjectAccessReview {
+    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let attributes = ResourceAttributes {
-        group: Some(needed.group.to_owned()),
+        group: Some(group.to_owned()),
         resource: Some(resource.to_owned()),
         subresource: (!subresource.is_empty()).then(|| subresource.to_owned()),
         verb: Some(verb.to_owned()),
@@ -116,9 +103,9 @@ fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubje
 }
 
 /// Formats a permission as it stands in a role.
-fn describe(needed: &Permission, verb: &str, namespace: Option<&str>) -> String {
-    let group = if needed.group.is_empty() { String::new() } else { format!(".{}", needed.group) };
+fn describe(group: &str, resource: &str, verb: &str, namespace: Option<&str>) -> String {
+    let group = if group.is_empty() { String::new() } else { format!(".{group}") };
     let place =
         namespace.map_or_else(|| "in the whole cluster".to_owned(), |name| format!("in namespace {name}"));
-    format!("{verb} {}{group} {place}", needed.resource)
+    format!("{verb} {resource}{group} {place}")
 }

@@ -73,7 +73,7 @@ impl SharedReads {
                     None => open().await,
                 }
             }
-            Outcome::Failed(error) => Err(copy(error)),
+            Outcome::Failed(error) => Err(error.clone()),
         }
     }
 
@@ -116,16 +116,6 @@ async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
         }
     }
     Outcome::Whole(start, held.into_iter().flatten().collect())
-}
-
-fn copy(error: &Error) -> Error {
-    match error {
-        Error::NotFound(why) => Error::NotFound(why.clone()),
-        Error::Conflict(why) => Error::Conflict(why.clone()),
-        Error::Broken(why) => Error::Broken(why.clone()),
-        Error::Unavailable(why) => Error::Unavailable(why.clone()),
-        Error::Io { .. } => Error::Unavailable(error.to_string()),
-    }
 }
 
 #[cfg(test)]

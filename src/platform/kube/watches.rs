@@ -6,18 +6,18 @@ use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_core::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::api::ApiResource;
 use kube::core::{DynamicObject, GroupVersionKind};
-use kube::runtime::utils::{Backoff, ResetTimerBackoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::freshness::Freshness;
 use super::namespace::{Fact, PendingIndexWrite};
@@ -37,8 +37,7 @@ const DELAY_FIRST: Duration = Duration::from_millis(500);
 /// watches and gateways.
 const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Time without a failure after which the back-off starts anew. A list that begins is no sign of recovery,
-/// nor is an event.
+/// Time without a failure after which the back-off starts anew, as it does with each event.
 const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
 /// The context of a watch.
@@ -52,10 +51,6 @@ pub(super) struct Watch {
     pub(super) freshness: Freshness,
     pub(super) metrics: Metrics,
 }
-
-/// Delays after failures in a row.
-#[derive(Debug)]
-struct WatchBackoff(ExponentialBackoff);
 
 // === impl Watch ===
 
@@ -113,13 +108,16 @@ impl Watch {
             (key(kind, object, fact.as_ref()), fact)
         };
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
-        let backoff = ResetTimerBackoff::new(WatchBackoff::new(), FAILURE_KEPT);
-        let mut events = pin!(StreamBackoff::new(watcher(api, config), backoff));
+        let delays = ExponentialBuilder::new().with_min_delay(DELAY_FIRST).with_max_delay(DELAY_MAX);
+        let delays = delays.without_max_times();
+        let (mut next_delays, mut last_failure) = (delays.build(), Instant::now());
+        let mut events = pin!(watcher(api, config));
         let mut listed = Vec::new();
         let mut failures = 0_u32;
         while let Some(event) = events.next().await {
             let change = match event {
                 Ok(event) => {
+                    next_delays = delays.build();
                     if std::mem::take(&mut failures) > 0 {
                         tracing::info!(?kind, "watch works again");
                     }
@@ -138,6 +136,11 @@ impl Watch {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(?kind, failures, error, "watch failed, retrying");
                     }
+                    if last_failure.elapsed() > FAILURE_KEPT {
+                        next_delays = delays.build();
+                    }
+                    last_failure = Instant::now();
+                    tokio::time::sleep(jittered(next_delays.next().unwrap_or(DELAY_MAX))).await;
                     None
                 }
             };
@@ -151,29 +154,6 @@ impl Watch {
                 self.listed.send_if_modified(|kinds| kinds.insert(kind));
             }
         }
-    }
-}
-
-// === impl WatchBackoff ===
-
-impl WatchBackoff {
-    fn new() -> Self {
-        let builder = ExponentialBuilder::new().with_min_delay(DELAY_FIRST).with_max_delay(DELAY_MAX);
-        Self(builder.without_max_times().build())
-    }
-}
-
-impl Iterator for WatchBackoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.0.next().map(jittered)
-    }
-}
-
-impl Backoff for WatchBackoff {
-    fn reset(&mut self) {
-        *self = Self::new();
     }
 }
 
