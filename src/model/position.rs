@@ -12,7 +12,7 @@ use super::id::{Instance, Replica};
 use super::time::LogTime;
 
 /// A position in the log of one instance; ordered as the log is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     /// The greatest time of any line at or before the position; [`LogTime::MIN`] before the first line.
     pub time: LogTime,

@@ -57,6 +57,12 @@ impl LogTime {
     }
 }
 
+impl Default for LogTime {
+    fn default() -> Self {
+        Self::MIN
+    }
+}
+
 /// RFC 3339 in UTC with nine fractional digits, like kubelets: `2026-11-23T12:00:00.000000001Z`.
 impl fmt::Display for LogTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

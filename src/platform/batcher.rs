@@ -17,8 +17,9 @@ use crate::platform::TailItem;
 use crate::platform::cri::DroppedOutput;
 
 /// The first line that is delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum StartFilter {
+    #[default]
     All,
     Nothing,
     /// After this many more lines.
@@ -50,7 +51,7 @@ struct OpenLine {
 }
 
 /// Collects lines and gaps into items.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct LineBatcher {
     /// The position after the last line or piece, delivered or not.
     at: Position,
@@ -96,21 +97,7 @@ fn join_gaps(first: SourceGap, second: SourceGap) -> SourceGap {
 impl LineBatcher {
     /// Continues at the position `at`, after `lines` lines.
     pub(super) fn new(at: Position, lines: u64, filter: StartFilter) -> Self {
-        let mut batcher = Self {
-            at,
-            open: None,
-            lines,
-            first: None,
-            filter,
-            start: None,
-            inexact: false,
-            items: Vec::new(),
-            data: Vec::new(),
-            batch: Vec::new(),
-            gap: None,
-            pending_gap: None,
-            expected_bytes: 0,
-        };
+        let mut batcher = Self { at, lines, filter, ..Self::default() };
         match filter {
             StartFilter::All | StartFilter::Lines(0) => batcher.begin(at),
             StartFilter::After(to) => batcher.begin_if_reached(to),

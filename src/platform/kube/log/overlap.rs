@@ -43,7 +43,7 @@ pub(super) struct Mark {
 pub(super) struct LineHash(DefaultHasher);
 
 /// The newest lines that were read, oldest first: at least [`WINDOW_LINES`], and more of a busy log.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Window {
     marks: VecDeque<Mark>,
     /// The greatest time among them.
@@ -112,12 +112,6 @@ impl LineHash {
 }
 
 // === impl Window ===
-
-impl Default for Window {
-    fn default() -> Self {
-        Self { marks: VecDeque::new(), max: LogTime::MIN, since_max: 0, since_drop: 0 }
-    }
-}
 
 impl Window {
     /// Remembers a line. Amortised constant time.

@@ -18,7 +18,7 @@ const LAST_MAX_LINES: u64 = 10_000;
 const LAST_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// The last lines of a response.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TailBuffer {
     wanted: u64,
     /// The pieces of the newest lines.
@@ -37,13 +37,11 @@ pub(super) struct TailBuffer {
 impl TailBuffer {
     /// Creates a buffer for the last `wanted` lines; `None` if those are too many.
     pub(super) fn new(wanted: u64) -> Option<Self> {
-        let (held, before) = (VecDeque::new(), Position::START);
-        (wanted <= LAST_MAX_LINES).then_some(Self { wanted, held, lines: 0, bytes: 0, seen: 0, before })
+        (wanted <= LAST_MAX_LINES).then(|| Self { wanted, ..Self::default() })
     }
 
     pub(super) fn clear(&mut self) {
-        self.held.clear();
-        (self.lines, self.bytes, self.seen, self.before) = (0, 0, 0, Position::START);
+        *self = Self { wanted: self.wanted, ..Self::default() };
     }
 
     /// Returns the number of lines to request: more than wanted, so that positions are counted from an
