@@ -24,7 +24,7 @@ use crate::client::stdout_closed;
 use crate::config::{DemoConfig, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
-use crate::sys::process;
+use crate::sys::process::{self, any_signal};
 
 mod followers;
 mod gateway;
@@ -75,12 +75,6 @@ enum DemoError {
     Write(#[from] io::Error),
 }
 
-/// Signals that end the demo.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
 /// Runs the demo. Prints log lines and the summary to `out`, messages to `err`. Ends in order when standard
 /// output is closed.
 pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, style: OutputStyle) -> Exit
@@ -128,7 +122,7 @@ async fn demonstrate(
     printer: &mut Option<Printer<'static>>,
     end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError> {
-    let mut signals = Signals::register().map_err(DemoError::Signals)?;
+    let mut signals = stop_signals().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + OTHER_FILES;
     let allowed = process::raise_fd_limit(needed);
     if allowed < needed {
@@ -146,11 +140,11 @@ async fn demonstrate(
     let arguments = gateway::arguments(&lease, &sdl, &dir, config.followers);
     let mut gateway = tokio::select! {
         gateway = Gateway::start(&parts.program, &arguments, config.verbose) => gateway?,
-        () = signals.recv() => return Ok(Summary::default()),
+        () = any_signal(&mut signals) => return Ok(Summary::default()),
     };
     let summary = follow(config, &mut gateway, &dir, &lease, &mut signals, printer, end).await;
     // Also after an error; a second signal kills the gateway.
-    let stopped = gateway.stop(signals.recv()).await;
+    let stopped = gateway.stop(any_signal(&mut signals)).await;
     let summary = summary?;
     stopped?;
     Ok(summary)
@@ -161,7 +155,7 @@ async fn follow(
     gateway: &mut Gateway,
     dir: &WorkDir,
     lease: &LeaseId,
-    signals: &mut Signals,
+    signals: &mut [Signal],
     printer_slot: &mut Option<Printer<'static>>,
     end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError> {
@@ -182,7 +176,7 @@ async fn follow(
     let stop = CancellationToken::new();
     let mut followers = Followers::start(&connector, &request, config.followers, printer, &stop);
     let ended = tokio::select! {
-        () = signals.recv() => Ok(false),
+        () = any_signal(signals) => Ok(false),
         ended = end => ended,
         error = gateway.exited() => Err(error),
         error = followers.printing_ended() => Err(error),
@@ -213,19 +207,9 @@ impl std::fmt::Debug for Parts<'_> {
     }
 }
 
-// === impl Signals ===
-
-impl Signals {
-    fn register() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
+/// Registers for the signals that end the demo.
+fn stop_signals() -> io::Result<[Signal; 2]> {
+    Ok([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?])
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use memchr::memrchr;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::Signal;
 
 /// Resource usage of this process.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,6 +119,11 @@ fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Returns the system's start time in Unix seconds.
+/// Waits for any of `signals`. Cancel safe.
+pub(crate) async fn any_signal(signals: &mut [Signal]) {
+    select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
+}
+
 fn boot_seconds() -> Option<f64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()

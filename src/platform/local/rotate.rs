@@ -17,13 +17,11 @@ use crate::platform::cri::path::{LogName, rotation_suffix};
 
 /// The file system operations of a log.
 pub(super) trait LogFs: fmt::Debug + Send + 'static {
-    type File: fmt::Debug + Send;
+    type File: io::Write + fmt::Debug + Send;
     /// Opens a file to append to it. Creates it and its directory if needed.
     fn open(&mut self, path: &Path) -> io::Result<Self::File>;
     /// Returns the size of an open file, and whether it is the one at `path`.
     fn stat(&mut self, file: &Self::File, path: &Path) -> io::Result<(u64, bool)>;
-    /// Appends some of `bytes`. Returns how many.
-    fn write(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<usize>;
     /// Cuts a file to `length`.
     fn truncate(&mut self, file: &mut Self::File, length: u64) -> io::Result<()>;
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
@@ -98,10 +96,6 @@ impl LogFs for RealFs {
         Ok((open.len(), is_same))
     }
 
-    fn write(&mut self, file: &mut File, bytes: &[u8]) -> io::Result<usize> {
-        file.write(bytes)
-    }
-
     fn truncate(&mut self, file: &mut File, length: u64) -> io::Result<()> {
         file.set_len(length)
     }
@@ -162,7 +156,7 @@ impl<F: LogFs> RotatingLog<F> {
             return Err(io::ErrorKind::NotFound.into());
         };
         while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
-            match self.fs.write(&mut active.file, rest) {
+            match active.file.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => *written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

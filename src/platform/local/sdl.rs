@@ -71,7 +71,8 @@ pub struct Service {
 }
 
 /// The errors of an SDL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .faults.join("; "))]
 pub struct SdlError {
     /// Each error with its place; never empty.
     pub faults: Vec<String>,
@@ -303,26 +304,22 @@ impl Checker {
             self.fault(place, "must be a mapping");
             return;
         }
-        match service.get("command") {
-            None | Some(Value::Null) if !deployed => {}
-            None | Some(Value::Null) => self.fault(
-                &format!("{place}.command"),
-                "is missing: the local platform runs processes, not images, so each service must say what to run",
-            ),
-            Some(command) => {
-                let place = format!("{place}.command");
-                let is_empty = |texts: Vec<String>| texts.first().is_none_or(String::is_empty);
-                if self.texts(&place, command).is_some_and(is_empty) && deployed {
-                    self.fault(&place, "must begin with the program to run");
-                }
-            }
-        }
-        for key in ["args", "env"] {
+        for key in ["command", "args", "env"] {
+            let place = format!("{place}.{key}");
+            let is_needed = key == "command" && deployed;
             let Some(list) = service.get(key).filter(|list| !list.is_null()) else {
+                if is_needed {
+                    self.fault(
+                        &place,
+                        "is missing: the local platform runs processes, not images, so each service must say what to run",
+                    );
+                }
                 continue;
             };
-            let place = format!("{place}.{key}");
-            let texts = self.texts(&place, list).unwrap_or_default();
+            let Some(texts) = self.texts(&place, list) else { continue };
+            if is_needed && texts.first().is_none_or(String::is_empty) {
+                self.fault(&place, "must begin with the program to run");
+            }
             for (index, entry) in texts.iter().enumerate() {
                 if key == "env" && (entry.is_empty() || entry.starts_with('=')) {
                     self.fault(&format!("{place}[{index}]"), "must be NAME=VALUE");
@@ -412,14 +409,6 @@ impl SdlError {
         Self { faults: vec![fault] }
     }
 }
-
-impl fmt::Display for SdlError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.faults.join("; "))
-    }
-}
-
-impl std::error::Error for SdlError {}
 
 #[cfg(test)]
 mod tests {

@@ -28,7 +28,6 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -37,7 +36,7 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use crate::sys::process::parent;
+use crate::sys::process::{any_signal, parent};
 
 /// Name of the process, at most the 15 bytes that the kernel keeps.
 pub(super) const NAME: &str = "lease-shim";
@@ -224,7 +223,7 @@ impl Shim {
                     is_lifeline_open = false;
                     self.stop(ORPHAN_GRACE);
                 },
-                () = any_of(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
+                () = any_signal(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
             }
         }
@@ -277,10 +276,6 @@ impl Signals {
         let [terminate, interrupt, hangup, quit] = ends.map(signal);
         Ok(Self { children: signal(SignalKind::child())?, ends: [terminate?, interrupt?, hangup?, quit?] })
     }
-}
-
-async fn any_of(signals: &mut [unix::Signal]) {
-    select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
 /// Closes inherited descriptors beyond the standard streams. Our own close on exec, but the gateway may have

@@ -73,42 +73,55 @@ fn full() -> io::Error {
     io::ErrorKind::StorageFull.into()
 }
 
-impl LogFs for Memory {
-    type File = PathBuf;
+/// An open file of a [`Memory`].
+#[derive(Debug)]
+struct MemoryFile {
+    disk: Memory,
+    path: PathBuf,
+}
 
-    fn open(&mut self, path: &Path) -> io::Result<PathBuf> {
-        let mut state = self.0.lock().unwrap();
-        if state.refuse_open {
-            return Err(full());
-        }
-        state.files.entry(path.to_owned()).or_default();
-        Ok(path.to_owned())
-    }
-
-    fn stat(&mut self, file: &PathBuf, path: &Path) -> io::Result<(u64, bool)> {
-        let len = self.0.lock().unwrap().files.get(file).map(|bytes| bytes.len() as u64);
-        Ok((len.unwrap_or_default(), len.is_some() && file == path))
-    }
-
-    fn write(&mut self, file: &mut PathBuf, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.0.lock().unwrap();
+impl io::Write for MemoryFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.disk.0.lock().unwrap();
         state.writes += 1;
         let fits = state.room.unwrap_or(usize::MAX).min(bytes.len());
         if fits == 0 {
             return Err(full());
         }
         state.room = state.room.map(|room| room - fits);
-        state.files.get_mut(file).unwrap().extend_from_slice(&bytes[..fits]);
+        state.files.get_mut(&self.path).unwrap().extend_from_slice(&bytes[..fits]);
         Ok(fits)
     }
 
-    fn truncate(&mut self, file: &mut PathBuf, length: u64) -> io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl LogFs for Memory {
+    type File = MemoryFile;
+
+    fn open(&mut self, path: &Path) -> io::Result<MemoryFile> {
+        let mut state = self.0.lock().unwrap();
+        if state.refuse_open {
+            return Err(full());
+        }
+        state.files.entry(path.to_owned()).or_default();
+        Ok(MemoryFile { disk: self.clone(), path: path.to_owned() })
+    }
+
+    fn stat(&mut self, file: &MemoryFile, path: &Path) -> io::Result<(u64, bool)> {
+        let len = self.0.lock().unwrap().files.get(&file.path).map(|bytes| bytes.len() as u64);
+        Ok((len.unwrap_or_default(), len.is_some() && file.path == path))
+    }
+
+    fn truncate(&mut self, file: &mut MemoryFile, length: u64) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         if state.refuse_truncate {
             return Err(full());
         }
         // Like a real one, it fills with zeros beyond the end.
-        state.files.get_mut(file).unwrap().resize(usize::try_from(length).unwrap(), 0);
+        state.files.get_mut(&file.path).unwrap().resize(usize::try_from(length).unwrap(), 0);
         Ok(())
     }
 
