@@ -103,9 +103,10 @@ pub struct TailRequest {
 }
 
 /// Where to start reading a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReadFrom {
     /// At the oldest readable line.
+    #[default]
     Start,
     /// At the last N complete lines of the merged output; an unfinished line follows them. `Last(0)` starts
     /// at the end.

@@ -228,9 +228,7 @@ impl Log {
     }
 
     fn text(&self) -> String {
-        let kept = self.0.lock();
-        let bytes: Vec<u8> = kept.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        String::from_utf8_lossy(self.0.lock().make_contiguous()).into_owned()
     }
 }
 

@@ -126,11 +126,8 @@ impl KubeRestartLocks {
             kept.pop_front();
         }
         let name = written.metadata.name.clone().unwrap_or_default();
-        kept.push_back(Kept {
-            until: Instant::now() + PAYLOAD_KEPT,
-            name,
-            as_written: preconditions(written),
-        });
+        let until = Instant::now() + PAYLOAD_KEPT;
+        kept.push_back(Kept { until, name, as_written: preconditions(written) });
     }
 
     fn api(&self) -> Api<LeaseObject> {

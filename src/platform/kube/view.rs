@@ -133,12 +133,8 @@ fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
         before.as_ref().zip(run_number.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
     let mut newest = newest.as_ref().and_then(|facts| run(*run_number, facts));
     if let (Some(time), Some(run)) = (gone, &mut newest) {
-        run.end.get_or_insert_with(|| RunEnd {
-            time,
-            exit_code: None,
-            signal: None,
-            reason: DELETED.to_owned(),
-        });
+        let end = RunEnd { time, exit_code: None, signal: None, reason: DELETED.to_owned() };
+        run.end.get_or_insert(end);
     }
     // A pod that is gone keeps its newest run for a while, for running reads of its log.
     before.filter(|_| gone.is_none()).into_iter().chain(newest).collect()

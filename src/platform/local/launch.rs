@@ -192,13 +192,8 @@ impl Process {
 impl ProcessOutcome {
     fn shim_failed(error: &io::Error) -> Self {
         tracing::error!(%error, "failed to start process");
-        Self {
-            failure: Some(StartFailure {
-                exit_code: NOT_EXECUTABLE,
-                message: format!("cannot start a process: {error}"),
-            }),
-            ..Self::default()
-        }
+        let message = format!("cannot start a process: {error}");
+        Self { failure: Some(StartFailure { exit_code: NOT_EXECUTABLE, message }), ..Self::default() }
     }
 
     fn outcome(self, started: LogTime) -> RunOutcome {

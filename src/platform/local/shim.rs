@@ -342,10 +342,8 @@ fn become_service(spec: &Spec) -> StartFailure {
         return StartFailure { exit_code: NOT_FOUND, message: "no command".to_owned() };
     };
     if let Err(error) = std::env::set_current_dir(&spec.dir) {
-        return StartFailure {
-            exit_code: NOT_EXECUTABLE,
-            message: format!("cannot enter its working directory: {error}"),
-        };
+        let message = format!("cannot enter its working directory: {error}");
+        return StartFailure { exit_code: NOT_EXECUTABLE, message };
     }
     let error = Command::new(program).args(args).env_clear().envs(&spec.env).stdin(Stdio::null()).exec();
     let exit_code = match error.kind() {

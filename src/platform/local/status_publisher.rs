@@ -113,12 +113,8 @@ impl StatusPublisher {
     }
 
     fn add_run(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
-        slot.runs.extend(self.instance(restarts).map(|instance| Run {
-            instance,
-            started,
-            end,
-            log_is_gone: false,
-        }));
+        let instance = self.instance(restarts);
+        slot.runs.extend(instance.map(|instance| Run { instance, started, end, log_is_gone: false }));
         if slot.runs.len() > RUNS_MAX {
             let oldest = slot.runs.first().map(|run| run.instance.clone());
             slot.forget(|run| Some(&run.instance) == oldest.as_ref());

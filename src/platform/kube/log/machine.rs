@@ -137,7 +137,7 @@ pub(super) enum IdleVerdict {
 }
 
 /// A read of one log.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Machine {
     from: ReadFrom,
     follow: bool,
@@ -198,7 +198,7 @@ struct Polling {
 ///
 /// Where `Live` follows, a read that does not follow the log is `Done`. An interrupted stage begins again,
 /// unless stated otherwise; but a read that does not follow, or has no start yet, fails.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Stage {
     /// Finds the start of the read in the whole file, and delivers from there.
     ///
@@ -257,6 +257,7 @@ enum Stage {
     /// `AwaitStatus`. If interrupted after a delivered line: `FindResumePoint`.
     SkipKnown { known: HashSet<Mark>, gap: RotationGap },
     /// The read has ended. Nothing follows.
+    #[default]
     Done,
 }
 
@@ -295,24 +296,8 @@ impl Machine {
                 (TailBuffer::new(lines).map_or(Stage::CountLines, Stage::ReadLast), None)
             }
         };
-        let mut machine = Self {
-            from,
-            follow,
-            started,
-            stage,
-            response: Response::default(),
-            window: Window::default(),
-            batcher: LineBatcher::new(Position::START, 0, StartFilter::Nothing),
-            partial: PartialLine::default(),
-            last: None,
-            unchecked,
-            failures: 0,
-            searched: false,
-            clean_end: None,
-            unproven: false,
-            run_pauses: if follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES },
-            polling: None,
-        };
+        let run_pauses = if follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES };
+        let mut machine = Self { from, follow, started, stage, unchecked, run_pauses, ..Self::default() };
         machine.begin_file();
         machine
     }

@@ -62,7 +62,7 @@ impl Machine {
     }
 
     fn completed(&mut self, ended: bool) -> Action {
-        match std::mem::replace(&mut self.stage, Stage::Done) {
+        match std::mem::take(&mut self.stage) {
             Stage::FindStart { filter } if self.batcher.start().is_none() => self.not_found(filter, ended),
             Stage::ReadLast(mut last) => {
                 last.take(self.batcher.take(true));
