@@ -12,11 +12,9 @@ use serde_json::ser::{Formatter, Serializer};
 
 use super::ReplicaKey;
 use super::lines::{Piece, split_time};
-use super::table::{replica_state, restart_state};
+use super::table::replica_state;
 use super::terminal::is_non_ascii_control;
 use crate::model::id::RequestId;
-use crate::model::proto::lease::gap::Cause;
-use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{
     Gap, ReplicaEvent, ReplicaStatus, ServiceRestartResponse, ServiceStatus, ServiceStatusResponse,
 };
@@ -90,34 +88,20 @@ impl Object {
 
     /// Creates the object of a gap.
     pub(super) fn gap(key: &ReplicaKey, instance: &str, gap: &Gap) -> Self {
-        let cause = match gap.cause() {
-            Cause::Unspecified => "unspecified",
-            Cause::Lag => "lag",
-            Cause::Rotated => "rotated",
-            Cause::Source => "source",
-            Cause::Limit => "limit",
-        };
         Self::entry("gap", key, instance)
             .field("lines", gap.lines)
             .field("bytes", gap.bytes)
             .field("exact", gap.exact)
-            .field("cause", cause)
+            .field("cause", word(gap.cause().as_str_name()))
             .optional("from", time_text(gap.from))
             .optional("to", time_text(gap.to))
     }
 
     /// Creates the object of an event.
     pub(super) fn event(key: &ReplicaKey, event: &ReplicaEvent) -> Self {
-        let kind = match event.kind() {
-            Kind::Unspecified => "unspecified",
-            Kind::Started => "started",
-            Kind::Ended => "ended",
-            Kind::Waiting => "waiting",
-            Kind::Gone => "gone",
-        };
         Self::entry("event", key, &event.instance)
             .optional("time", time_text(event.time))
-            .field("kind", kind)
+            .field("kind", word(event.kind().as_str_name()))
             .optional("exit_code", event.exit_code)
             .optional("signal", event.signal)
             .optional("reason", &*event.reason)
@@ -135,11 +119,15 @@ impl Object {
     /// Creates the object of the outcome of a restart.
     pub(super) fn restart(request_id: &RequestId, response: &ServiceRestartResponse) -> Self {
         let replicas = response.status.iter().map(|replica| {
-            Self::default()
+            let object = Self::default()
                 .field("service", &*replica.service)
                 .field("replica", &*replica.replica)
-                .field("state", restart_state(replica.state()))
-                .optional("message", replica.message.as_deref())
+                .field("state", replica.state().as_str_name());
+            // Unlike other texts, an empty message is part of the object.
+            match replica.message.as_deref() {
+                Some(message) => object.field("message", message),
+                None => object,
+            }
         });
         Self::default().field("request_id", request_id.as_str()).objects("status", replicas)
     }
@@ -220,6 +208,11 @@ impl Serialize for Object {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, field)| (name, field)))
     }
+}
+
+/// Returns the last word of a name in the proto, in lower case: `CAUSE_UNSPECIFIED` is `unspecified`.
+fn word(name: &str) -> String {
+    name.rsplit('_').next().unwrap_or(name).to_ascii_lowercase()
 }
 
 fn time_text(stamp: Option<prost_types::Timestamp>) -> Option<String> {

@@ -271,12 +271,6 @@ impl Sink for Printer<'_> {
     }
 }
 
-impl std::fmt::Debug for Printer<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Printer").field("style", &self.out.style).finish_non_exhaustive()
-    }
-}
-
 // === impl LineWriter ===
 
 impl LineWriter<'_> {

@@ -13,7 +13,7 @@ use super::Out;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::exit::Exit;
-use super::json::{Object, write_line};
+use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{self, ANSWER_TIMEOUT, filters, response};
@@ -142,15 +142,11 @@ impl Restart<'_> {
     }
 
     fn print(&mut self, response: &ServiceRestartResponse) -> io::Result<()> {
+        let mut out = LiveRegion::new(&mut self.out, Size::of_output);
         match self.config.output {
-            Format::Json => write_line(&mut self.out, &Object::restart(&self.id, response))?,
-            Format::Text => {
-                for line in Table::of_restart(&response.status).lines() {
-                    writeln!(self.out, "{line}")?;
-                }
-            }
+            Format::Json => out.print_json(&Object::restart(&self.id, response)),
+            Format::Text => out.print(&Table::of_restart(&response.status).lines()),
         }
-        self.out.flush()
     }
 }
 
@@ -219,7 +215,7 @@ mod tests {
             answer(&[active, (State::Pending, None)]),
             answer(&[(State::Failure, Some("crashed")), left]),
             answer(&[(State::Pending, None), left]),
-            answer(&[active]),
+            answer(&[active, (State::Failure, Some(""))]),
         ])
         .await;
         let (exit, out, err) = restart(&gateway, Format::Text, None).await;
@@ -233,9 +229,8 @@ mod tests {
         assert!(out.ends_with("web/0    failure  crashed\nweb/1    failure  not attempted: why\n"), "{out}");
         assert_eq!(restart(&gateway, Format::Text, None).await.0, Exit::NotRestarted);
         let (_, out, _) = restart(&gateway, Format::Json, Some("deploy-8")).await;
-        let expected =
-            r#"{"request_id":"deploy-8","status":[{"service":"web","replica":"0","state":"active"}]}"#;
-        assert_eq!(out, format!("{expected}\n"));
+        let expected = r#"{"request_id":"deploy-8","status":[{"service":"web","replica":"0","state":"active"},{"service":"web","replica":"1","state":"failure","message":""}]}"#;
+        assert_eq!(out, format!("{expected}\n"), "an absent message is left out, an empty one is not");
         let request = &gateway.restarts()[0];
         assert_eq!(request.filter.as_ref().unwrap().replicas, [0, 1]);
         assert!((50..=60).contains(&request.timeout.unwrap().seconds), "{request:?}");

@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::clock::ClockOffset;
 use super::connect::Connector;
@@ -98,7 +98,6 @@ async fn stream(
     if std::mem::replace(&mut reconnect.was_connected, true) {
         write_message(err, "reconnected")?;
     }
-    let mut ticks = ticks();
     loop {
         // `message` is cancel safe.
         tokio::select! {
@@ -107,15 +106,9 @@ async fn stream(
                 Some(response) => printer.print(response)?,
                 None => return Ok(()),
             },
-            _ = ticks.tick(), if printer.terminal && printer.follow => printer.redraw()?,
+            () = tokio::time::sleep(TICK), if printer.terminal && printer.follow => printer.redraw()?,
         }
     }
-}
-
-fn ticks() -> Interval {
-    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 // === impl StatusPrinter ===

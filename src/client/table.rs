@@ -2,11 +2,7 @@
 
 use super::terminal::{columns, escape_to_line};
 use crate::model::proto::lease::replica_status::State;
-use crate::model::proto::lease::service_restart_status::State as Restarted;
-use crate::model::proto::lease::{
-    ForwarderPortStatus, LeaseIpStatus, ReplicaStatus, ServiceRestartStatus, ServiceStatus,
-    ServiceStatusResponse,
-};
+use crate::model::proto::lease::{ReplicaStatus, ServiceRestartStatus, ServiceStatus, ServiceStatusResponse};
 use crate::model::time::LogTime;
 
 const COLUMN_SPACE: usize = 2;
@@ -40,7 +36,7 @@ impl Table {
     pub(super) fn of_restart(status: &[ServiceRestartStatus]) -> Self {
         let rows = status.iter().map(|one| {
             let name = format!("{}/{}", one.service, one.replica);
-            vec![name, restart_state(one.state()).to_owned(), one.message.clone().unwrap_or_default()]
+            vec![name, one.state().as_str_name().to_owned(), one.message.clone().unwrap_or_default()]
         });
         Self::new(&["REPLICA", "STATE", "MESSAGE"], rows)
     }
@@ -96,16 +92,11 @@ pub(super) fn replica_state(state: State) -> &'static str {
     }
 }
 
-pub(super) fn restart_state(state: Restarted) -> &'static str {
-    match state {
-        Restarted::Pending => "pending",
-        Restarted::Active => "active",
-        Restarted::Failure => "failure",
-    }
-}
-
 /// Returns a line per service: counts and addresses.
 pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
+    let address = |host: &str, external_port: u32, port: u32, protocol: &str| {
+        format!("{host}:{external_port} -> {port}/{protocol}")
+    };
     let summary = |service: &ServiceStatus| {
         let counts = service.status.clone().unwrap_or_default();
         let mut parts = vec![format!(
@@ -117,12 +108,10 @@ pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
             parts.push(format!("{} updated", counts.updated_replicas));
         }
         parts.extend(counts.uris);
-        parts.extend(service.ports.iter().map(|port: &ForwarderPortStatus| {
-            format!("{}:{} -> {}/{}", port.host, port.external_port, port.port, port.proto)
-        }));
-        parts.extend(service.ips.iter().map(|ip: &LeaseIpStatus| {
-            format!("{}:{} -> {}/{}", ip.ip, ip.external_port, ip.port, ip.protocol)
-        }));
+        let ports = service.ports.iter();
+        parts.extend(ports.map(|port| address(&port.host, port.external_port, port.port, &port.proto)));
+        let ips = service.ips.iter();
+        parts.extend(ips.map(|ip| address(&ip.ip, ip.external_port, ip.port, &ip.protocol)));
         escape_cell(&format!("{}: {}", service.name, parts.join(", ")))
     };
     response.services.iter().map(summary).collect()
@@ -298,14 +287,14 @@ mod tests {
 
     #[test]
     fn restart_has_one_row_per_replica() {
-        let one = |replica: &str, state: Restarted, message: Option<&str>| ServiceRestartStatus {
+        use crate::model::proto::lease::service_restart_status::State;
+        let one = |replica: &str, state: State, message: Option<&str>| ServiceRestartStatus {
             service: "web".into(),
             replica: replica.into(),
             state: state.into(),
             message: message.map(str::to_owned),
         };
-        let status =
-            [one("0", Restarted::Active, None), one("1", Restarted::Failure, Some("not attempted: why"))];
+        let status = [one("0", State::Active, None), one("1", State::Failure, Some("not attempted: why"))];
         let expected =
             ["REPLICA  STATE    MESSAGE", "web/0    active", "web/1    failure  not attempted: why"];
         assert_eq!(Table::of_restart(&status).lines(), expected);
