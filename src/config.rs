@@ -116,13 +116,12 @@ where
     let file = file_named(&names, given).map(|path| File::read(path, command)).unwrap_or_default();
     let path = names.join(" ");
     let mut resolver = Resolver::new(&path, command, given, &file)?;
-    let incomplete = || clap::Error::new(ErrorKind::MissingRequiredArgument);
     Ok(match names.get(1..).unwrap_or_default() {
         [SERVE] => {
             let is_check = resolver.is_on("check");
             let note = serve::check(&mut resolver, if is_check { checks } else { &StartChecks::NONE });
-            let config = resolver.finish::<serve::ServeArgs>()?.into_config().ok_or_else(incomplete)?;
-            if is_check { Command::Checked(note) } else { Command::Serve(Box::new(config)) }
+            let config = resolver.finish()?;
+            if is_check { Command::Checked(note) } else { Command::Serve(config) }
         }
         ["logs"] => Command::Logs(resolver.checked(client::check_logs)?),
         ["status"] => Command::Status(resolver.checked(client::check_call)?),
@@ -161,6 +160,7 @@ mod tests {
 
     use super::cli::{commands, program};
     use super::*;
+    use crate::model::label::LabelValue as _;
     use crate::model::quota::Quota;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_of_flags_equal_those_of_the_code() {
+    fn serve_config_has_defaults_and_given_leases() {
         let dir = tempfile::tempdir().unwrap();
         let sdl = dir.path().join("a.yaml");
         fs::write(&sdl, "").unwrap();
@@ -309,7 +309,7 @@ mod tests {
         let store = (config.local.rotate_max_bytes, config.local.rotate_files, config.local.kept_runs);
         assert_eq!(store, (10 << 20, 5, 10));
         assert_eq!(config.local.stop_grace, Duration::from_secs(10));
-        assert!(!config.lifeline && config.tls.is_none());
+        assert!(!config.lifeline && config.tls_cert.is_none());
         let twice =
             ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];
         assert!(errors(&twice)[0].ends_with("must be given once only"));

@@ -124,7 +124,7 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    fd_limit::apply(&mut config.limits, &config.platform);
+    fd_limit::apply(&mut config.limits, config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = sni_configs(&config, &notifier, &exporter)?;
@@ -195,7 +195,7 @@ fn sni_configs(
 ) -> Result<tls::SniConfigs, ServeError> {
     let own = tls::server_config(Arc::new(certificate(config, notifier, exporter)?))?;
     let offers = tls::SniConfigs::from(Arc::new(own));
-    let Some((certificate, key)) = &config.ca_tls else {
+    let (Some(certificate), Some(key)) = (&config.access.ca_tls_cert, &config.access.ca_tls_key) else {
         return Ok(offers);
     };
     let ends = exporter.metrics.ca_certificate_end.clone();
@@ -211,7 +211,7 @@ fn certificate(
     exporter: &Exporter,
 ) -> Result<tls::ReloadingCert, tls::Error> {
     let ends = exporter.metrics.certificate_end.clone();
-    if let Some((certificate, key)) = &config.tls {
+    if let (Some(certificate), Some(key)) = (&config.tls_cert, &config.tls_key) {
         return tls::ReloadingCert::open(certificate, key, notifier, ends);
     }
     let mut hosts = config.public_hostnames.clone();

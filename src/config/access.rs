@@ -39,10 +39,10 @@ pub(crate) struct AccessConfig {
     pub(crate) provider: Option<Address>,
     /// Certificate of an authority for the --public-hostname (PEM), for clients with a token
     #[arg(long, value_name = "FILE", value_parser = file)]
-    pub(super) ca_tls_cert: Option<PathBuf>,
+    pub(crate) ca_tls_cert: Option<PathBuf>,
     /// Private key of --ca-tls-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
-    pub(super) ca_tls_key: Option<PathBuf>,
+    pub(crate) ca_tls_key: Option<PathBuf>,
 }
 
 pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
 use super::demo::DemoConfig;
 use super::identity::{IdentityConfig, ImportConfig};
-use super::serve::ServeArgs;
+use super::serve::ServeConfig;
 use super::token::{TokenCheckConfig, TokenNewConfig};
 use super::value::{new_directory, switch};
 
@@ -52,7 +52,7 @@ pub(super) fn program() -> Command {
         .version(env!("LEASEMUX_VERSION"))
         .after_long_help(format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"))
         .subcommands([
-            command::<ServeArgs>("serve"),
+            command::<ServeConfig>("serve"),
             command::<LogsConfig>("logs"),
             command::<StatusConfig>("status"),
             command::<RestartConfig>("restart"),

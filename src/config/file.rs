@@ -234,10 +234,10 @@ mod tests {
         assert_eq!(values(&file, "listen"), lines(&[("0.0.0.0:1", 1)]));
         assert_eq!(values(&file, "history_reads"), lines(&[("1000", 2)]));
         assert_eq!(values(&file, "lifeline"), lines(&[("true", 3)]));
-        assert_eq!(values(&file, "public_hostname"), lines(&[("a.example", 5), ("b.example", 6)]));
-        assert_eq!(values(&file, "lease"), lines(&[("a/1=a.yaml", 8)]));
-        assert_eq!(file.place("public_hostname", "b.example").unwrap(), "gateway.toml, line 6");
-        assert_eq!(file.place("public_hostname", "neither").unwrap(), "gateway.toml, line 4");
+        assert_eq!(values(&file, "public_hostnames"), lines(&[("a.example", 5), ("b.example", 6)]));
+        assert_eq!(values(&file, "leases"), lines(&[("a/1=a.yaml", 8)]));
+        assert_eq!(file.place("public_hostnames", "b.example").unwrap(), "gateway.toml, line 6");
+        assert_eq!(file.place("public_hostnames", "neither").unwrap(), "gateway.toml, line 4");
         assert_eq!(file.place("pace", "5ms"), None);
     }
 
@@ -246,7 +246,7 @@ mod tests {
         let table = parse("pace = '1ms'\n[lease]\n'a/1' = 'a.yaml'\n'b/1' = 'b.yaml'\n");
         let array = parse("\n\nlease = ['a/1=a.yaml',\n'b/1=b.yaml']\n");
         let leases = lines(&[("a/1=a.yaml", 3), ("b/1=b.yaml", 4)]);
-        assert_eq!((values(&table, "lease"), values(&array, "lease")), (leases.clone(), leases));
+        assert_eq!((values(&table, "leases"), values(&array, "leases")), (leases.clone(), leases));
     }
 
     #[test]
@@ -274,8 +274,8 @@ mod tests {
         assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.errors);
         assert!(!file.is_broken);
         // These are not reported as missing too. An empty list is.
-        assert!(["pace", "listen", "public_hostname", "lease"].iter().all(|id| file.has_invalid(id)));
-        assert!(!parse("lease = []").has_invalid("lease"));
+        assert!(["pace", "listen", "public_hostnames", "leases"].iter().all(|id| file.has_invalid(id)));
+        assert!(!parse("lease = []").has_invalid("leases"));
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl<'a> Resolver<'a> {
         self.values.try_get_many(id).ok().flatten().into_iter().flatten().collect()
     }
 
+    /// Returns a group of values, if none that it needs is missing or invalid.
+    pub(super) fn group<C: FromArgMatches>(&self) -> Option<C> {
+        C::from_arg_matches(&self.values).ok()
+    }
+
     /// Returns whether a switch is on.
     pub(super) fn is_on(&self, id: &str) -> bool {
         self.get(id).copied().unwrap_or(false)

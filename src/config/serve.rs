@@ -18,24 +18,24 @@ use super::value::{
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
-use crate::platform::kube::{ClusterAccess, KubeConfig};
+use crate::platform::kube::ClusterAccess;
 use crate::platform::local::LocalOptions;
 
-const PLATFORMS: &[(&str, PlatformName)] =
-    &[("local", PlatformName::Local), ("kube", PlatformName::Kube), ("node", PlatformName::Node)];
+const PLATFORMS: &[(&str, PlatformKind)] =
+    &[("local", PlatformKind::Local), ("kube", PlatformKind::Kube), ("node", PlatformKind::Node)];
 
 const LOG_FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("json", Format::Json)];
 
 const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
 
 /// Run a gateway
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
     override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
        leasemux serve --config <FILE> [OPTIONS]",
     after_help = EXAMPLES
 )]
-pub(super) struct ServeArgs {
+pub struct ServeConfig {
     /// TOML file for settings without a flag or variable; its keys are the flags' names, such as admin-listen
     #[arg(long, value_name = "FILE")]
     config: Option<String>,
@@ -44,168 +44,111 @@ pub(super) struct ServeArgs {
     check: bool,
     /// Where services run: 'local' (processes here), 'kube' (a cluster) or 'node' (a cluster, logs from disk)
     #[arg(long, value_name = "NAME", required = false, value_parser = choice(PLATFORMS, "'local', 'kube' or 'node'"))]
-    platform: PlatformName,
+    pub(crate) platform: PlatformKind,
     /// A lease (owner/dseq/gseq/oseq/provider) and the SDL file of its services. Repeatable
-    #[arg(long, value_name = "LEASE=SDLFILE", value_parser = lease_and_sdl)]
-    lease: Vec<(LeaseId, PathBuf)>,
+    #[arg(long = "lease", value_name = "LEASE=SDLFILE", value_parser = lease_and_sdl)]
+    pub(crate) leases: Vec<(LeaseId, PathBuf)>,
     /// Address for tenants (gRPC over mutual TLS)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8446", value_parser = listen_address)]
-    listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Address for operators (HTTP: /metrics, /followers, /live, /ready), without authentication: keep it
     /// private
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9446", value_parser = listen_address)]
-    admin_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
     /// Directory for logs and the gateway's generated certificate
     #[arg(long, value_name = "DIR", default_value = ".leasemux", value_parser = new_directory)]
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// The gateway's certificate (PEM), reloaded when it changes; default: server.pem in --data-dir,
     /// generated
     #[arg(long, value_name = "FILE", value_parser = file)]
-    tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
-    tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
     /// Host name of the gateway, for the generated certificate. Repeatable
-    #[arg(long, value_name = "HOST", value_parser = hostname)]
-    public_hostname: Vec<String>,
+    #[arg(long = "public-hostname", value_name = "HOST", value_parser = hostname)]
+    pub(crate) public_hostnames: Vec<String>,
     /// Format of the log on standard error: text or json
     #[arg(long, value_name = "FORM", default_value = "text", value_parser = choice(LOG_FORMATS, "text or json"))]
-    log_format: Format,
+    pub(crate) log_format: Format,
     /// Log levels, such as 'info' or 'warn,leasemux=debug'; TLS and HTTP libraries log only errors unless
     /// named
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
-    log_filter: String,
+    pub(crate) log_filter: String,
     /// Stop when standard input ends, for a parent process that supervises the gateway
     #[arg(long)]
-    lifeline: bool,
+    pub(crate) lifeline: bool,
     #[command(flatten)]
-    access: AccessConfig,
+    pub(crate) access: AccessConfig,
     #[command(flatten)]
-    kube: KubeArgs,
+    pub(crate) kube: KubeOptions,
     #[command(flatten)]
-    local: LocalOptions,
+    pub(crate) node: NodeOptions,
     #[command(flatten)]
-    limits: Limits,
+    pub(crate) local: LocalOptions,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
     /// Address or network of a proxy, whose PROXY protocol v2 headers then name the peer. Repeatable
-    #[arg(long, help_heading = "Limits of connections", value_name = "CIDR", value_parser = network)]
-    trusted_proxy: Vec<IpNet>,
+    #[arg(long = "trusted-proxy", help_heading = "Limits of connections", value_name = "CIDR", value_parser = network)]
+    pub(crate) trusted_proxies: Vec<IpNet>,
 }
 
-#[derive(Debug, Args)]
+/// Settings of the platforms in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Kubernetes (--platform kube or node)")]
-struct KubeArgs {
+pub(crate) struct KubeOptions {
     /// Kubeconfig of the cluster; default: the service account of the pod in which the gateway runs
     #[arg(long, value_name = "FILE", value_parser = file)]
-    kubeconfig: Option<PathBuf>,
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of --kubeconfig; default: its current one
     #[arg(long, value_name = "NAME", value_parser = name)]
-    kube_context: Option<String>,
+    pub(crate) kube_context: Option<String>,
     /// Public host name of the provider, for forwarded ports; default: the first --public-hostname
     #[arg(long, value_name = "HOST", value_parser = hostname)]
-    cluster_public_hostname: Option<String>,
+    pub(crate) cluster_public_hostname: Option<String>,
     /// Namespace of the provider's own resources, such as host names
     #[arg(long, value_name = "NAME", default_value = "lease", value_parser = name)]
-    manifest_namespace: String,
+    pub(crate) manifest_namespace: String,
     /// Namespace for restart locks, the same for all gateways; default: that of the service account or
     /// context
     #[arg(long, value_name = "NAME", value_parser = name)]
-    coordination_namespace: Option<String>,
+    pub(crate) coordination_namespace: Option<String>,
+}
+
+/// Settings of the platform `node`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Kubernetes (--platform kube or node)")]
+pub(crate) struct NodeOptions {
     /// Name of the node on which the gateway runs (--platform node)
     #[arg(long, value_name = "NAME", value_parser = name)]
-    node_name: Option<String>,
+    pub(crate) node_name: Option<String>,
     /// Directory of the kubelet's pod logs on that node (--platform node)
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods", value_parser = new_directory)]
-    pod_logs_dir: PathBuf,
-}
-
-/// The names of the platforms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PlatformName {
-    Local,
-    Kube,
-    Node,
-}
-
-/// Settings of a gateway. The files and directories that it names were readable when it was created.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServeConfig {
-    pub(crate) platform: PlatformKind,
-    /// The leases, each once, with their SDL files. Not empty on the local platform, and empty on others.
-    pub(crate) leases: Vec<(LeaseId, PathBuf)>,
-    pub(crate) access: AccessConfig,
-    /// For tenants.
-    pub(crate) listen: SocketAddr,
-    /// For operators.
-    pub(crate) admin_listen: SocketAddr,
-    /// Directory that the gateway writes to; may not exist yet.
-    pub(crate) data_dir: PathBuf,
-    /// The gateway's certificate and its key; `None` = generate them.
-    pub(crate) tls: Option<(PathBuf, PathBuf)>,
-    /// The certificate of an authority for the public host names, and its key; `None` = use `tls`.
-    pub(crate) ca_tls: Option<(PathBuf, PathBuf)>,
-    /// Host names of the gateway, for the generated certificate.
-    pub(crate) public_hostnames: Vec<String>,
-    pub(crate) local: LocalOptions,
-    /// Proxies whose PROXY protocol headers are trusted.
-    pub(crate) trusted_proxies: Vec<IpNet>,
-    pub(crate) limits: Limits,
-    pub(crate) log_format: Format,
-    /// Log levels: directives of `tracing_subscriber::EnvFilter`.
-    pub(crate) log_filter: String,
-    /// Whether to stop when standard input ends.
-    pub(crate) lifeline: bool,
+    pub(crate) pod_logs_dir: PathBuf,
 }
 
 /// Where services run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlatformKind {
     /// As processes of this machine.
     Local,
     /// In the cluster of an Akash provider.
-    Kube(KubeConfig),
-    /// Likewise, with the gateway on its node `name`, where it reads logs from the kubelet's directory `logs`.
-    Node { cluster: KubeConfig, name: String, logs: PathBuf },
+    Kube,
+    /// Likewise, with the gateway on one of its nodes, where it reads logs from disk.
+    Node,
 }
 
-// === impl ServeArgs ===
+// === impl KubeOptions ===
 
-impl ServeArgs {
-    /// Returns the configuration, if the platform has all that it needs.
-    pub(super) fn into_config(self) -> Option<ServeConfig> {
-        let Self { access, kube, .. } = self;
-        let hostname = kube.cluster_public_hostname.or_else(|| self.public_hostname.first().cloned());
-        let cluster = ClusterAccess {
-            kubeconfig: kube.kubeconfig,
-            context: kube.kube_context,
-            manifest_namespace: kube.manifest_namespace,
-            coordination_namespace: kube.coordination_namespace,
-        };
-        let hostname = hostname.unwrap_or_default();
-        let options = access.provider.clone().map(|provider| KubeConfig { cluster, provider, hostname });
-        let platform = match self.platform {
-            PlatformName::Local => PlatformKind::Local,
-            PlatformName::Kube => PlatformKind::Kube(options?),
-            PlatformName::Node => {
-                PlatformKind::Node { cluster: options?, name: kube.node_name?, logs: kube.pod_logs_dir }
-            }
-        };
-        Some(ServeConfig {
-            platform,
-            leases: self.lease,
-            listen: self.listen,
-            admin_listen: self.admin_listen,
-            data_dir: self.data_dir,
-            tls: self.tls_cert.zip(self.tls_key),
-            ca_tls: access.ca_tls_cert.clone().zip(access.ca_tls_key.clone()),
-            access,
-            public_hostnames: self.public_hostname,
-            local: self.local,
-            trusted_proxies: self.trusted_proxy,
-            limits: self.limits,
-            log_format: self.log_format,
-            log_filter: self.log_filter,
-            lifeline: self.lifeline,
-        })
+impl KubeOptions {
+    /// Returns how to reach the cluster.
+    pub(crate) fn access(&self) -> ClusterAccess {
+        ClusterAccess {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.kube_context.clone(),
+            manifest_namespace: self.manifest_namespace.clone(),
+            coordination_namespace: self.coordination_namespace.clone(),
+        }
     }
 }
 
@@ -216,12 +159,12 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
         "platform",
         "where services run: 'local' (processes of this machine), 'kube' or 'node' (a cluster)",
     );
-    let platform = resolver.get::<PlatformName>("platform").copied();
-    let in_cluster = matches!(platform, Some(PlatformName::Kube | PlatformName::Node));
+    let platform = resolver.get::<PlatformKind>("platform").copied();
+    let in_cluster = matches!(platform, Some(PlatformKind::Kube | PlatformKind::Node));
     check_leases(resolver, in_cluster, checks);
     access::check(resolver, checks);
     let note = check_cluster(resolver, in_cluster, checks);
-    if platform == Some(PlatformName::Node) {
+    if platform == Some(PlatformKind::Node) {
         resolver.require("node_name", "the name of the node on which the gateway runs, as in the cluster");
         resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
     }
@@ -236,7 +179,7 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
     check_certificate(resolver, ["tls_cert", "tls_key"], checks);
     check_certificate(resolver, ["ca_tls_cert", "ca_tls_key"], checks);
     if resolver.is_given("ca_tls_cert") && resolver.is_given("ca_tls_key") {
-        resolver.require("public_hostname", "the host name of --ca-tls-cert");
+        resolver.require("public_hostnames", "the host name of --ca-tls-cert");
     }
     note
 }
@@ -244,17 +187,17 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
 fn check_leases(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChecks) {
     type Lease = (LeaseId, PathBuf);
     if !in_cluster {
-        resolver.require("lease", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
-    } else if resolver.is_given("lease") {
+        resolver.require("leases", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
+    } else if resolver.is_given("leases") {
         resolver.conflict("--lease goes with --platform local: the leases of a cluster are discovered");
     }
-    resolver.verify("lease", |(_, sdl): &Lease| (checks.sdl)(sdl));
+    resolver.verify("leases", |(_, sdl): &Lease| (checks.sdl)(sdl));
     let mut seen = BTreeSet::new();
-    resolver.verify("lease", |(lease, _): &Lease| {
+    resolver.verify("leases", |(lease, _): &Lease| {
         must_be(seen.insert(lease.clone()).then_some(()), "given once only")
     });
     if let Some(provider) = resolver.get::<Address>("provider").cloned() {
-        resolver.verify("lease", |(lease, _): &Lease| {
+        resolver.verify("leases", |(lease, _): &Lease| {
             must_be((*lease.provider() == provider).then_some(()), "a lease of the --provider")
         });
     }
@@ -268,19 +211,11 @@ fn check_cluster(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartCh
         return None;
     }
     resolver.require("provider", "the address of the provider whose leases are served");
-    let text = |id| resolver.get::<String>(id).cloned();
-    let kubeconfig = resolver.get::<PathBuf>("kubeconfig").cloned();
-    let manifest_namespace = text("manifest_namespace")?;
-    if resolver.is_given("kubeconfig") && kubeconfig.is_none() {
+    let options = resolver.group::<KubeOptions>()?;
+    if resolver.is_given("kubeconfig") && options.kubeconfig.is_none() {
         return None;
     }
-    let checked = (checks.cluster)(&ClusterAccess {
-        kubeconfig,
-        context: text("kube_context"),
-        manifest_namespace,
-        coordination_namespace: text("coordination_namespace"),
-    });
-    checked.unwrap_or_else(|error| {
+    (checks.cluster)(&options.access()).unwrap_or_else(|error| {
         resolver.conflict(&error);
         None
     })

@@ -15,6 +15,7 @@ use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
 use crate::access::refusal::{Refusal, RefusalKind};
 use crate::model::id::Replica;
+use crate::model::label::LabelValue as _;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;

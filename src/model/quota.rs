@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::id::{LeaseId, Owner};
-use super::label::{LabelValue, label};
+use super::label::{LabelValue as _, label};
 
 label! {
     /// A limited resource. The names ([`Quota::label`]) never change. Each has a row in
@@ -73,15 +73,6 @@ pub enum Subject {
     Peer,
     /// The requested stream: it is too large.
     Stream,
-}
-
-// === impl Quota ===
-
-impl Quota {
-    /// Returns its name, for programs and as a metric label.
-    pub fn label(self) -> &'static str {
-        LabelValue::label(self)
-    }
 }
 
 // === impl Exceeded ===

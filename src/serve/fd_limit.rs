@@ -25,7 +25,7 @@ const CONNECTIONS_MIN: usize = 16;
 
 /// Raises the process's limit of open files. If the system does not allow it, logs the numbers and reduces
 /// the number of connections, so that logs can still be read.
-pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
+pub(super) fn apply(limits: &mut Limits, platform: PlatformKind) {
     let [backfills, live_tails] = files_of_logs(limits, platform);
     let others = backfills + live_tails + OTHER_FILES;
     let needed = limits.connection.max as u64 + others;
@@ -48,10 +48,10 @@ pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
 }
 
 /// Returns the descriptors that backfills and live tails need.
-fn files_of_logs(limits: &Limits, platform: &PlatformKind) -> [u64; 2] {
+fn files_of_logs(limits: &Limits, platform: PlatformKind) -> [u64; 2] {
     let live_tails = match platform {
         PlatformKind::Local => LOCAL_TAILS,
-        PlatformKind::Kube(_) | PlatformKind::Node { .. } => CLUSTER_TAILS,
+        PlatformKind::Kube | PlatformKind::Node => CLUSTER_TAILS,
     };
     [limits.quota.history_reads as u64 * BACKFILL_FILES, live_tails]
 }
@@ -65,23 +65,9 @@ fn connections_within(allowed: u64, others: u64, max: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::id::Address;
-    use crate::platform::kube::{ClusterAccess, KubeConfig};
-
-    fn kube() -> PlatformKind {
-        let cluster = ClusterAccess {
-            kubeconfig: None,
-            context: None,
-            manifest_namespace: "lease".to_owned(),
-            coordination_namespace: None,
-        };
-        let provider = Address::from_account([2; 20]);
-        PlatformKind::Kube(KubeConfig { cluster, provider, hostname: "provider.example.com".to_owned() })
-    }
-
     #[test]
     fn low_limit_reduces_connections() {
-        assert_eq!(files_of_logs(&Limits::default(), &PlatformKind::Local), [2 * 64, 4_096]);
+        assert_eq!(files_of_logs(&Limits::default(), PlatformKind::Local), [2 * 64, 4_096]);
         let others = 2 * 64 + 4_096 + 2_048;
         let max = Limits::default().connection.max;
         assert_eq!(connections_within(16_000 + others, others, max), 16_000);
@@ -92,7 +78,7 @@ mod tests {
 
     #[test]
     fn tails_of_a_cluster_are_counted() {
-        assert_eq!(files_of_logs(&Limits::default(), &kube()), [2 * 64, 16_384]);
+        assert_eq!(files_of_logs(&Limits::default(), PlatformKind::Kube), [2 * 64, 16_384]);
         assert_eq!(connections_within(30_000, 2 * 64 + 16_384 + 2_048, 16_384), 15_000);
     }
 }

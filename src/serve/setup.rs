@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::ServeError;
 use super::runtimes::SideRuntime;
+use super::{ServeError, internal};
 use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::trust::{AnyOf, Trust};
@@ -28,14 +28,15 @@ pub(super) async fn platform(
     metrics: &Metrics,
     side: &SideRuntime,
 ) -> Result<Arc<dyn Platform>, ServeError> {
-    Ok(match &config.platform {
+    Ok(match config.platform {
         PlatformKind::Local => side
             .within(|| LocalPlatform::start(local_config(config, leases), notifier))
             .map_err(ServeError::Local)?,
-        PlatformKind::Kube(config) => cluster(config, metrics).await?,
-        PlatformKind::Node { cluster: config, name, logs } => {
+        PlatformKind::Kube => cluster(config, metrics).await?,
+        PlatformKind::Node => {
+            let node = required(config.node.node_name.as_ref(), "--node-name")?;
             let kube = cluster(config, metrics).await?;
-            Arc::new(NodePlatform::new(kube, notifier, name.clone(), logs.clone()))
+            Arc::new(NodePlatform::new(kube, notifier, node, config.node.pod_logs_dir.clone()))
         }
     })
 }
@@ -49,8 +50,20 @@ fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfi
     local
 }
 
-async fn cluster(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
-    KubePlatform::start(config, metrics).await.map_err(ServeError::Kube)
+async fn cluster(config: &ServeConfig, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
+    let options = &config.kube;
+    let hostname = options.cluster_public_hostname.as_ref().or(config.public_hostnames.first());
+    let kube = KubeConfig {
+        cluster: options.access(),
+        provider: required(config.access.provider.as_ref(), "--provider")?,
+        hostname: hostname.cloned().unwrap_or_default(),
+    };
+    KubePlatform::start(&kube, metrics).await.map_err(ServeError::Kube)
+}
+
+/// Returns a setting that the platform needs. The checks of the configuration report it if it is missing.
+fn required<T: Clone>(value: Option<&T>, flag: &str) -> Result<T, ServeError> {
+    value.cloned().ok_or_else(|| internal(format!("{flag} is missing")))
 }
 
 /// Opens the trust directory and the chain source. The directory is asked first because it needs no query.
