@@ -155,12 +155,6 @@ impl http_body::Body for StatusBody {
     }
 }
 
-impl std::fmt::Debug for StatusBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StatusBody").field("filter", &self.updates.filter).finish_non_exhaustive()
-    }
-}
-
 // === impl Updates ===
 
 impl Updates {

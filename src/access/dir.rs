@@ -78,13 +78,6 @@ pub fn key_in_dir(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
 #[derive(Debug, Default)]
 struct Index(RwLock<Arc<HashMap<TrustKey, TrustedItem<TrustValue>>>>);
 
-/// The effect of a replacement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Change {
-    added: usize,
-    revoked: usize,
-}
-
 /// The task that updates the index from the directory.
 struct Watcher {
     dir: PathBuf,
@@ -172,7 +165,8 @@ impl Index {
     }
 
     /// Trusts exactly `wanted`. Items that were trusted before keep their signal; the others are revoked.
-    fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> Change {
+    /// Returns how many were added and how many revoked.
+    fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> (usize, usize) {
         let before = Arc::clone(&self.0.read());
         let mut added = 0;
         let mut after = HashMap::with_capacity(wanted.len());
@@ -194,7 +188,7 @@ impl Index {
                 revoked += 1;
             }
         }
-        Change { added, revoked }
+        (added, revoked)
     }
 }
 
@@ -242,14 +236,10 @@ impl Watcher {
             let mut scanner = scanner.lock();
             let result = scanner.scan(now, thorough)?;
             if result.changed {
-                let change = index.replace(scanner.trusted());
-                if change.added > 0 || change.revoked > 0 {
-                    tracing::info!(
-                        added = change.added,
-                        revoked = change.revoked,
-                        files_read = result.files_read,
-                        "trusted certificates and keys changed"
-                    );
+                let (added, revoked) = index.replace(scanner.trusted());
+                if added > 0 || revoked > 0 {
+                    let files_read = result.files_read;
+                    tracing::info!(added, revoked, files_read, "trusted certificates and keys changed");
                 }
             }
             Ok(result)

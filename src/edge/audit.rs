@@ -91,17 +91,8 @@ impl AuditRecord {
         let _ = self.0.lease.set(lease.clone());
     }
 
-    /// Logs that the call was refused or rejected.
-    pub(super) fn refused(&self, reason: &str) {
-        self.log("call refused", reason);
-    }
-
-    /// Logs that the stream ended because its credentials did.
-    pub(super) fn stream_ended(&self, reason: &str) {
-        self.log("stream ended", reason);
-    }
-
-    fn log(&self, event: &'static str, reason: &str) {
+    /// Logs that the call was refused or rejected, or that its stream ended because its credentials did.
+    pub(super) fn log(&self, event: &'static str, reason: &str) {
         let limiter = &self.0.log.0;
         if let (Some(lines), Some(from)) = (&limiter.lines, &self.0.from)
             && lines.try_take(from, 1, Instant::now()).is_err()
@@ -175,13 +166,13 @@ mod tests {
         let logged = lines(|| {
             let record = audit.call(Some(Method::Logs), Some(from(1)));
             record.set_claimed(owner.clone());
-            record.refused("TOKEN_EXPIRED");
+            record.log("call refused", "TOKEN_EXPIRED");
             let record = audit.call(Some(Method::Restart), Some(from(1)));
             record.set_proved(owner.clone());
             record.set_lease(&lease);
-            record.refused("LEASE_NOT_YOURS");
-            audit.call(Some(Method::Status), None).refused("CREDENTIALS_MISSING");
-            audit.call(None, Some(from(1))).refused("open_calls_per_peer");
+            record.log("call refused", "LEASE_NOT_YOURS");
+            audit.call(Some(Method::Status), None).log("call refused", "CREDENTIALS_MISSING");
+            audit.call(None, Some(from(1))).log("call refused", "open_calls_per_peer");
         });
         assert_eq!(logged.len(), 4, "{logged:?}");
         let who = format!("who={owner}");
@@ -202,9 +193,9 @@ mod tests {
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Some(Method::Logs), Some(from(1))).refused("TOKEN_EXPIRED");
+                audit.call(Some(Method::Logs), Some(from(1))).log("call refused", "TOKEN_EXPIRED");
             }
-            audit.call(Some(Method::Logs), Some(from(2))).refused("ACCOUNT_UNKNOWN");
+            audit.call(Some(Method::Logs), Some(from(2))).log("call refused", "ACCOUNT_UNKNOWN");
         });
         assert_eq!(logged.len(), 20 + 1);
         contains_all(&logged[logged.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
@@ -215,7 +206,7 @@ mod tests {
         let audit = AuditLog::new(0);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Some(Method::Logs), Some(from(1))).refused("TOKEN_EXPIRED");
+                audit.call(Some(Method::Logs), Some(from(1))).log("call refused", "TOKEN_EXPIRED");
             }
         });
         assert_eq!(logged.len(), 1_000);
@@ -228,7 +219,7 @@ mod tests {
         let logged = lines(|| {
             let record = audit.call(Some(Method::Logs), Some(from(1)));
             record.set_proved(owner.clone());
-            record.clone().stream_ended("TOKEN_EXPIRED");
+            record.clone().log("stream ended", "TOKEN_EXPIRED");
         });
         assert_eq!(logged.len(), 1, "{logged:?}");
         contains_all(&logged[0], &["stream ended", "TOKEN_EXPIRED", &format!("who={owner}"), "proved=true"]);

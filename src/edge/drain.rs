@@ -17,7 +17,7 @@ const NAMED_MAX: usize = 10;
 /// The phases of shutdown, and the tasks of the network side. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    draining: CancellationToken,
+    pub(super) draining: CancellationToken,
     deadline: CancellationToken,
     closed: CancellationToken,
     tasks: TaskTracker,
@@ -60,12 +60,6 @@ impl Drain {
     /// Waits until draining starts. Cancel safe.
     pub(super) fn draining(&self) -> WaitForCancellationFuture<'_> {
         self.draining.cancelled()
-    }
-
-    /// Returns the token that is cancelled when draining starts. A stream keeps this instead of the whole
-    /// `Drain`.
-    pub(super) fn draining_token(&self) -> CancellationToken {
-        self.draining.clone()
     }
 
     /// Waits until the deadline has passed, or all tasks have ended. Cancel safe.

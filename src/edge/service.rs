@@ -174,7 +174,7 @@ impl LeaseService {
     fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
         let refused = |refusal: Refusal| {
             self.metrics().auth_refusals.of(refusal).increment(1);
-            audit.refused(refusal.reason());
+            audit.log("call refused", refusal.reason());
         };
         match error {
             CallError::Refused(refusal) => refused(*refusal),
@@ -410,13 +410,14 @@ impl LeaseService {
     /// gateway drains.
     fn open_stream(&self, call: &Call<'_>) -> Arc<StreamControl> {
         let control = StreamControl::new();
-        let (credentials, draining) = (call.caller.validity.clone(), self.drain.draining_token());
+        // A stream keeps this token instead of the whole `Drain`.
+        let (credentials, draining) = (call.caller.validity.clone(), self.drain.draining.clone());
         let audit = call.audit.clone();
         let ends = async move {
             tokio::select! {
                 biased;
                 refusal = credentials.ended() => {
-                    audit.stream_ended(refusal.reason());
+                    audit.log("stream ended", refusal.reason());
                     StreamEnd::Refused(refusal)
                 }
                 () = draining.cancelled() => StreamEnd::Draining,
@@ -429,7 +430,7 @@ impl LeaseService {
 
 fn count_rejection(exceeded: &Exceeded, metrics: &Metrics, audit: &AuditRecord) {
     metrics.quota_refusals.of(exceeded.quota).increment(1);
-    audit.refused(exceeded.quota.label());
+    audit.log("call refused", exceeded.quota.label());
 }
 
 fn trailers(end: &StreamEnd) -> HeaderMap {

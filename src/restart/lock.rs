@@ -29,7 +29,7 @@ pub(super) struct RestartLock {
     queues: Arc<JobQueues>,
     lease: LeaseId,
     lock: Box<dyn LockCandidate>,
-    record: RestartRecord,
+    pub(super) record: RestartRecord,
     is_held: bool,
 }
 
@@ -157,11 +157,6 @@ impl RestartLock {
         self.is_held
     }
 
-    /// Removes the recorded replica, which will not be restarted.
-    pub(super) fn clear_in_progress(&mut self) {
-        self.record.in_progress = None;
-    }
-
     /// Runs `attempt` and renews the lock meanwhile. The attempt continues if the lock is lost.
     pub(super) async fn run_attempt(&mut self, attempt: Attempt) -> Result<(), String> {
         let mut run = std::pin::pin!(attempt.run());
@@ -179,11 +174,6 @@ impl RestartLock {
         self.is_held = false;
         let error = error as &dyn std::error::Error;
         tracing::warn!(error, "lost restart lock; restarting nothing until it is acquired again");
-    }
-
-    /// Records the outcome of the replica in progress. The next write or release stores it.
-    pub(super) fn record_outcome(&mut self, outcome: &ReplicaOutcome) {
-        self.record.set_outcome(outcome);
     }
 
     /// Releases the lock, if held, with the outcomes of `job` in the payload.

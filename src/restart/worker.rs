@@ -103,7 +103,7 @@ impl RestartWorker {
                 Some(lock) => tokio::select! {
                     biased;
                     () = self.queues.closed.cancelled() => {
-                        lock.clear_in_progress();
+                        lock.record.in_progress = None;
                         return Decision::Stop(SHUTTING_DOWN.to_owned());
                     }
                     recorded = lock.record_start(job, &attempt) => recorded,
@@ -137,7 +137,8 @@ impl RestartWorker {
         if let Some(lock) = &mut self.lock
             && outcome != ReplicaOutcome::Abandoned
         {
-            lock.record_outcome(&outcome);
+            // The next write or release stores it.
+            lock.record.set_outcome(&outcome);
         }
         self.finish(replica, outcome, counted);
     }

@@ -245,7 +245,7 @@ impl Files {
 }
 
 /// Returns the start and the end of the certificate's validity.
-fn validity(pair: &CertifiedKey) -> Option<(SystemTime, SystemTime)> {
+pub(super) fn validity(pair: &CertifiedKey) -> Option<(SystemTime, SystemTime)> {
     let (_, parsed) = X509Certificate::from_der(pair.end_entity_cert().ok()?).ok()?;
     let at = |seconds: i64| UNIX_EPOCH.checked_add(Duration::from_secs(seconds.try_into().ok()?));
     let validity = parsed.validity();

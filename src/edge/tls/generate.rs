@@ -21,8 +21,8 @@ use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use tempfile::NamedTempFile;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::cert_reload::validity;
 use super::{Error, load};
 
 /// File of the certificate, which clients trust.
@@ -122,20 +122,12 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
 }
 
 fn is_usable(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
-    let Ok(der) = kept.end_entity_cert() else { return false };
-    let (Ok((_, parsed)), Ok(certificate)) =
-        (X509Certificate::from_der(der), ParsedCertificate::try_from(der))
-    else {
-        return false;
-    };
+    let Some((start, end)) = validity(kept) else { return false };
+    let Ok(certificate) = kept.end_entity_cert().and_then(ParsedCertificate::try_from) else { return false };
     let has = |name: &String| {
         ServerName::try_from(name.as_str()).is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
     };
-    let now = OffsetDateTime::from(now);
-    let validity = parsed.validity();
-    validity.not_before.timestamp() <= now.unix_timestamp()
-        && validity.not_after.timestamp() >= (now + RENEW).unix_timestamp()
-        && names.iter().all(has)
+    start <= now && end >= now + RENEW && names.iter().all(has)
 }
 
 /// Replaces the file at `path` atomically.
@@ -154,6 +146,8 @@ fn cannot_write(path: &Path, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use x509_parser::prelude::{FromDer as _, X509Certificate};
+
     use super::*;
 
     use std::sync::Arc;
