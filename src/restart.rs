@@ -107,13 +107,10 @@ impl RestartManager {
         let Some(locks) = self.queues.platform.restart_locks() else {
             return Ok(None);
         };
-        let payload = match tokio::time::timeout(PAYLOAD_TIMEOUT, locks.payload(&request.lease)).await {
-            Ok(Ok(payload)) => payload,
-            Ok(Err(error)) => return Err(RequestError::LockUnavailable(error.to_string())),
-            Err(_) => {
-                return Err(RequestError::LockUnavailable(format!("no answer within {PAYLOAD_TIMEOUT:?}")));
-            }
-        };
+        let unavailable = RequestError::LockUnavailable;
+        let payload = tokio::time::timeout(PAYLOAD_TIMEOUT, locks.payload(&request.lease)).await;
+        let payload = payload.map_err(|_| unavailable(format!("no answer within {PAYLOAD_TIMEOUT:?}")))?;
+        let payload = payload.map_err(|error| unavailable(error.to_string()))?;
         let record = RestartRecord::parse(&payload).unwrap_or_default();
         let Some(call) = request.id.as_ref().and_then(|id| record.call(id)) else {
             return Ok(None);

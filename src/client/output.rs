@@ -61,18 +61,14 @@ async fn reader_closed(output: OwnedFd) {
 fn poll_until_closed(output: &OwnedFd, stopped: &PipeReader) -> nix::Result<bool> {
     // No events are requested: errors and hang-ups are always reported.
     let mut watched = [output.as_fd(), stopped.as_fd()].map(|fd| PollFd::new(fd, PollFlags::empty()));
-    loop {
-        match poll(&mut watched, PollTimeout::NONE) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error),
-        }
-        let [is_closed, is_stopped] =
-            watched.each_ref().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
-        if is_closed || is_stopped {
-            return Ok(is_closed && !is_stopped);
+    // Without a timeout, it returns with an event.
+    while let Err(error) = poll(&mut watched, PollTimeout::NONE) {
+        if error != Errno::EINTR {
+            return Err(error);
         }
     }
+    let [is_closed, is_stopped] = watched.map(|fd| fd.any().unwrap_or(false));
+    Ok(is_closed && !is_stopped)
 }
 
 #[cfg(test)]

@@ -108,10 +108,10 @@ pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
             parts.push(format!("{} updated", counts.updated_replicas));
         }
         parts.extend(counts.uris);
-        let ports = service.ports.iter();
-        parts.extend(ports.map(|port| address(&port.host, port.external_port, port.port, &port.proto)));
-        let ips = service.ips.iter();
-        parts.extend(ips.map(|ip| address(&ip.ip, ip.external_port, ip.port, &ip.protocol)));
+        let of_ports = service.ports.iter();
+        parts.extend(of_ports.map(|port| address(&port.host, port.external_port, port.port, &port.proto)));
+        let of_ips = service.ips.iter();
+        parts.extend(of_ips.map(|ip| address(&ip.ip, ip.external_port, ip.port, &ip.protocol)));
         escape_cell(&format!("{}: {}", service.name, parts.join(", ")))
     };
     response.services.iter().map(summary).collect()
