@@ -278,7 +278,7 @@ impl ConnectionLimiter {
     }
 
     fn reject(&self, reason: ConnectionRejection, peer: SocketAddr, why: &dyn fmt::Display) {
-        self.server.connections.metrics.connections_refused.of(reason).increment(1);
+        self.server.connections.metrics.connections_rejected.of(reason).increment(1);
         let not_logged = {
             let mut logs = self.logs.lock();
             let Some(log) = logs.get_mut(reason.index()) else { return };

@@ -429,7 +429,7 @@ impl LeaseService {
 }
 
 fn count_rejection(exceeded: &Exceeded, metrics: &Metrics, audit: &AuditRecord) {
-    metrics.quota_refusals.of(exceeded.quota).increment(1);
+    metrics.quota_rejections.of(exceeded.quota).increment(1);
     audit.log("call refused", exceeded.quota.label());
 }
 

@@ -42,7 +42,7 @@ pub struct LeaseId {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
-/// A numbered slot of a service, in which instances run one after the other.
+/// A numbered copy of a service, whose instances run one after the other.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Replica {
     /// The service that it belongs to.
@@ -267,17 +267,17 @@ impl Instance {
     /// reserve.
     pub(crate) const MAX_BYTES: usize = 253;
 
-    /// Creates the identifier of a run: number `restarts` of `container` in the pod with this uid.
+    /// Creates the identifier of run `run_number` of `container` in the pod with this uid.
     ///
     /// # Errors
     /// [`IdError::Instance`] if a part is empty or has characters other than ASCII letters, digits, `-`, `.`
     /// and `_`, or if the whole is too long.
-    pub fn new(pod_uid: &str, container: &str, restarts: u32) -> Result<Self, IdError> {
+    pub fn new(pod_uid: &str, container: &str, run_number: u32) -> Result<Self, IdError> {
         let part = |text: &str| {
             !text.is_empty()
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         };
-        let text = format!("{pod_uid}/{container}/{restarts}");
+        let text = format!("{pod_uid}/{container}/{run_number}");
         if part(pod_uid) && part(container) && text.len() <= Self::MAX_BYTES {
             Ok(Self(text.into()))
         } else {
@@ -285,13 +285,18 @@ impl Instance {
         }
     }
 
-    /// Returns pod uid, container and restart count.
+    /// Returns pod uid, container and run number.
     pub fn parts(&self) -> (&str, &str, u32) {
         let mut parts = self.0.splitn(3, '/');
         let uid = parts.next().unwrap_or_default();
         let container = parts.next().unwrap_or_default();
-        let restarts = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
-        (uid, container, restarts)
+        let run_number = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        (uid, container, run_number)
+    }
+
+    /// Returns the number of the run, counted from 0 for each container.
+    pub(crate) fn run_number(&self) -> u32 {
+        self.parts().2
     }
 
     /// Returns whether the same container had runs between this one and `later`.
@@ -306,10 +311,10 @@ impl FromStr for Instance {
 
     fn from_str(text: &str) -> Result<Self, IdError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let [uid, container, restarts] = parts[..] else {
+        let [uid, container, run_number] = parts[..] else {
             return Err(IdError::Instance);
         };
-        Self::new(uid, container, plain(restarts).ok_or(IdError::Instance)?)
+        Self::new(uid, container, plain(run_number).ok_or(IdError::Instance)?)
     }
 }
 

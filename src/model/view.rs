@@ -179,9 +179,9 @@ impl LeaseView {
     /// Returns the replicas that `filter` selects, by service and index.
     pub fn select<'a>(&'a self, filter: &'a Filter) -> impl Iterator<Item = (Replica, &'a ReplicaView)> {
         self.services.iter().flat_map(move |(service, view)| {
-            view.replicas.iter().filter_map(move |(index, slot)| {
+            view.replicas.iter().filter_map(move |(index, view)| {
                 let replica = Replica { service: service.clone(), index: *index };
-                filter.selects(&replica).then_some((replica, slot))
+                filter.selects(&replica).then_some((replica, view))
             })
         })
     }
@@ -197,11 +197,11 @@ impl ServiceView {
             return counted;
         }
         let count = |wanted: fn(&ReplicaView) -> bool| {
-            let slots = self.replicas.values().filter(|slot| wanted(slot)).count();
-            u32::try_from(slots).unwrap_or(u32::MAX)
+            let count = self.replicas.values().filter(|view| wanted(view)).count();
+            u32::try_from(count).unwrap_or(u32::MAX)
         };
-        let total = count(|slot| slot.state != ReplicaState::Terminated);
-        let ready = count(|slot| slot.ready);
+        let total = count(|view| view.state != ReplicaState::Terminated);
+        let ready = count(|view| view.ready);
         ReplicaCounts { observed_generation: 1, total, updated: total, ready, available: ready }
     }
 }
@@ -337,8 +337,8 @@ mod tests {
     use super::*;
 
     fn view(services: &[(&str, &[u32])]) -> LeaseView {
-        let services = services.iter().map(|(name, slots)| {
-            let replicas = slots.iter().map(|index| (*index, ReplicaView::default())).collect();
+        let services = services.iter().map(|(name, indices)| {
+            let replicas = indices.iter().map(|index| (*index, ReplicaView::default())).collect();
             (name.parse().unwrap(), ServiceView { count: 1, replicas, ..ServiceView::default() })
         });
         LeaseView { services: services.collect(), ..LeaseView::default() }
@@ -406,13 +406,13 @@ mod tests {
 
     #[test]
     fn counts_without_controller_come_from_replicas() {
-        let slot = |state, ready| ReplicaView { state, ready, ..ReplicaView::default() };
+        let replica = |state, ready| ReplicaView { state, ready, ..ReplicaView::default() };
         let waiting = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
         let replicas = [
-            slot(ReplicaState::Running, true),
-            slot(ReplicaState::Running, false),
-            slot(waiting, false),
-            slot(ReplicaState::Terminated, false),
+            replica(ReplicaState::Running, true),
+            replica(ReplicaState::Running, false),
+            replica(waiting, false),
+            replica(ReplicaState::Terminated, false),
         ];
         let replicas = (0..).zip(replicas).collect();
         let mut service = ServiceView { count: 4, replicas, ..ServiceView::default() };
@@ -437,14 +437,14 @@ mod tests {
                 reason: "Error".into(),
             }),
         };
-        let code = |slot: &ReplicaView| slot.last_end().and_then(|end| end.exit_code);
-        let mut slot = ReplicaView::default();
-        assert_eq!((code(&slot), slot.current_run()), (None, None));
-        slot.runs = vec![run(0, Some(10)), run(1, Some(11)), run(2, None)];
-        assert_eq!((code(&slot), slot.current_run()), (Some(11), slot.runs.last()));
-        slot.forget(|run| run.instance.parts().2 < 2);
-        assert_eq!((code(&slot), slot.runs.len()), (Some(11), 1));
-        slot.runs[0].end = run(2, Some(12)).end;
-        assert_eq!((code(&slot), slot.current_run()), (Some(12), None));
+        let code = |view: &ReplicaView| view.last_end().and_then(|end| end.exit_code);
+        let mut view = ReplicaView::default();
+        assert_eq!((code(&view), view.current_run()), (None, None));
+        view.runs = vec![run(0, Some(10)), run(1, Some(11)), run(2, None)];
+        assert_eq!((code(&view), view.current_run()), (Some(11), view.runs.last()));
+        view.forget(|run| run.instance.run_number() < 2);
+        assert_eq!((code(&view), view.runs.len()), (Some(11), 1));
+        view.runs[0].end = run(2, Some(12)).end;
+        assert_eq!((code(&view), view.current_run()), (Some(12), None));
     }
 }

@@ -248,7 +248,7 @@ catalogue! {
              once: check the gateway's clock.";
 
         /// Calls rejected because a quota is used up, by quota
-        quota_refusals: Family<Counter, Quota> = "leasemux_quota_refusals_total",
+        quota_rejections: Family<Counter, Quota> = "leasemux_quota_refusals_total",
             "`streams`: the gateway is full for all tenants; raise the limit or add a gateway. Most others \
              concern single tenants.";
 
@@ -262,7 +262,7 @@ catalogue! {
              flood.";
 
         /// Connections rejected before they could make a call, by reason
-        connections_refused: Family<Counter, ConnectionRejection> = "leasemux_connections_refused_total",
+        connections_rejected: Family<Counter, ConnectionRejection> = "leasemux_connections_refused_total",
             "`limit`: as for `leasemux_connections`. `peer_limit` or `auth_failures` from a proxy: trust \
              the proxy (`--trusted-proxy`). `proxy`: the proxy does not send PROXY protocol version 2.";
 
