@@ -2,12 +2,16 @@
 //!
 //! The path of a line:
 //! 1. [`actor`] tails the replica's log, and starts with the first follower. [`actors`] is the registry.
-//! 2. [`chunk`] groups lines into chunks; full ones leave at once, others after the pace interval.
+//! 2. [`chunk`] groups lines into chunks. A chunk leaves when it is full, at once after a quiet moment, or at
+//!    the end of the pace interval.
 //! 3. [`message`] encodes a chunk as a gRPC message, once per representation.
 //! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
 //! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
 //!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
 //! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them.
+//!
+//! Each follower has two tasks. The ring wakes the task of its stream (`edge::stream_supervisor`), which polls
+//! the body and hands frames to HTTP/2. The task of its connection (`edge::connection`) writes them.
 
 use std::collections::HashMap;
 

@@ -99,7 +99,7 @@ impl StatusBody {
     /// Polls for the next piece of a message; `None` after the last message.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
         // The next message is encoded only after the peer has taken the previous one.
-        ready!(self.control.poll_flushed(cx));
+        ready!(self.control.poll_all_taken(cx));
         if self.unsent.is_empty() {
             let Some(update) = ready!(self.updates.poll_next(cx)) else {
                 return Poll::Ready(None);
@@ -140,7 +140,7 @@ impl http_body::Body for StatusBody {
                 Stage::Trailers(end) => {
                     // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken
                     // first.
-                    ready!(this.control.poll_flushed(cx));
+                    ready!(this.control.poll_all_taken(cx));
                     let trailers = (this.trailers)(end);
                     this.stage = Stage::Done;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));

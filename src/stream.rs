@@ -27,12 +27,12 @@ pub(crate) struct StreamControl {
     id: u64,
     peer: OnceLock<SocketAddr>,
     opened: Instant,
-    /// When HTTP/2 last got or took bytes, in milliseconds since `opened`.
+    /// When a frame was last handed to HTTP/2 or written by it, in milliseconds since `opened`.
     progress_ms: AtomicU64,
-    /// Bytes that HTTP/2 was given and holds, because the peer does not take them.
+    /// Bytes handed to HTTP/2 that it has not written to the connection yet.
     unsent_bytes: AtomicU64,
     /// Woken when `unsent_bytes` becomes zero.
-    flushed: AtomicWaker,
+    all_taken: AtomicWaker,
     started: AtomicBool,
 }
 
@@ -80,7 +80,7 @@ impl StreamControl {
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
             unsent_bytes: AtomicU64::new(0),
-            flushed: AtomicWaker::new(),
+            all_taken: AtomicWaker::new(),
             started: AtomicBool::new(false),
         })
     }
@@ -100,7 +100,6 @@ impl StreamControl {
         self.id
     }
 
-    /// Returns the peer address, if known.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer.get().copied()
     }
@@ -122,7 +121,6 @@ impl StreamControl {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// Returns how many bytes HTTP/2 holds because the peer does not take them.
     pub(crate) fn unsent_bytes(&self) -> u64 {
         self.unsent_bytes.load(Ordering::Relaxed)
     }
@@ -136,16 +134,16 @@ impl StreamControl {
         self.opened.elapsed().saturating_sub(progress)
     }
 
-    /// Waits until nothing is unsent.
-    pub(crate) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until HTTP/2 has written all bytes that it was handed.
+    pub(crate) fn poll_all_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
         // Registered before the check, or a change in between would not wake the task.
-        self.flushed.register(cx.waker());
+        self.all_taken.register(cx.waker());
         if self.unsent_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn subtract_unsent(&self, bytes: usize) {
         if self.unsent_bytes.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
-            self.flushed.wake();
+            self.all_taken.wake();
         }
     }
 

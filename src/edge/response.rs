@@ -130,7 +130,7 @@ impl Body for ControlledBody {
     ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
         let this = self.get_mut();
         // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer supervised.
-        ready!(this.control.poll_flushed(cx));
+        ready!(this.control.poll_all_taken(cx));
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&this.control));
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))

@@ -109,7 +109,7 @@ struct Actor {
     end: ActorEnd,
     /// Reason of the last waiting event, so that each reason is reported once.
     reported_waiting: Option<String>,
-    /// Whether a follower has subscribed since the event was sent that the log cannot be followed.
+    /// Whether a follower has subscribed since the last `FollowUnavailable` event.
     has_new_followers: bool,
 }
 
@@ -249,7 +249,6 @@ impl Actor {
                 changed = self.view.changed(), if !self.view_closed => ActorEvent::View(changed.is_ok()),
                 // Before the source: a busy log must not hold back lines for longer than the pace interval.
                 () = &mut flush_timer, if flush_is_due => ActorEvent::FlushDue,
-                // Lines, gaps, failures, the end of the log, and due retries.
                 source = self.source.next() => ActorEvent::Source(source),
                 // Before the idle timer, which it resets.
                 () = self.followers.left.notified() => ActorEvent::FollowerLeft,
@@ -333,6 +332,7 @@ impl Actor {
         match event {
             SourceEvent::RetryDue => match &self.run {
                 Some(run) if self.ring_has_run() => self.open(ReadFrom::After(run.chunker.position())),
+                // The first attempt of `open_newest_run` failed, so no position is known yet.
                 _ => self.open(ReadFrom::Last(0)),
             },
             SourceEvent::Opened(Ok(tail)) => {
@@ -419,7 +419,7 @@ impl Actor {
         self.ring.push_event(self.run.as_ref().map(|run| &run.instance), event);
     }
 
-    /// Sends the event that the log cannot be followed, unless all followers have received it.
+    /// Pushes a `FollowUnavailable` event, unless all followers have received one.
     fn report_follow_unavailable(&mut self) {
         if std::mem::take(&mut self.has_new_followers) {
             self.flush();
@@ -531,7 +531,9 @@ impl Actor {
     /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again
     /// after it did not.
     fn was_seen(&self, run: &Instance) -> bool {
-        self.seen_runs.iter().any(|seen| is_same_container(seen, run) && seen.parts().2 >= run.parts().2)
+        self.seen_runs
+            .iter()
+            .any(|seen| is_same_container(seen, run) && seen.run_number() >= run.run_number())
     }
 
     /// Records `run` for [`Actor::was_seen`], and forgets containers that the view no longer names.

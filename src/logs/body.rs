@@ -63,7 +63,7 @@ enum Stage {
     /// Sends messages until the request is complete or the stream is asked to end.
     Running,
     /// Asked to end: sends the entries in the rings, up to this many bytes; becomes `Closing`.
-    Flushing(StreamEnd, usize),
+    SendingRest(StreamEnd, usize),
     /// Sends the cursors; becomes `Trailers`.
     Closing(StreamEnd),
     /// Waits until HTTP/2 has taken all messages; becomes `Done`.
@@ -170,7 +170,7 @@ impl LogsBody {
     /// Fills `batch` from the streams, in turns. Returns why the response ends, if it does.
     fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<StreamEnd> {
         loop {
-            // Streams in a row that had nothing to send.
+            // Streams in a row that reported nothing more.
             let mut idle = 0;
             while idle < self.streams.len() && batch.room() > 0 {
                 self.last_polled = (self.last_polled + 1) % self.streams.len();
@@ -249,7 +249,7 @@ impl LogsBody {
             self.stage = match end {
                 // The caller is no longer permitted to read: send no more lines.
                 StreamEnd::Refused(_) => Stage::Closing(end),
-                _ => Stage::Flushing(end, self.actors.context().limits.ring_max_bytes),
+                _ => Stage::SendingRest(end, self.actors.context().limits.ring_max_bytes),
             };
             return;
         }
@@ -266,8 +266,15 @@ impl LogsBody {
         }
     }
 
-    /// Sends entries that the rings hold anyway. Backfills stop; clients resume them from the cursors.
-    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: StreamEnd, max_bytes: usize, batch: &mut Batch) {
+    /// Sends entries that the rings hold anyway. Backfills stop; clients resume them from the cursors. So the
+    /// streams that are not live are not polled, but kept until the cursors are sent.
+    fn poll_sending_rest(
+        &mut self,
+        cx: &mut Context<'_>,
+        end: StreamEnd,
+        max_bytes: usize,
+        batch: &mut Batch,
+    ) {
         let (live, others): (Vec<_>, Vec<_>) = self.streams.drain(..).partition(ReplicaStream::is_live);
         self.streams = live;
         let ended = self.fill(cx, batch);
@@ -276,7 +283,7 @@ impl LogsBody {
         self.stage = match ended {
             Some(StreamEnd::Lagged(_)) => Stage::Closing(end),
             _ if batch.bytes == 0 || remaining == 0 => Stage::Closing(end),
-            _ => Stage::Flushing(end, remaining),
+            _ => Stage::SendingRest(end, remaining),
         };
     }
 
@@ -322,9 +329,10 @@ impl http_body::Body for LogsBody {
         let this = self.get_mut();
         let mut batch = Batch::beginning_with(this.remainder.take());
         loop {
+            // `Running` is also the placeholder: every other arm sets the next stage.
             match std::mem::replace(&mut this.stage, Stage::Running) {
                 Stage::Running => this.poll_running(cx, &mut batch),
-                Stage::Flushing(end, max_bytes) => this.poll_flushing(cx, end, max_bytes, &mut batch),
+                Stage::SendingRest(end, max_bytes) => this.poll_sending_rest(cx, end, max_bytes, &mut batch),
                 Stage::Closing(end) => {
                     this.stage = Stage::Trailers(Box::new((this.trailers)(&end)));
                     if let Some(cursors) = this.cursors() {
@@ -336,7 +344,7 @@ impl http_body::Body for LogsBody {
                 Stage::Trailers(trailers) => {
                     // Not before the messages are taken: after the trailers, no supervisor watches the
                     // stream.
-                    if this.control.poll_flushed(cx).is_pending() {
+                    if this.control.poll_all_taken(cx).is_pending() {
                         this.stage = Stage::Trailers(trailers);
                         return Poll::Pending;
                     }
@@ -349,6 +357,7 @@ impl http_body::Body for LogsBody {
                 }
             }
             if !batch.parts.is_empty() {
+                // Not in later stages: `Trailers` may return `Pending`, and would lose a remainder.
                 if matches!(this.stage, Stage::Running) {
                     this.remainder = batch.cut(STREAM_SEND_MAX_BYTES);
                 }

@@ -41,7 +41,7 @@ pub(crate) struct ReplicaStream {
     last_time: Option<LogTime>,
 }
 
-/// The result of [`ReplicaStream::poll_send`]; it is pending when it waits for lines.
+/// The result of [`ReplicaStream::poll_send`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SendStep {
     /// There may be more to send.
@@ -124,7 +124,8 @@ impl ReplicaStream {
     }
 
     /// Adds the next messages to `batch`: at least one, if there is one, and a few more while the batch has
-    /// room.
+    /// room. `Pending`: there is nothing more for now, and the waker is registered. Messages may have been
+    /// added before, so check the batch.
     pub(crate) fn poll_send(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
         for _ in 0..MESSAGES_PER_POLL {
             if let Some(message) = self.pending.pop_front() {
@@ -160,7 +161,6 @@ impl ReplicaStream {
         Poll::Ready(SendStep::More)
     }
 
-    /// Reads the ring once.
     fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
         let Self { mode: Mode::Live(subscription), params, position, last_time, .. } = self else {
             return Poll::Ready(SendStep::More);

@@ -57,7 +57,6 @@ enum WaitEvent {
 // === impl Backfill ===
 
 impl Backfill {
-    /// Opens the log of a run.
     pub(super) async fn open(&mut self, instance: Instance, from: ReadFrom) -> Stage {
         let position = match from {
             // With `since`, the ring may hold lines that are too old, so the log must be read.

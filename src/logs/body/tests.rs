@@ -122,11 +122,11 @@ impl Polled {
 
 /// A view of these replicas of `web`, each waiting for its own reason.
 fn waiting(indices: &[u32]) -> Arc<LeaseView> {
-    let slot = |index: &u32| {
+    let entry = |index: &u32| {
         let state = ReplicaState::Waiting { reason: format!("Reason{index}"), message: String::new() };
         (*index, ReplicaView { state, ..ReplicaView::default() })
     };
-    let replicas = indices.iter().map(slot).collect();
+    let replicas = indices.iter().map(entry).collect();
     let service = ServiceView { replicas, ..ServiceView::default() };
     Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ..LeaseView::default() })
 }

@@ -59,7 +59,7 @@ pub struct LaggingFollower {
     /// How long the oldest held entry of the backlog has waited, or the peer has taken nothing, whichever is
     /// longer.
     pub waiting: Duration,
-    /// Bytes of messages that HTTP/2 holds because the peer does not take them.
+    /// Bytes handed to HTTP/2 that it has not written to the connection yet.
     pub unsent_bytes: u64,
     /// How long the peer has taken nothing; zero if nothing is unsent.
     pub stalled: Duration,

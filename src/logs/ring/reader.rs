@@ -51,7 +51,7 @@ pub enum ReadOutcome {
     Entries {
         /// At least one.
         entries: Entries,
-        /// There may be more. Otherwise the reader's waker is registered already.
+        /// There may be more, or the ring is closed. Otherwise the reader's waker is registered already.
         more: bool,
     },
     /// The next entry was evicted. The reader has skipped to `next`.
@@ -188,7 +188,9 @@ impl RingReader {
             self.seen = entry.totals_after();
             *slot = Some(Arc::clone(entry));
         }
+        // A closed ring counts as more: the next read then reports the end, for which no waker is called.
         let more = state.closed || self.next < state.next();
+        // A message is never empty, so `bytes == 0` means that there is no entry.
         if !more {
             // Under the same lock, so that the caller need not poll again to wait.
             let pending: Poll<ReadOutcome> = register_waker(&mut state, self.waiter, cx);
