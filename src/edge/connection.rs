@@ -45,8 +45,11 @@ const REFLECTION: &str = "/grpc.reflection.";
 /// Least time between two log lines about floods. The metric counts all of them.
 const FLOOD_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// When a peer is shut out, a connection that has not authenticated gets GOAWAY after its next call, which
-/// gets the reason, or after this time. After GOAWAY, calls in progress may still authenticate for as long.
+/// Time for each of two steps when a peer is shut out, on a connection that has not authenticated:
+///
+/// 1. Wait for the next call, which is answered with the reason, or for this time. Then send GOAWAY.
+/// 2. After GOAWAY, calls in progress may still authenticate for this time.
+///
 /// Then the connection is cut, because a peer can ignore GOAWAY and continue to call.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -202,7 +205,7 @@ impl Connections {
     {
         let _open = GaugeGuard::new(&self.metrics.connections);
         let mut state = ConnectionState::Serving;
-        // Without a call a connection stays open neither for long nor during a drain.
+        // A connection without a call is closed after `first_call`, or at once when the gateway drains.
         tokio::select! {
             biased;
             () = called.notified() => {}
@@ -212,10 +215,10 @@ impl Connections {
             }
             () = self.drain.draining() => return ConnectionEnd::Drain,
             () = tokio::time::sleep(self.limits.connection.first_call) => return ConnectionEnd::Idle,
-            ended = &mut connection => return watch.end(ended, state),
+            ended = &mut connection => return watch.record_end(ended, state),
         }
         loop {
-            // Gated, because no line of a log concerns it.
+            // Gated: the wake-ups for log lines need not poll this.
             let mut event = Gated::new(Box::pin(self.next_event(state, &streams, &watch)));
             tokio::select! {
                 biased;
@@ -227,7 +230,7 @@ impl Connections {
                         connection.as_mut().graceful_shutdown();
                     }
                 },
-                ended = &mut connection => return watch.end(ended, state),
+                ended = &mut connection => return watch.record_end(ended, state),
             }
         }
     }
@@ -268,7 +271,7 @@ impl PeerWatch {
             notice.shut_out().await;
             // The call or the time, whichever is first.
             let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.shut_out_rejected()).await;
-            self.unless_authenticated().await;
+            self.pending_if_authenticated().await;
         };
         tokio::select! {
             biased;
@@ -282,7 +285,7 @@ impl PeerWatch {
     async fn must_be_cut(&self) {
         let time = async {
             tokio::time::sleep(LEAVE_WITHIN).await;
-            self.unless_authenticated().await;
+            self.pending_if_authenticated().await;
         };
         tokio::select! {
             biased;
@@ -292,14 +295,14 @@ impl PeerWatch {
         }
     }
 
-    async fn unless_authenticated(&self) {
+    async fn pending_if_authenticated(&self) {
         if self.auth.is_authenticated() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Returns why a connection ended, and counts a fault of its peer.
-    fn end(&self, ended: hyper::Result<()>, state: ConnectionState) -> ConnectionEnd {
+    fn record_end(&self, ended: hyper::Result<()>, state: ConnectionState) -> ConnectionEnd {
         if let Err(error) = &ended {
             tracing::debug!(%error, "connection failed");
             if is_peer_fault(error) {
@@ -375,7 +378,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
                 });
             }
         }
-        let control = supervisor.supervise_other(drain.clone());
+        let control = supervisor.supervise_foreign(drain.clone());
         let routes = routes.clone();
         Box::pin(async move {
             let call = if is_known {
@@ -386,7 +389,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
                 body.finish().await;
                 routes.oneshot(Request::from_parts(head, tonic::body::Body::empty()))
             };
-            call.await.map(|response| response.map(|body| ResponseBody::other(body, control)))
+            call.await.map(|response| response.map(|body| ResponseBody::of_foreign(body, control)))
         })
     }
 }

@@ -39,8 +39,8 @@ const BYTES_PER_POLL: usize = 16 * 1024;
 /// to no plaintext.
 const READS_PER_POLL: usize = 8;
 
-/// CONTINUATION frames in the header block that ends the input. HTTP/2 gives up a block after five frames, or
-/// after a quarter more frames of 16 KiB than the longest configured headers fill (1 MiB at most).
+/// CONTINUATION frames in the header block that ends the input. h2 gives up earlier: after
+/// `max(5, 1.25 × header limit / 16 KiB)` frames. The limit is at most 1 MiB, so after at most 80.
 const CONTINUATIONS: usize = 128;
 
 /// Control frames per second that a connection may send, independent of what it receives. An honest client
@@ -54,8 +54,8 @@ const BURST: u64 = 2_048;
 
 /// Bytes sent to the peer that allow one more control frame. A client acknowledges what it receives, at worst
 /// (grpc-go, or a client that does not batch) with two `WINDOW_UPDATE` and a PING for each DATA frame; the
-/// shortest DATA frame of a log has about a hundred bytes. More than the longest answer to a control frame
-/// (17 bytes, to a PING), so no flood pays for itself.
+/// shortest DATA frame of a log has about a hundred bytes. 32 is more than the longest answer to a control
+/// frame (17 bytes, to a PING), so no flood pays for itself.
 const SENT_BYTES_EACH: u64 = 32;
 
 /// Most control frames that sent bytes allow in advance. A client that reads late acknowledges its whole

@@ -27,8 +27,9 @@ pub(super) struct ResponseBody {
     call: Option<CallMetrics>,
 }
 
-/// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
-struct ControlledBody {
+/// Wraps a body that does not know its [`StreamControl`]: counts its unsent bytes, but cannot be asked to
+/// end. Its messages are handed over one by one.
+struct ForeignBody {
     body: tonic::body::Body,
     control: Arc<StreamControl>,
 }
@@ -65,7 +66,7 @@ pub(super) fn of_message(
     let mut trailers = HeaderMap::new();
     trailers.insert(STATUS, HeaderValue::from_static("0"));
     let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
-    grpc(ResponseBody::other(tonic::body::Body::new(body), control))
+    grpc(ResponseBody::of_foreign(tonic::body::Body::new(body), control))
 }
 
 fn grpc(body: ResponseBody) -> Response<ResponseBody> {
@@ -82,9 +83,9 @@ impl ResponseBody {
         Self { body: body.boxed_unsync(), call: None }
     }
 
-    /// Creates a body that does not use `control`.
-    pub(super) fn other(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
-        Self::new(ControlledBody { body, control })
+    /// Creates a response body from one that does not know `control`.
+    pub(super) fn of_foreign(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
+        Self::new(ForeignBody { body, control })
     }
 }
 
@@ -118,9 +119,9 @@ impl Body for ResponseBody {
     }
 }
 
-// === impl ControlledBody ===
+// === impl ForeignBody ===
 
-impl Body for ControlledBody {
+impl Body for ForeignBody {
     type Data = Messages;
     type Error = Status;
 

@@ -359,7 +359,8 @@ impl LeaseService {
             () = job.wait(timeout) => {}
         }
         // Needs no supervisor before: the `select!` above ends the wait with the credentials, and a drain
-        // finishes the job. From here on, the peer may stall.
+        // finishes the job. From here on, the peer may stall. The body does not react to its control and need
+        // not: it is one message, which like the last messages of a log may take the whole drain.
         let control = self.open_stream(&call);
         Ok(response::of_message(&job.response(), control))
     }

@@ -52,9 +52,9 @@ struct Supervision {
     control: Arc<StreamControl>,
     /// Resolves when the stream must end.
     ends: BoxFuture<'static, StreamEnd>,
-    /// The body reacts to [`StreamControl::end`], and may use the whole drain for its last messages.
-    /// Otherwise it has [`LAST_STATUS_TIMEOUT`].
-    is_controlled: bool,
+    /// The body may use the whole drain for its last messages: it reacts to [`StreamControl::end`], or is one
+    /// message that is complete (the reply to a restart). Otherwise it has [`LAST_STATUS_TIMEOUT`].
+    may_use_drain: bool,
 }
 
 /// Runs the streams of one connection.
@@ -81,7 +81,7 @@ pin_project! {
     struct SupervisedStream<F> {
         #[pin]
         stream: F,
-        // Resolves when the stream must be dropped. Gated, because no line of a log concerns it.
+        // Resolves when the stream must be dropped. Gated: the wake-ups for log lines need not poll this.
         cut: Gated<BoxFuture<'static, ()>>,
         // Keeps the permits of the call.
         handle: Option<SupervisorHandle>,
@@ -107,18 +107,18 @@ impl Handoff {
 impl SupervisorHandle {
     /// Starts supervision of the stream of `control`, which must end when `ends` resolves.
     pub(super) fn supervise(&self, control: Arc<StreamControl>, ends: BoxFuture<'static, StreamEnd>) {
-        self.send(Supervision { control, ends, is_controlled: true });
+        self.send(Supervision { control, ends, may_use_drain: true });
     }
 
     /// Starts supervision of a stream whose body does not react to its control. It ends soon after the
     /// gateway drains.
-    pub(super) fn supervise_other(&self, drain: Drain) -> Arc<StreamControl> {
+    pub(super) fn supervise_foreign(&self, drain: Drain) -> Arc<StreamControl> {
         let ends = Box::pin(async move {
             drain.draining().await;
             StreamEnd::Draining
         });
         let control = StreamControl::new();
-        self.send(Supervision { control: Arc::clone(&control), ends, is_controlled: false });
+        self.send(Supervision { control: Arc::clone(&control), ends, may_use_drain: false });
         control
     }
 
@@ -161,7 +161,7 @@ fn supervise(
     metrics: Metrics,
 ) -> impl Future<Output = ()> {
     async move {
-        let Some(Ok(Supervision { control, ends, is_controlled })) = (match receiver {
+        let Some(Ok(Supervision { control, ends, may_use_drain })) = (match receiver {
             Some(receiver) => Some(receiver.await),
             None => None,
         }) else {
@@ -180,7 +180,7 @@ fn supervise(
             metrics.auth_refusals.of(refusal).increment(1);
         }
         // A drain has its own deadline.
-        let must_end = !is_controlled || matches!(end, StreamEnd::Refused(_));
+        let must_end = !may_use_drain || matches!(end, StreamEnd::Refused(_));
         control.end(end);
         if must_end {
             // Boxed: few streams get here, and each would reserve memory for it.

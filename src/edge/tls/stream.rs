@@ -6,7 +6,7 @@
 //!
 //! - when it has three full DATA frames ([`WRITE_MAX_BYTES`]): fewer cost more per byte, and so do more;
 //! - at the first flush after a read, if the queue is short: a single line is sent at once;
-//! - at a flush with nothing written since the last one: h2 ends a poll so;
+//! - at a flush with nothing written since the previous flush: this is how h2 ends a poll;
 //! - otherwise at the next read or flush, for which the stream wakes its own task.
 //!
 //! When the socket is full, nothing is queued until the queue is empty. So a peer that does not read costs at
@@ -58,13 +58,13 @@ const SHORT_BYTES: usize = 8 * 1024;
 pub struct TlsStream<IO> {
     io: IO,
     tls: ServerConnection,
-    queue: Queue,
+    queue: QueueSize,
     /// The socket is full: nothing is queued before the queue is empty.
     blocked: bool,
-    /// Bytes accepted since the last flush.
+    /// Bytes accepted since the last flush, or since the queue was last sent completely.
     unflushed: usize,
     /// Nothing was sent since the last read: a short batch is then sent at once.
-    first: bool,
+    nothing_sent_since_read: bool,
     /// `close_notify` was queued; no more may be written.
     closing: bool,
 }
@@ -72,7 +72,7 @@ pub struct TlsStream<IO> {
 /// The size of rustls's send buffer, which rustls does not report. Alerts and the like are not counted: they
 /// are few and tiny.
 #[derive(Clone, Copy, Debug, Default)]
-struct Queue {
+struct QueueSize {
     bytes: usize,
     records: usize,
 }
@@ -124,7 +124,15 @@ fn bounded(tls: &mut ServerConnection) {
 impl<IO> TlsStream<IO> {
     fn new(accepted: tokio_rustls::server::TlsStream<IO>) -> Self {
         let (io, tls) = accepted.into_inner();
-        Self { io, tls, queue: Queue::default(), blocked: false, unflushed: 0, first: true, closing: false }
+        Self {
+            io,
+            tls,
+            queue: QueueSize::default(),
+            blocked: false,
+            unflushed: 0,
+            nothing_sent_since_read: true,
+            closing: false,
+        }
     }
 
     /// Returns the client's certificates, its own first; `None` if it presented none. It holds the key of the
@@ -148,7 +156,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     /// Sends the whole queue. `Pending`: the socket is full, and will wake the task.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
-            self.first = false;
+            self.nothing_sent_since_read = false;
             let mut socket = Blocking::new(&mut self.io, cx);
             match self.tls.write_tls(&mut socket) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -160,7 +168,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                 Err(e) => return Poll::Ready(Err(e)),
             }
         }
-        self.queue = Queue::default();
+        self.queue = QueueSize::default();
         self.blocked = false;
         self.unflushed = 0;
         Poll::Ready(Ok(()))
@@ -199,7 +207,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
 
     /// Returns whether the bytes written since the last flush may wait for more.
     fn may_wait(&self) -> bool {
-        let alone = self.first && self.unflushed < SHORT_BYTES;
+        let alone = self.nothing_sent_since_read && self.unflushed < SHORT_BYTES;
         !self.blocked && self.unflushed > 0 && !alone
     }
 
@@ -227,7 +235,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.try_send(cx)?;
-        this.first = true;
+        this.nothing_sent_since_read = true;
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -290,9 +298,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
     }
 }
 
-// === impl Queue ===
+// === impl QueueSize ===
 
-impl Queue {
+impl QueueSize {
     fn add(&mut self, plaintext: usize) {
         let records = plaintext.div_ceil(RECORD_MAX_BYTES);
         self.bytes += plaintext + records * RECORD_OVERHEAD_BYTES;
