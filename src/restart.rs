@@ -11,9 +11,11 @@
 //! into the lock's payload (`record`), together with the outcomes of recent requests. The next holder resumes
 //! the restart that it finds there. A retried request finds its earlier outcomes at every gateway.
 //!
-//! Calls go in one direction: manager → worker → lock → attempt → probation; without a lock, the worker
-//! calls the attempt directly. Manager, worker and lock share `queue`, `job` and `record`. A *run* is one
-//! execution of a replica's container, and an *instance* is its identifier.
+//! The manager spawns the worker. The worker creates each attempt; only a resumed one is created by the lock.
+//! With a lock, the lock runs the attempt and renews itself meanwhile; without one, the worker runs it. The
+//! attempt asks a probation about each lease view. Outcomes go back through `queue`. Manager, worker and lock
+//! share `queue`, `job` and `record`. A *run* is one execution of a replica's container, and an *instance* is
+//! its identifier.
 
 pub mod job;
 pub mod probation;
@@ -57,7 +59,7 @@ pub struct RestartManager {
 
 /// The replicas of a lease to restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct JobRequest {
     /// The lease of the replicas.
     pub lease: LeaseId,
     /// Selects replicas from the lease view at the time the request is accepted.
@@ -85,7 +87,7 @@ impl RestartManager {
     /// Creates a manager without jobs.
     pub fn new(platform: Arc<dyn Platform>, metrics: Metrics) -> Self {
         let queues = Arc::new(JobQueues::new(platform, metrics));
-        let alive = Arc::new(queues.closed.clone().drop_guard());
+        let alive = Arc::new(queues.abandon_current.clone().drop_guard());
         Self { queues, tasks: TaskTracker::new(), _alive: alive }
     }
 
@@ -99,8 +101,8 @@ impl RestartManager {
     /// # Errors
     /// [`RequestError::RequestIdReused`] if that call was for another lease or other replicas.
     /// [`RequestError::LockUnavailable`] if the restart lock cannot be read: nothing can be restarted now.
-    /// To adopt a job may also fail as [`begin`](Self::begin).
-    pub async fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, RequestError> {
+    /// Adoption may also fail with the errors of [`begin`](Self::begin).
+    pub async fn find_or_adopt(&self, request: &JobRequest) -> Result<Option<Arc<RestartJob>>, RequestError> {
         if let Some(job) = self.queues.find(request)? {
             return Ok(Some(job));
         }
@@ -112,13 +114,13 @@ impl RestartManager {
         let payload = payload.map_err(|_| unavailable(format!("no answer within {PAYLOAD_TIMEOUT:?}")))?;
         let payload = payload.map_err(|error| unavailable(error.to_string()))?;
         let record = RestartRecord::parse(&payload).unwrap_or_default();
-        let Some(call) = request.id.as_ref().and_then(|id| record.call(id)) else {
+        let Some(recorded) = request.id.as_ref().and_then(|id| record.request(id)) else {
             return Ok(None);
         };
-        if !call.is_for(request) {
+        if !recorded.is_for(request) {
             return Err(RequestError::RequestIdReused);
         }
-        self.enqueue(request.clone(), call.outcomes().collect()).map(Some)
+        self.enqueue(request.clone(), recorded.outcomes().collect()).map(Some)
     }
 
     /// Starts a restart of the replicas that `request` selects from `view`, after all earlier jobs of the
@@ -127,14 +129,14 @@ impl RestartManager {
     ///
     /// # Errors
     /// [`RequestError::RequestIdReused`], [`RequestError::QuotaExceeded`] or [`RequestError::ShuttingDown`].
-    pub fn begin(&self, request: Request, view: &LeaseView) -> Result<Arc<RestartJob>, RequestError> {
+    pub fn begin(&self, request: JobRequest, view: &LeaseView) -> Result<Arc<RestartJob>, RequestError> {
         let replicas = view.select(&request.filter).map(|(replica, _)| (replica, None)).collect();
         self.enqueue(request, replicas)
     }
 
     fn enqueue(
         &self,
-        request: Request,
+        request: JobRequest,
         replicas: Vec<(Replica, Option<ReplicaOutcome>)>,
     ) -> Result<Arc<RestartJob>, RequestError> {
         let lease = request.lease.clone();
@@ -148,12 +150,12 @@ impl RestartManager {
     /// Stops accepting requests and waits until all jobs are finished. Each lease finishes its current
     /// replica, at most for `deadline`; its other replicas are not restarted.
     pub async fn finish(&self, deadline: Duration) {
-        self.queues.closing.cancel();
+        self.queues.finish_current.cancel();
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
             tracing::warn!(?deadline, "restarts did not finish in time; abandoning them");
         }
-        self.queues.closed.cancel();
+        self.queues.abandon_current.cancel();
         self.tasks.wait().await;
     }
 }

@@ -112,7 +112,7 @@ pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequ
 pub fn restart(
     request: &ServiceRestartRequest,
     filters_max: usize,
-) -> Result<(restart::Request, Duration), CallError> {
+) -> Result<(restart::JobRequest, Duration), CallError> {
     let lease = lease(request.lease_id.as_ref())?;
     let filter = filter(request.filter.as_ref(), &request.filters, filters_max)?;
     let timeout = request.timeout.as_ref().map(timeout).transpose()?.unwrap_or_default();
@@ -120,7 +120,7 @@ pub fn restart(
         "" => None,
         id => Some(id.parse().map_err(|error| CallError::field("request_id", error))?),
     };
-    Ok((restart::Request { lease, filter, id }, timeout))
+    Ok((restart::JobRequest { lease, filter, id }, timeout))
 }
 
 fn timeout(given: &prost_types::Duration) -> Result<Duration, CallError> {

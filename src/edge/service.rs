@@ -342,7 +342,7 @@ impl LeaseService {
         call.audit.set_lease(&request.lease);
         call.caller.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // A repeated call joins or completes the first call's job: no lookup, no quota.
-        let job = if let Some(job) = self.restarts.find(&request).await? {
+        let job = if let Some(job) = self.restarts.find_or_adopt(&request).await? {
             call.audit.restart(&request.filter, true);
             job
         } else {

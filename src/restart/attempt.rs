@@ -12,8 +12,9 @@ use crate::model::id::{LeaseId, Replica};
 use crate::model::view::{LeaseView, ReplicaView};
 use crate::platform::{Error, RestartRequest};
 
-/// Timeout for the platform to accept a restart: the usual timeout of API server clients.
-pub(super) const PLATFORM_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for the platform to return the view of a lease, and to accept a restart: the usual timeout of API
+/// server clients.
+const PLATFORM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Delay before a retryable request to the platform is repeated.
 pub(super) const PLATFORM_RETRY: Duration = Duration::from_secs(1);
@@ -39,18 +40,18 @@ impl Attempt {
         replica: &Replica,
     ) -> Result<Self, String> {
         let request = RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: None };
-        let mut attempt = Self::resume(queues, request).await?;
+        let mut attempt = Self::of_request(queues, request).await?;
         let view = Arc::clone(&attempt.view.borrow());
         let newest = view.replica(replica).and_then(ReplicaView::newest);
         attempt.request.instance = newest.map(|run| run.instance.clone());
         Ok(attempt)
     }
 
-    /// Resumes a restart that another gateway started.
+    /// Prepares the restart that `request` describes, which another gateway may have begun.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub(super) async fn resume(queues: &Arc<JobQueues>, request: RestartRequest) -> Result<Self, String> {
+    pub(super) async fn of_request(queues: &Arc<JobQueues>, request: RestartRequest) -> Result<Self, String> {
         match tokio::time::timeout(PLATFORM_TIMEOUT, queues.platform.watch(&request.lease)).await {
             Ok(Ok(view)) => Ok(Self { queues: Arc::clone(queues), view, request }),
             Ok(Err(error)) => Err(platform_failed(&request, &error)),

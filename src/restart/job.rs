@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::SetOnce;
 
-use super::Request;
+use super::JobRequest;
 use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::{Owner, Replica};
 use crate::model::proto::lease::service_restart_status::State;
@@ -30,7 +30,7 @@ pub enum ReplicaOutcome {
 /// The replicas of one request and their outcomes.
 #[derive(Debug)]
 pub struct RestartJob {
-    pub(super) request: Request,
+    pub(super) request: JobRequest,
     pub(super) replicas: Vec<JobReplica>,
     /// One permit per replica, of the owner and of the gateway.
     pub(super) _permits: (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>),

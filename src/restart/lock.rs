@@ -2,14 +2,16 @@
 //!
 //! The holder writes a replica into the record before it restarts it. The next holder first resumes that
 //! restart: it replaces exactly the recorded run, if that has not ended, and waits for the result. A
-//! gateway that was wrongly believed dead can therefore do no harm by continuing: at most one replica of the
-//! lease is down. See [`crate::platform::coordination`].
+//! gateway that was wrongly believed dead may still act meanwhile. Both gateways then name the same run, and
+//! [`Platform::restart`](crate::platform::Platform::restart) is idempotent per run. So no second run is
+//! stopped, and at most one replica of the lease is down. See [`crate::platform::coordination`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::attempt::{Attempt, PLATFORM_RETRY, PLATFORM_TIMEOUT};
+use super::attempt::{Attempt, PLATFORM_RETRY};
 use super::job::{ReplicaOutcome, RestartJob};
 use super::queue::JobQueues;
 use super::record::{InProgress, RestartRecord};
@@ -24,6 +26,9 @@ pub(super) const SHUTTING_DOWN: &str = "the gateway is shutting down";
 /// Reason for replicas that are not restarted because the lock is unavailable.
 const LOCK_UNAVAILABLE: &str = "the restart lock is unavailable";
 
+/// Time for which failures to acquire the lock are retried: as long as one request to the platform may take.
+const LOCK_FAILING_MAX: Duration = Duration::from_secs(60);
+
 /// The lock, and the record as last read or written.
 pub(super) struct RestartLock {
     queues: Arc<JobQueues>,
@@ -33,6 +38,13 @@ pub(super) struct RestartLock {
     is_held: bool,
 }
 
+/// The result of [`RestartLock::acquire`].
+pub(super) enum Acquisition {
+    Acquired,
+    /// Other gateways recorded outcomes for the whole job first. The lock may not be held.
+    JobFinished,
+}
+
 // === impl RestartLock ===
 
 impl RestartLock {
@@ -40,25 +52,25 @@ impl RestartLock {
         Self { queues, lease, lock, record: RestartRecord::default(), is_held: false }
     }
 
-    /// Acquires the lock and resumes a restart that another gateway recorded. Returns without the lock if
-    /// other gateways recorded outcomes for all of `job` first.
+    /// Acquires the lock for `job` and resumes a restart that another gateway recorded.
     ///
     /// # Errors
     /// Why `job` cannot continue, for the caller.
-    pub(super) async fn acquire(&mut self, job: &RestartJob) -> Result<(), String> {
+    pub(super) async fn acquire(&mut self, job: &RestartJob) -> Result<Acquisition, String> {
         while !self.is_held {
             self.wait_for_lock(job).await?;
             if job.is_finished() {
-                return Ok(());
+                return Ok(Acquisition::JobFinished);
             }
-            let recorded = self.record.in_progress.as_ref().and_then(|replica| replica.request(&self.lease));
+            let recorded =
+                self.record.in_progress.as_ref().and_then(|replica| replica.restart_request(&self.lease));
             let Some(request) = recorded else {
                 break;
             };
             tracing::info!(lease = %self.lease, replica = %request.replica, "resuming restart recorded in the lock");
-            let closed = self.queues.closed.clone();
+            let abandon_current = self.queues.abandon_current.clone();
             let attempt = async {
-                let result = match Attempt::resume(&self.queues, request).await {
+                let result = match Attempt::of_request(&self.queues, request).await {
                     Ok(attempt) => self.run_attempt(attempt).await,
                     Err(reason) => Err(reason),
                 };
@@ -66,23 +78,24 @@ impl RestartLock {
             };
             let outcome = tokio::select! {
                 biased;
-                () = closed.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
+                () = abandon_current.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
                 outcome = attempt => outcome,
             };
             tracing::info!(lease = %self.lease, ?outcome, "recorded restart finished");
             self.record.set_outcome(&outcome);
             self.apply_record(job);
         }
-        Ok(())
+        Ok(Acquisition::Acquired)
     }
 
     /// Waits until this gateway holds the lock, or `job` is finished.
     async fn wait_for_lock(&mut self, job: &RestartJob) -> Result<(), String> {
-        let (closing, mut failing_since, mut logged) = (self.queues.closing.clone(), Instant::now(), None);
+        let finish_current = self.queues.finish_current.clone();
+        let (mut failing_since, mut logged) = (Instant::now(), None);
         loop {
             let state = tokio::select! {
                 biased;
-                () = closing.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
+                () = finish_current.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
                 state = self.lock.acquire_or_observe() => state,
             };
             match state {
@@ -101,7 +114,7 @@ impl RestartLock {
                         logged = Some(holder);
                     }
                 }
-                Err(error) if error.is_retryable() && failing_since.elapsed() < PLATFORM_TIMEOUT => {
+                Err(error) if error.is_retryable() && failing_since.elapsed() < LOCK_FAILING_MAX => {
                     tracing::warn!(lease = %self.lease, %error, "failed to acquire restart lock; retrying");
                     tokio::time::sleep(PLATFORM_RETRY).await;
                 }
@@ -126,9 +139,9 @@ impl RestartLock {
 
     /// Copies outcomes that other gateways recorded into `job`.
     fn apply_record(&self, job: &RestartJob) {
-        let call = job.request.id.as_ref().and_then(|id| self.record.call(id));
-        let Some(call) = call else { return };
-        if !call.is_for(&job.request) {
+        let recorded = job.request.id.as_ref().and_then(|id| self.record.request(id));
+        let Some(recorded) = recorded else { return };
+        if !recorded.is_for(&job.request) {
             let reason = "another gateway received the same request_id for other replicas".to_owned();
             for replica in &job.replicas {
                 let outcome = ReplicaOutcome::NotAttempted(reason.clone());
@@ -136,7 +149,7 @@ impl RestartLock {
             }
             return;
         }
-        for (replica, outcome) in call.outcomes() {
+        for (replica, outcome) in recorded.outcomes() {
             let open = job.replicas.iter().find(|each| each.replica == replica && !each.slot.initialized());
             if let (Some(open), Some(outcome)) = (open, outcome) {
                 self.queues.set_outcome_of(&self.lease, open, &outcome);

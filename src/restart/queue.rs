@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::job::{JobReplica, OutcomeSlot, ReplicaOutcome, RestartJob};
-use super::{REMEMBERED_FOR, Request, RequestError};
+use super::{JobRequest, REMEMBERED_FOR, RequestError};
 use crate::model::concurrency::ConcurrencyLimiter;
 use crate::model::id::{LeaseId, Owner, Replica, RequestId};
 use crate::model::metrics::Metrics;
@@ -34,10 +34,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 pub(super) struct JobQueues {
     pub(super) platform: Arc<dyn Platform>,
     pub(super) metrics: Metrics,
-    /// Cancelled at shutdown: workers finish the current replica only.
-    pub(super) closing: CancellationToken,
+    /// Cancelled at shutdown: workers finish the current replica only. A child of `abandon_current`, because
+    /// abandoning implies that no further replica is begun.
+    pub(super) finish_current: CancellationToken,
     /// Cancelled at the shutdown deadline: workers abandon the current replica.
-    pub(super) closed: CancellationToken,
+    pub(super) abandon_current: CancellationToken,
     state: Mutex<State>,
     /// Count the replicas in jobs that run or are remembered: by owner, and all.
     owner_replicas: ConcurrencyLimiter<Owner>,
@@ -66,12 +67,12 @@ struct Queue {
 
 impl JobQueues {
     pub(super) fn new(platform: Arc<dyn Platform>, metrics: Metrics) -> Self {
-        let closed = CancellationToken::new();
+        let abandon_current = CancellationToken::new();
         Self {
             platform,
             metrics,
-            closing: closed.child_token(),
-            closed,
+            finish_current: abandon_current.child_token(),
+            abandon_current,
             state: Mutex::default(),
             owner_replicas: ConcurrencyLimiter::default(),
             all_replicas: ConcurrencyLimiter::default(),
@@ -79,7 +80,7 @@ impl JobQueues {
     }
 
     /// Returns the remembered job of `request`'s id.
-    pub(super) fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, RequestError> {
+    pub(super) fn find(&self, request: &JobRequest) -> Result<Option<Arc<RestartJob>>, RequestError> {
         let mut state = self.state.lock();
         state.expire(Instant::now());
         state.find(request)
@@ -89,7 +90,7 @@ impl JobQueues {
     /// lease needs a worker.
     pub(super) fn enqueue(
         &self,
-        request: Request,
+        request: JobRequest,
         replicas: Vec<(Replica, Option<ReplicaOutcome>)>,
     ) -> Result<(Arc<RestartJob>, bool), RequestError> {
         let mut state = self.state.lock();
@@ -98,7 +99,7 @@ impl JobQueues {
         if let Some(job) = state.find(&request)? {
             return Ok((job, false));
         }
-        if self.closing.is_cancelled() {
+        if self.finish_current.is_cancelled() {
             return Err(RequestError::ShuttingDown);
         }
         // A job without replicas is remembered too.
@@ -179,7 +180,7 @@ impl JobQueues {
 // === impl State ===
 
 impl State {
-    fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, RequestError> {
+    fn find(&self, request: &JobRequest) -> Result<Option<Arc<RestartJob>>, RequestError> {
         let Some(id) = &request.id else {
             return Ok(None);
         };

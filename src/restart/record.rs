@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::job::{ReplicaOutcome, RestartJob};
-use super::{REMEMBERED_FOR, Request};
+use super::{JobRequest, REMEMBERED_FOR};
 use crate::model::id::{LeaseId, Replica, RequestId};
 use crate::model::text::truncate;
 use crate::platform::RestartRequest;
 use crate::platform::coordination::PAYLOAD_MAX_BYTES;
 
-/// Remembered calls of one lease: a little more than the default quota of 60 restarts per hour.
-const CALLS_MAX: usize = 64;
+/// Remembered requests of one lease: a little more than the default quota of 60 restarts per hour.
+const REQUESTS_MAX: usize = 64;
 
 /// Longest reason of one replica: a Kubernetes reason and the start of its message.
 const REASON_MAX_BYTES: usize = 256;
@@ -22,15 +22,16 @@ const REASON_MAX_BYTES: usize = 256;
 /// Length of a filter's digest: enough to make collisions improbable.
 const DIGEST_BYTES: usize = 16;
 
-/// The restart in progress and recent calls.
+/// The restart in progress and recent requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RestartRecord {
-    /// The replica that the writer was restarting or about to restart.
+    /// The replica that the writer was restarting or about to restart. The stored names of fields are fixed:
+    /// gateways of other versions read and write them.
     #[serde(rename = "hand", default, skip_serializing_if = "Option::is_none")]
     pub(super) in_progress: Option<InProgress>,
     /// Ordered by time of writing, oldest first.
-    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    calls: VecDeque<Call>,
+    #[serde(rename = "calls", default, skip_serializing_if = "VecDeque::is_empty")]
+    requests: VecDeque<RecordedRequest>,
 }
 
 /// A replica that is being restarted.
@@ -42,13 +43,13 @@ pub(super) struct InProgress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<String>,
     /// The id of the request, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    call: Option<String>,
+    #[serde(rename = "call", default, skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
 }
 
-/// A call with a request id.
+/// A request with an id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Call {
+pub(super) struct RecordedRequest {
     id: String,
     /// Digest of the request's filter.
     of: String,
@@ -57,7 +58,7 @@ pub(super) struct Call {
     replicas: Vec<Entry>,
 }
 
-/// One replica of a call: service, index, result, reason.
+/// One replica of a request: service, index, result, reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry(String, u32, RecordedResult, #[serde(default, skip_serializing_if = "String::is_empty")] String);
 
@@ -84,29 +85,28 @@ impl RestartRecord {
         if payload.is_empty() { Some(Self::default()) } else { serde_json::from_str(payload).ok() }
     }
 
-    /// Returns the payload: calls of the last hour before `now` (Unix seconds) that fit into
+    /// Returns the payload: requests of the last hour before `now` (Unix seconds) that fit into
     /// [`PAYLOAD_MAX_BYTES`], newest first to keep. Empty if there is nothing to record.
     pub(super) fn encode(&mut self, now: i64) -> String {
-        // Clocks differ. A call from more than an hour in the future has a wrong time and would stay for too
+        // Clocks differ. A request from more than an hour in the future has a wrong time and would stay too
         // long.
-        self.calls.retain(|call| call.at.abs_diff(now) <= REMEMBERED_FOR.as_secs());
-        while self.calls.len() > CALLS_MAX {
-            self.calls.pop_front();
+        self.requests.retain(|request| request.at.abs_diff(now) <= REMEMBERED_FOR.as_secs());
+        while self.requests.len() > REQUESTS_MAX {
+            self.requests.pop_front();
         }
         loop {
-            if self.in_progress.is_none() && self.calls.is_empty() {
+            if self.in_progress.is_none() && self.requests.is_empty() {
                 return String::new();
             }
             let payload = serde_json::to_string(self).unwrap_or_default();
-            if payload.len() <= PAYLOAD_MAX_BYTES || self.calls.pop_front().is_none() {
+            if payload.len() <= PAYLOAD_MAX_BYTES || self.requests.pop_front().is_none() {
                 return payload;
             }
         }
     }
 
-    /// Returns the call with this request id.
-    pub(super) fn call(&self, id: &RequestId) -> Option<&Call> {
-        self.calls.iter().find(|call| call.id == id.to_string())
+    pub(super) fn request(&self, id: &RequestId) -> Option<&RecordedRequest> {
+        self.requests.iter().find(|request| request.id == id.to_string())
     }
 
     /// Records the outcomes of `job` so far, at `now` (Unix seconds). A job without a request id is not
@@ -116,7 +116,7 @@ impl RestartRecord {
             return;
         };
         let id = id.to_string();
-        self.calls.retain(|call| call.id != id);
+        self.requests.retain(|request| request.id != id);
         // This gateway abandoned the job, so another one may restart the remaining replicas.
         let is_abandoned = job.is_abandoned();
         let is_kept =
@@ -126,17 +126,18 @@ impl RestartRecord {
             Entry(replica.service.to_string(), replica.index, result, reason)
         });
         let replicas = replicas.collect();
-        self.calls.push_back(Call { id, of: digest(&job.request), at: now, replicas });
+        self.requests.push_back(RecordedRequest { id, of: digest(&job.request), at: now, replicas });
     }
 
-    /// Records the outcome of the replica in progress in its call, and removes the replica in progress.
+    /// Records the outcome of the replica in progress in its request, and removes the replica in progress.
     pub(super) fn set_outcome(&mut self, outcome: &ReplicaOutcome) {
         let Some(replica) = self.in_progress.take() else {
             return;
         };
         let (result, reason) = RecordedResult::of(outcome);
-        let call = self.calls.iter_mut().find(|call| Some(&call.id) == replica.call.as_ref());
-        for entry in call.into_iter().flat_map(|call| &mut call.replicas) {
+        let request =
+            self.requests.iter_mut().find(|request| Some(&request.id) == replica.request_id.as_ref());
+        for entry in request.into_iter().flat_map(|request| &mut request.replicas) {
             if entry.0 == replica.service && entry.1 == replica.index && entry.2 == RecordedResult::Open {
                 (entry.2, entry.3) = (result, reason.clone());
             }
@@ -162,33 +163,33 @@ impl RecordedResult {
 // === impl InProgress ===
 
 impl InProgress {
-    /// Records `request`, made for the call with this id.
-    pub(super) fn new(request: &RestartRequest, call: Option<&RequestId>) -> Self {
+    /// Records `request`, made for the client's request with this id.
+    pub(super) fn new(request: &RestartRequest, request_id: Option<&RequestId>) -> Self {
         Self {
             service: request.replica.service.to_string(),
             index: request.replica.index,
             run: request.instance.as_ref().map(ToString::to_string),
-            call: call.map(ToString::to_string),
+            request_id: request_id.map(ToString::to_string),
         }
     }
 
     /// Returns the restart request, or `None` if a recorded name is invalid.
-    pub(super) fn request(&self, lease: &LeaseId) -> Option<RestartRequest> {
+    pub(super) fn restart_request(&self, lease: &LeaseId) -> Option<RestartRequest> {
         let replica = Replica { service: self.service.parse().ok()?, index: self.index };
         let instance = self.run.as_ref().map(|run| run.parse()).transpose().ok()?;
         Some(RestartRequest { lease: lease.clone(), replica, instance })
     }
 }
 
-// === impl Call ===
+// === impl RecordedRequest ===
 
-impl Call {
+impl RecordedRequest {
     /// Whether `request`, which has the same id, selects the same replicas.
-    pub(super) fn is_for(&self, request: &Request) -> bool {
+    pub(super) fn is_for(&self, request: &JobRequest) -> bool {
         self.of == digest(request)
     }
 
-    /// Returns the call's replicas with their recorded outcomes. Entries with an invalid name are skipped.
+    /// Returns the request's replicas with their recorded outcomes. Entries with an invalid name are skipped.
     pub(super) fn outcomes(&self) -> impl Iterator<Item = (Replica, Option<ReplicaOutcome>)> {
         self.replicas.iter().filter_map(|Entry(service, index, result, reason)| {
             let outcome = match result {
@@ -202,7 +203,7 @@ impl Call {
     }
 }
 
-fn digest(request: &Request) -> String {
+fn digest(request: &JobRequest) -> String {
     let digest = Sha256::digest(request.filter.canonical_text());
     data_encoding::HEXLOWER.encode(&digest[..DIGEST_BYTES])
 }
@@ -211,20 +212,25 @@ fn digest(request: &Request) -> String {
 mod tests {
     use super::*;
 
-    fn call(id: &str, at: i64, replicas: u32) -> Call {
+    fn recorded(id: &str, at: i64, replicas: u32) -> RecordedRequest {
         let entry =
             |index| Entry("web".to_owned(), index, RecordedResult::Failed, "w".repeat(REASON_MAX_BYTES));
-        Call { id: id.to_owned(), of: String::new(), at, replicas: (0..replicas).map(entry).collect() }
+        RecordedRequest {
+            id: id.to_owned(),
+            of: String::new(),
+            at,
+            replicas: (0..replicas).map(entry).collect(),
+        }
     }
 
     fn names(record: &RestartRecord) -> Vec<&str> {
-        record.calls.iter().map(|call| call.id.as_str()).collect()
+        record.requests.iter().map(|request| request.id.as_str()).collect()
     }
 
     #[test]
-    fn calls_of_other_hours_are_forgotten() {
-        let calls = [call("old", 6_399, 1), call("kept", 6_400, 1), call("ahead", 13_601, 1)];
-        let mut record = RestartRecord { in_progress: None, calls: calls.into() };
+    fn requests_of_other_hours_are_forgotten() {
+        let requests = [recorded("old", 6_399, 1), recorded("kept", 6_400, 1), recorded("ahead", 13_601, 1)];
+        let mut record = RestartRecord { in_progress: None, requests: requests.into() };
         let payload = record.encode(10_000);
         assert_eq!(names(&record), ["kept"]);
         assert_eq!(RestartRecord::parse(&payload).unwrap(), record);
@@ -239,14 +245,14 @@ mod tests {
 
     #[test]
     fn full_payload_keeps_the_restart_in_progress() {
-        let replica = InProgress { service: "web".to_owned(), index: 1, run: None, call: None };
-        let mut record = RestartRecord { in_progress: Some(replica.clone()), calls: VecDeque::new() };
+        let replica = InProgress { service: "web".to_owned(), index: 1, run: None, request_id: None };
+        let mut record = RestartRecord { in_progress: Some(replica.clone()), requests: VecDeque::new() };
         for number in 0..10 {
-            record.calls.push_back(call(&number.to_string(), 0, 100));
+            record.requests.push_back(recorded(&number.to_string(), 0, 100));
         }
         assert!(record.encode(0).len() <= PAYLOAD_MAX_BYTES);
         assert_eq!(names(&record), ["6", "7", "8", "9"], "the oldest go first");
-        record.calls.push_back(call("too large", 0, 1_000));
+        record.requests.push_back(recorded("too large", 0, 1_000));
         assert!(record.encode(0).len() <= PAYLOAD_MAX_BYTES);
         assert!(names(&record).is_empty());
         assert_eq!(record.in_progress, Some(replica));
@@ -259,7 +265,7 @@ mod tests {
         let mut filter = crate::model::view::Filter::everything();
         filter.add("web".parse().unwrap(), &[0, 2]);
         let lease = format!("{0}/7/1/1/{1}", account(1), account(2)).parse().unwrap();
-        let of = digest(&Request { lease, filter, id: None });
+        let of = digest(&JobRequest { lease, filter, id: None });
         let entry = |index, result, reason: &str| Entry("web".to_owned(), index, result, reason.to_owned());
         let replicas = vec![
             entry(0, RecordedResult::Active, ""),
@@ -267,10 +273,10 @@ mod tests {
             entry(2, RecordedResult::NotAttempted, "the restart of web/1 failed"),
             entry(3, RecordedResult::Open, ""),
         ];
-        let call = Call { id: "nightly".to_owned(), of, at: 1_760_000_000, replicas };
-        let (run, call_id) = (Some("uid/web/3".to_owned()), Some("nightly".to_owned()));
-        let replica = InProgress { service: "web".to_owned(), index: 3, run, call: call_id };
-        let mut record = RestartRecord { in_progress: Some(replica), calls: [call].into() };
+        let request = RecordedRequest { id: "nightly".to_owned(), of, at: 1_760_000_000, replicas };
+        let (run, request_id) = (Some("uid/web/3".to_owned()), Some("nightly".to_owned()));
+        let replica = InProgress { service: "web".to_owned(), index: 3, run, request_id };
+        let mut record = RestartRecord { in_progress: Some(replica), requests: [request].into() };
         assert_eq!(record.encode(1_760_000_000) + "\n", RECORDED);
         assert_eq!(RestartRecord::parse(RECORDED.trim_end()), Some(record));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::attempt::Attempt;
 use super::job::{JobReplica, ReplicaOutcome, RestartJob};
-use super::lock::{RestartLock, SHUTTING_DOWN};
+use super::lock::{Acquisition, RestartLock, SHUTTING_DOWN};
 use super::queue::JobQueues;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::RestartResult;
@@ -55,12 +55,13 @@ impl RestartWorker {
     async fn run_job(&mut self, job: &RestartJob) {
         let mut stopped = None;
         for replica in &job.replicas {
-            // An earlier job or another gateway may have set outcomes.
+            // An earlier job or another gateway may have set outcomes. A failure there must stop this job
+            // too: the lease may lack a replica.
             stopped = stopped.or_else(|| failure(job));
             if replica.slot.initialized() {
                 continue;
             }
-            if self.queues.closing.is_cancelled() {
+            if self.queues.finish_current.is_cancelled() {
                 stopped.get_or_insert_with(|| SHUTTING_DOWN.to_owned());
             }
             if stopped.is_none() {
@@ -84,10 +85,12 @@ impl RestartWorker {
     /// Acquires the lock, chooses the run to replace, and records it in the payload.
     async fn decide(&mut self, job: &RestartJob, replica: &JobReplica) -> Decision {
         loop {
-            if let Some(lock) = &mut self.lock
-                && let Err(reason) = lock.acquire(job).await
-            {
-                return Decision::Stop(reason);
+            if let Some(lock) = &mut self.lock {
+                match lock.acquire(job).await {
+                    Ok(Acquisition::Acquired) => {}
+                    Ok(Acquisition::JobFinished) => return Decision::Skip,
+                    Err(reason) => return Decision::Stop(reason),
+                }
             }
             if replica.slot.initialized() {
                 return Decision::Skip;
@@ -102,7 +105,7 @@ impl RestartWorker {
             let recorded = match &mut self.lock {
                 Some(lock) => tokio::select! {
                     biased;
-                    () = self.queues.closed.cancelled() => {
+                    () = self.queues.abandon_current.cancelled() => {
                         lock.record.in_progress = None;
                         return Decision::Stop(SHUTTING_DOWN.to_owned());
                     }
@@ -128,7 +131,9 @@ impl RestartWorker {
         };
         let (outcome, counted) = tokio::select! {
             biased;
-            () = self.queues.closed.cancelled() => (ReplicaOutcome::Abandoned, RestartResult::Abandoned),
+            () = self.queues.abandon_current.cancelled() => {
+                (ReplicaOutcome::Abandoned, RestartResult::Abandoned)
+            }
             result = attempt => match result {
                 Ok(()) => (ReplicaOutcome::Active, RestartResult::Active),
                 Err(reason) => (ReplicaOutcome::Failed(reason), RestartResult::Failure),

@@ -13,7 +13,7 @@ use leasemux::model::view::{Filter, LeaseView};
 use leasemux::platform::coordination::RestartLocks;
 use leasemux::platform::kube::KubeRestartLocks;
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
-use leasemux::restart::{ReplicaOutcome, Request, RequestError, RestartJob, RestartManager};
+use leasemux::restart::{JobRequest, ReplicaOutcome, RequestError, RestartJob, RestartManager};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
@@ -184,16 +184,16 @@ impl Scenario {
         (0..REPLICAS).map(|index| stopped.get(&index).copied().unwrap_or_default()).collect()
     }
 
-    fn request(&self, replicas: &[u32], id: Option<&str>) -> Request {
+    fn request(&self, replicas: &[u32], id: Option<&str>) -> JobRequest {
         let mut filter = Filter::everything();
         filter.add("web".parse().unwrap(), replicas);
-        Request { lease: self.lease.clone(), filter, id: id.map(|id| id.parse().unwrap()) }
+        JobRequest { lease: self.lease.clone(), filter, id: id.map(|id| id.parse().unwrap()) }
     }
 
     /// Calls a gateway as the service does: first looks for a known job, here and at other gateways, then
     /// begins one.
-    async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, RequestError> {
-        match gateway.restarts.find(&request).await? {
+    async fn call(&self, gateway: &Gateway, request: JobRequest) -> Result<Arc<RestartJob>, RequestError> {
+        match gateway.restarts.find_or_adopt(&request).await? {
             Some(job) => Ok(job),
             None => gateway.restarts.begin(request, &self.view()),
         }

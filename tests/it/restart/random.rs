@@ -10,7 +10,7 @@ use leasemux::model::id::{LeaseId, Replica};
 use leasemux::model::metrics::Metrics;
 use leasemux::model::view::{Filter, LeaseView};
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
-use leasemux::restart::{ReplicaOutcome, Request, RequestError, RestartJob, RestartManager};
+use leasemux::restart::{JobRequest, ReplicaOutcome, RequestError, RestartJob, RestartManager};
 use proptest::prelude::*;
 use tokio::sync::watch;
 
@@ -117,7 +117,7 @@ struct Scenario {
     lease: LeaseId,
     platform: FakePlatform,
     restarts: RestartManager,
-    jobs: Vec<(Request, Arc<RestartJob>)>,
+    jobs: Vec<(JobRequest, Arc<RestartJob>)>,
 }
 
 impl Scenario {
@@ -151,7 +151,7 @@ impl Scenario {
         let mut filter = Filter::everything();
         filter.add("web".parse().unwrap(), replicas);
         let id = id.map(|id| format!("call-{id}").parse().unwrap());
-        let request = Request { lease: self.lease.clone(), filter, id };
+        let request = JobRequest { lease: self.lease.clone(), filter, id };
         let before = self.jobs.iter().find(|(known, _)| request.id.is_some() && known.id == request.id);
         match (self.restarts.begin(request.clone(), &self.view()), before) {
             (Ok(job), Some((known, first))) => {
