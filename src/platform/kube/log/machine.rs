@@ -75,6 +75,9 @@ const POLLS_PER_TRIAL: u32 = 15;
 /// every few seconds, and report the start in whole seconds.
 const UNROTATED: i64 = 2_000_000_000;
 
+/// Most lines that [`Stage::SkipKnown`] skips, also if it is interrupted again and again: 4 MiB of marks.
+const KNOWN_MAX_LINES: usize = 262_144;
+
 /// Longest text of a kubelet that is logged, in characters.
 const MESSAGE_MAX_CHARS: usize = 256;
 
@@ -147,6 +150,9 @@ pub(super) struct Machine {
     response: Response,
     /// The newest lines that were read.
     window: Window,
+    /// The known lines of a [`Stage::SkipKnown`] that was interrupted: the rest of its file may have more of
+    /// them. Empty once a file was read to its end.
+    known: HashSet<Mark>,
     batcher: LineBatcher,
     partial: PartialLine,
     /// For [`ReadFrom::Last`]: the position before these lines, and the lines until they are taken.
@@ -177,6 +183,8 @@ struct Response {
     lines: Lines,
     /// Hash of the current line.
     line: LineHash,
+    /// Whether earlier pieces of the current line came.
+    is_within_line: bool,
     /// The text that the kubelet sent instead of lines, if nothing came after it.
     message: Option<String>,
 }
@@ -203,7 +211,7 @@ enum Stage {
     /// Finds the start of the read in the whole file, and delivers from there.
     ///
     /// Waits for the end of the response. Then: `Live`; `CountLines` if the counted lines were rotated away.
-    /// If interrupted after a delivered line: `FindResumePoint`.
+    /// If interrupted after a line: `FindResumePoint`.
     FindStart { filter: StartFilter },
     /// Holds the last lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
     ///
@@ -254,7 +262,8 @@ enum Stage {
     /// Delivers all lines of the file but the `known` ones, because the resume point was rotated away.
     ///
     /// Waits for the end of the response. Then: `Live`, `ReadRest` or `Done`. A later run is served:
-    /// `AwaitStatus`. If interrupted after a delivered line: `FindResumePoint`.
+    /// `AwaitStatus`. If interrupted after a line, delivered or known: `FindResumePoint`, which skips the
+    /// `known` ones too.
     SkipKnown { known: HashSet<Mark>, gap: RotationGap },
     /// The read has ended. Nothing follows.
     #[default]

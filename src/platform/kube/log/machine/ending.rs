@@ -1,9 +1,11 @@
 //! Decides after a response: the log is finished, the next stage begins, or the log is requested again.
 
+use std::collections::HashSet;
+
 use super::reading::{Misplaced, printable};
 use super::{
-    Action, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_INTERVAL, POLLS_PER_TRIAL,
-    Polling, RotationGap, Stage, UNCLEAR_RUN_PAUSES,
+    Action, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_INTERVAL,
+    POLLS_PER_TRIAL, Polling, RotationGap, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::Rest;
@@ -163,12 +165,16 @@ impl Machine {
 
     /// Reads the whole file, because no file has the resume point any more.
     pub(super) fn rotated(&mut self) -> Action {
-        let known = self.window.marks();
+        let mut known = self.window.marks();
+        if known.len() + self.known.len() <= KNOWN_MAX_LINES {
+            known.extend(&self.known);
+        }
         self.go_to(Stage::SkipKnown { known, gap: RotationGap::Unopened })
     }
 
     /// Continues after all of the file was read.
     pub(super) fn at_end(&mut self, ended: bool) -> Action {
+        self.known = HashSet::new();
         if self.response.run_ended || !self.follow {
             self.stage = Stage::Done;
             return Action::Finish;
@@ -224,7 +230,10 @@ impl Machine {
             Stage::FindStart { .. } | Stage::SkipKnown { gap: RotationGap::Reported, .. }
         );
         if delivers && !is_unread {
-            self.stage = Stage::FindResumePoint { finder: None, suspect: None };
+            let search = Stage::FindResumePoint { finder: None, suspect: None };
+            if let Stage::SkipKnown { known, .. } = std::mem::replace(&mut self.stage, search) {
+                self.known = known;
+            }
         }
         Ok(())
     }

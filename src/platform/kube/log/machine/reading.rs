@@ -86,6 +86,7 @@ impl Machine {
             self.batcher.gap(unknown_gap(GapCause::Source));
         }
         self.response.line.push(bytes);
+        let continues = std::mem::replace(&mut self.response.is_within_line, !ends);
         let mark = ends.then(|| Mark { time, hash: self.response.line.finish() });
         if let Some(Some(finder)) = self.stage.finder_mut() {
             let Some(mark) = mark else { return Ok(()) };
@@ -125,13 +126,13 @@ impl Machine {
                     self.lost();
                 }
             }
-            Stage::SkipKnown { known, .. } => {
-                if let Some(mark) = mark.filter(|mark| known.contains(mark)) {
-                    self.window.push(mark);
-                    return Ok(());
-                }
-            }
             _ => {}
+        }
+        let known = if let Stage::SkipKnown { known, .. } = &self.stage { known } else { &self.known };
+        // A line that came in pieces was delivered up to here.
+        if let Some(mark) = mark.filter(|mark| !continues && known.contains(mark)) {
+            self.window.push(mark);
+            return Ok(());
         }
         self.deliver(time, bytes, ends);
         if let Some(mark) = mark {

@@ -148,3 +148,110 @@ fn busy_log_is_followed_after_a_few_requests() {
     assert!(scenario.server.asked.len() <= 4, "{:?}", scenario.server.asked);
     assert_eq!(scenario.received.gaps_before.len(), 0);
 }
+
+/// The lines with these numbers. Line 5 is longer than the pieces that long lines are delivered in.
+fn numbered(numbers: impl IntoIterator<Item = usize>, long: bool) -> String {
+    let line = |n: usize| {
+        let time = LogTime::from_nanos(1_000_000_000_000 + i64::try_from(n).unwrap() * STEP);
+        let rest = if long && n == 5 { "x".repeat(3 * LINE_HELD_MAX_BYTES) } else { String::new() };
+        format!("{time} line {n:06}{rest}\n")
+    };
+    numbers.into_iter().map(line).collect()
+}
+
+/// A follower of lines 0 to 14 whose stream left out line 10. So the whole file does not have the newest
+/// remembered lines in their order, and all of its lines but the known ones are requested.
+fn follower_of_incomplete_stream(long: bool) -> Scenario {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.on(Event::Opened { ended: false });
+    scenario.on(Event::Data(numbered(0..10, long).as_bytes()));
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Opened { ended: false });
+    scenario.on(Event::Data(numbered((0..10).chain(11..15), long).as_bytes()));
+    scenario.on(Event::Broken("cut off".into()));
+    // The last lines and the whole file.
+    for _ in 0..2 {
+        scenario.on(Event::Opened { ended: false });
+        scenario.on(Event::Data(numbered(0..15, long).as_bytes()));
+    }
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Gone("there was no previous run".into()));
+    assert!(matches!(scenario.machine.stage, Stage::SkipKnown { .. }), "{:?}", scenario.machine.stage);
+    scenario.on(Event::Opened { ended: false });
+    scenario
+}
+
+impl Scenario {
+    /// Answers all requests with `file` until it is followed.
+    fn read_file(&mut self, file: &str) {
+        for _ in 0..20 {
+            match &self.next {
+                Action::Open(ask) if ask.previous => self.on(Event::Gone("there was none".into())),
+                Action::Open(_) => self.on(Event::Opened { ended: false }),
+                Action::Pause(_) => self.on(Event::Resumed { ended: false }),
+                Action::Read => {
+                    for data in file.as_bytes().chunks(LINE_HELD_MAX_BYTES) {
+                        if matches!(self.next, Action::Read) {
+                            self.on(Event::Data(data));
+                        }
+                    }
+                    if self.machine.stage.is_live() {
+                        return;
+                    }
+                    if matches!(self.next, Action::Read) {
+                        self.on(Event::Complete { ended: false });
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("no end: {:?} {:?}", self.machine.stage, self.next);
+    }
+
+    fn numbers(&self) -> Vec<usize> {
+        self.received.lines.iter().map(|line| line[5..11].parse().unwrap()).collect()
+    }
+}
+
+#[test]
+fn interrupted_known_lines_are_not_repeated() {
+    let before = || (0..10).chain(11..15);
+    for interrupted in 0..=15 {
+        for again in [None, Some(0), Some(3), Some(12)] {
+            for cut in [0, 5] {
+                // No line is rotated away; all; all but the last known ones.
+                for (first, more) in [(0, 20), (16, 20), (12, 20)] {
+                    let mut scenario = follower_of_incomplete_stream(false);
+                    for lines in [Some(interrupted), again].into_iter().flatten() {
+                        let sent = numbered(0..15, false);
+                        let end = sent.split_inclusive('\n').take(lines).map(str::len).sum::<usize>();
+                        scenario.on(Event::Data(&sent.as_bytes()[..(end + cut).min(sent.len())]));
+                        scenario.on(Event::Broken("cut off".into()));
+                        scenario.on(Event::Resumed { ended: false });
+                        scenario.on(Event::Opened { ended: false });
+                    }
+                    scenario.read_file(&numbered(first..more, false));
+                    let case = (interrupted, again, first);
+                    let read = interrupted.max(again.unwrap_or(0));
+                    let took = first <= 10 || read > 10;
+                    let expected = before().chain(took.then_some(10)).chain(first.max(15)..more);
+                    assert_eq!(scenario.numbers(), expected.collect::<Vec<_>>(), "{case:?}");
+                    // One gap before line 10, and one more if the resume point after it was rotated away.
+                    let mut gaps = scenario.received.gaps_before.clone();
+                    gaps.dedup();
+                    let expected = if read > 10 && first >= read { vec![14, 15] } else { vec![14] };
+                    assert_eq!(gaps, expected, "{case:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn known_line_in_pieces_does_not_join_the_next() {
+    let mut scenario = follower_of_incomplete_stream(true);
+    scenario.read_file(&numbered(0..20, true));
+    // Its pieces cannot be compared, so it comes again.
+    let expected = (0..10).chain(11..15).chain([5, 10]).chain(15..20);
+    assert_eq!(scenario.numbers(), expected.collect::<Vec<_>>());
+}
