@@ -18,7 +18,7 @@ pub enum OutputStream {
 /// Consecutive lines of one instance, laid out back to back.
 ///
 /// Most are whole. A line comes in pieces, without loss, if it is longer than
-/// [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES), if its end was not written soon enough, or if
+/// `LINE_HELD_MAX_BYTES`, if its end was not written soon enough, or if
 /// the runtime recorded output of the other stream in the middle of it. Lines of the other stream may lie
 /// between its pieces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
