@@ -10,9 +10,7 @@
 //! are in range. docs/CONFIG.md is generated from the same definitions, as are completions and man pages
 //! (`shell`).
 //!
-//! **To add a flag**, add a field, with its help and parser, to the `Args` struct of its command. If another
-//! value decides whether it is valid, extend the `check` function of that file. A check that needs the
-//! gateway's own code is a field of [`StartChecks`]. Then run `UPDATE_DOCS=1 cargo test made_from_the_code`.
+//! CONTRIBUTING.md describes how to add a flag.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

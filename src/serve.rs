@@ -76,7 +76,7 @@ pub enum ServeError {
     #[error("--data-dir: {}", operator_text(.0))]
     Local(platform::Error),
     /// The cluster's configuration or permissions do not suffice.
-    #[error("--platform kube: {}", operator_text(.0))]
+    #[error("--platform kube or node: {}", operator_text(.0))]
     Kube(platform::Error),
     /// A system resource is missing, such as a thread.
     #[error("cannot start: {0}")]

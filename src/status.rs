@@ -123,7 +123,8 @@ impl http_body::Body for StatusBody {
         loop {
             match &this.stage {
                 Stage::Running => {
-                    // A message that was begun is sent to its end, unless the caller's access was revoked.
+                    // A message that was begun is sent to its end, unless the caller's access was revoked:
+                    // nothing follows it then. (A log stream sends the rest, because cursors follow.)
                     let end = this
                         .control
                         .end_requested()

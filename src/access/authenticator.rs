@@ -133,9 +133,9 @@ impl Authenticator {
         now: LogTime,
     ) -> Result<Authenticated, Refusal> {
         certificate.check_time(now)?;
-        // Taken before waiting for the answer, because `now` is: both together place the end of the validity
-        // period. A certificate is still valid at that very instant; a millisecond is the least that the
-        // timer distinguishes.
+        // Both clocks are read at once: `now` is wall time, the timer needs monotonic time. Waiting in
+        // between would move the expiry later. `not_after` is inclusive, so the timer fires one millisecond
+        // later, the least that it distinguishes.
         let expires = Instant::now() + time_until(certificate.not_after(), now) + Duration::from_millis(1);
         let answer = self.trust.certificate(certificate.owner(), certificate.serial()).await;
         let trusted = require_trusted(answer, Refusal::CertificateUnknown)?;
@@ -157,6 +157,7 @@ impl Authenticator {
         token.check_time(now, self.token_lifetime_max)?;
         let claims = token.claims();
         let end = saturating_time(i64::try_from(claims.expires).unwrap_or(i64::MAX));
+        // As for a certificate, but `exp` is exclusive.
         let expires = Instant::now() + time_until(end, now);
         let answer = self.trust.account(&claims.issuer).await;
         let trusted = require_trusted(answer, Refusal::AccountUnknown)?;

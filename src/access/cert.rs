@@ -165,12 +165,12 @@ impl TenantCertificate {
         &self.owner
     }
 
-    /// Returns the serial number.
+    /// Returns the serial number, the second half of the lookup key.
     pub fn serial(&self) -> &Serial {
         &self.serial
     }
 
-    /// Returns the bytes.
+    /// Returns the certificate as it was presented, in DER.
     pub fn der(&self) -> &Arc<[u8]> {
         &self.der
     }

@@ -102,20 +102,20 @@ pub struct ChainConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// The node cannot be used.
+    /// The node's address or authorities cannot be used.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// The directory cannot be used.
+    /// The directory for answers cannot be read or created.
     #[error("{}: {error}", dir.display())]
     Disk {
-        /// The directory.
+        /// The directory that the flag or its default names.
         dir: PathBuf,
-        /// The cause.
+        /// The error of the system.
         error: io::Error,
     },
 }
 
-/// Trust from an Akash node. Drop ends its queries; items that were given out stay trusted.
+/// Trust from an Akash node. Drop ends its queries. Drop does not end running streams.
 pub struct ChainTrust {
     shared: Arc<Shared>,
     _refresher: AbortOnDropHandle<()>,
@@ -336,6 +336,7 @@ impl Shared {
     async fn confirm_due(self: &Arc<Self>) {
         loop {
             sleep(TICK).await;
+            // The next tick waits for all answers. A query takes 5 s at most.
             let due = self.cache.lock().due(Instant::now());
             let confirm = stream::iter(due).for_each_concurrent(CONFIRMATIONS_MAX, async |key| {
                 let _ = self.find(key).await;

@@ -47,7 +47,7 @@ const SCAN_GAP: Duration = Duration::from_millis(200);
 /// may be half written. Copying a file takes less.
 const REWRITE_GRACE: Duration = Duration::from_millis(300);
 
-/// Trust from a directory. Drop ends the watch; items that were given out stay trusted.
+/// Trust from a directory. Drop ends the watch. Drop does not end running streams.
 pub struct DirTrust {
     index: Arc<Index>,
     _watcher: AbortOnDropHandle<()>,

@@ -33,7 +33,7 @@ pub enum TokenScope {
     Attestation,
 }
 
-/// A set of scopes.
+/// The scopes of one grant.
 pub type Scopes = BTreeSet<TokenScope>;
 
 /// A grant at one level; `T` holds the entries of the next level.

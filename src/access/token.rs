@@ -168,7 +168,7 @@ impl Token {
         self.algorithm
     }
 
-    /// Returns the claims.
+    /// Returns the issuer and what it grants, not verified yet.
     pub fn claims(&self) -> &Claims {
         &self.claims
     }

@@ -126,6 +126,7 @@ impl AnyOf {
             match ask(source.as_ref()).await {
                 Ok(TrustAnswer::Trusted(trusted)) => return Ok(TrustAnswer::Trusted(trusted)),
                 Ok(TrustAnswer::Unknown) => {}
+                // `Unavailable` wins over a refusal: the source that does not answer might trust.
                 other => answer = answer.and(other),
             }
         }
@@ -199,7 +200,8 @@ impl RevocationSignal {
         self.0.ended.is_cancelled()
     }
 
-    /// Returns whether there are other clones.
+    /// Returns whether there are other clones. Each running call holds one, so this means that a call depends
+    /// on the item.
     pub(super) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

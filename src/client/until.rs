@@ -1,8 +1,8 @@
 //! Ends a log at an instant (`--until`).
 //!
-//! The protocol has no such limit, so the client applies it: lines are requested with their times, and from a
-//! replica's first later line on nothing of that replica is passed on. If the replicas are known, the call
-//! ends after the last of them.
+//! The protocol has no such limit, so the client applies it: it requests lines with their times. After a
+//! replica's first later line, the client drops everything of that replica. If the replicas are known, the
+//! call ends after the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -34,7 +34,8 @@ pub(crate) struct AccessConfig {
     /// Grace period for which known tenants stay accepted while the node does not answer
     #[arg(long, value_name = "TIME", default_value = "6h", value_parser = duration(GRACE))]
     pub(crate) chain_grace: Duration,
-    /// Provider (akash1…) whose leases are served, all others being rejected. Required with --platform kube
+    /// Provider (akash1…) whose leases are served, all others being rejected. Required with --platform
+    /// kube or node
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) provider: Option<Address>,
     /// Certificate of an authority for the --public-hostname (PEM), for clients with a token

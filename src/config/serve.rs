@@ -31,7 +31,8 @@ const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
 /// Run a gateway
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
+    override_usage = "leasemux serve --platform local --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
+       leasemux serve --platform <kube|node> --provider <ADDRESS> --trust-dir <DIR> [OPTIONS]
        leasemux serve --config <FILE> [OPTIONS]",
     after_help = EXAMPLES
 )]
@@ -45,17 +46,18 @@ pub struct ServeConfig {
     /// Where services run: 'local' (processes here), 'kube' (a cluster) or 'node' (a cluster, logs from disk)
     #[arg(long, value_name = "NAME", required = false, value_parser = choice(PLATFORMS, "'local', 'kube' or 'node'"))]
     pub(crate) platform: PlatformKind,
-    /// A lease (owner/dseq/gseq/oseq/provider) and the SDL file of its services. Repeatable
+    /// A lease (owner/dseq/gseq/oseq/provider) and the SDL file of its services (--platform
+    /// local). Repeatable
     #[arg(long = "lease", value_name = "LEASE=SDLFILE", value_parser = lease_and_sdl)]
     pub(crate) leases: Vec<(LeaseId, PathBuf)>,
-    /// Address for tenants (gRPC over mutual TLS)
+    /// Address for tenants (gRPC over TLS; the client certificate is optional)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8446", value_parser = listen_address)]
     pub(crate) listen: SocketAddr,
     /// Address for operators (HTTP: /metrics, /followers, /live, /ready), without authentication: keep it
     /// private
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9446", value_parser = listen_address)]
     pub(crate) admin_listen: SocketAddr,
-    /// Directory for logs and the gateway's generated certificate
+    /// Directory for logs, the gateway's generated certificate and stored answers of --chain-grpc
     #[arg(long, value_name = "DIR", default_value = ".leasemux", value_parser = new_directory)]
     pub(crate) data_dir: PathBuf,
     /// The gateway's certificate (PEM), reloaded when it changes; default: server.pem in --data-dir,
@@ -65,7 +67,8 @@ pub struct ServeConfig {
     /// Private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Host name of the gateway, for the generated certificate. Repeatable
+    /// Host name of the gateway: for the generated certificate, for clients that get --ca-tls-cert, and the
+    /// default of --cluster-public-hostname. Repeatable
     #[arg(long = "public-hostname", value_name = "HOST", value_parser = hostname)]
     pub(crate) public_hostnames: Vec<String>,
     /// Format of the log on standard error: text or json

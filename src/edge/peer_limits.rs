@@ -189,6 +189,8 @@ impl PeerLimits {
             return;
         }
         if !failures.wait_for(&peer, 1, now).is_zero() {
+            // The bucket is empty. A debt of the whole limit makes the peer wait for a full period, not only
+            // until the next token.
             failures.take(&peer, u64::from(*limit), now);
             tracing::warn!(
                 %peer,
@@ -250,7 +252,7 @@ impl AuthState {
         self.0.ever_authenticated.load(Ordering::Relaxed)
     }
 
-    /// Returns whether further calls are authenticated while the peer is shut out. A failure ends that, so
+    /// Returns whether calls skip the shut-out check. A failure ends that, so
     /// that a caller with one good token cannot try bad ones.
     pub(super) fn may_call(&self) -> bool {
         self.0.last_succeeded.load(Ordering::Relaxed)

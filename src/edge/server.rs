@@ -54,7 +54,7 @@ const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Server {
     /// Serves accepted connections. Their limits and drain apply to the port, too.
     pub connections: Connections,
-    /// TLS configurations.
+    /// The certificate for each requested server name.
     pub tls: SniConfigs,
     /// Proxies that must send a PROXY header. It is read from no other peer.
     pub trusted_proxies: Arc<[IpNet]>,

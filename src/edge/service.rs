@@ -52,7 +52,7 @@ const TRUST_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionInfo {
     pub(super) certificate: ClientCertificate,
-    /// The peer's address, if it is known.
+    /// The peer's address. Unknown only on in-memory connections, which tests and benchmarks use.
     pub(super) address: Option<SocketAddr>,
     /// The public host that the client asked for, if clients of that name are not asked for a certificate.
     pub(super) public_name: Option<Arc<str>>,
@@ -358,9 +358,10 @@ impl LeaseService {
             refusal = call.caller.validity.ended() => return Err(refusal.into()),
             () = job.wait(timeout) => {}
         }
-        // Needs no supervisor before: the `select!` above ends the wait with the credentials, and a drain
-        // finishes the job. From here on, the peer may stall. The body does not react to its control and need
-        // not: it is one message, which like the last messages of a log may take the whole drain.
+        // While the job runs, nothing is sent, so a stall is impossible. The `select!` watches the
+        // credentials. A drain waits for the job. From here on, the peer may stall. The body does not react to
+        // its control and need not: it is one message, which like the last messages of a log may take the
+        // whole drain.
         let control = self.open_stream(&call);
         Ok(response::of_message(&job.response(), control))
     }

@@ -28,7 +28,8 @@ const LAST_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// The dispatcher creates it for each call ([`Handoff::begin`]). The executor takes the receiver when hyper
 /// gives it the stream. The service sends the [`Supervision`], and the stream's task then ends or drops the
-/// stream. hyper calls the service and then, right after it, hands the stream to the executor.
+/// stream. hyper calls the service and then, right after it, hands the stream to the executor. If hyper
+/// changes this order, the test `logs::revoked_credential_ends_reading_and_stalled_streams` fails.
 #[derive(Clone, Default)]
 pub(super) struct Handoff(Arc<Mutex<Option<HandoffParts>>>);
 
@@ -122,7 +123,8 @@ impl SupervisorHandle {
         control
     }
 
-    /// Keeps `held` until the stream has ended, even if its body was dropped before.
+    /// Keeps `held` until the stream has ended, even if its body was dropped before. There is one slot,
+    /// because a call takes its permits in one place. A second use would release the first permits.
     pub(super) fn hold(&self, held: impl Send + 'static) {
         self.0.lock().held = Some(Box::new(held));
     }

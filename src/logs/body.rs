@@ -247,7 +247,8 @@ impl LogsBody {
     fn poll_running(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
         if let Some(end) = self.control.end_requested() {
             self.stage = match end {
-                // The caller is no longer permitted to read: send no more lines.
+                // The caller is no longer permitted to read: send at most the rest of a message that
+                // was begun.
                 StreamEnd::Refused(_) => Stage::Closing(end),
                 _ => Stage::SendingRest(end, self.actors.context().limits.ring_max_bytes),
             };

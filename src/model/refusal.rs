@@ -200,6 +200,7 @@ refusals! {
         "the key of the token's `iss` is no longer trusted";
     TrustUnavailable: Unavailable, "TRUST_UNAVAILABLE",
         "the credentials cannot be checked at present; try again later";
+    // A metric label only: callers get QUOTA_USED_UP with the quota `chain_queries`.
     TrustBusy: Exhausted, "TRUST_BUSY",
         "too many unknown callers are being checked; try again later";
     // The same text whether the lease exists or not.

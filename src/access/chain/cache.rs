@@ -123,6 +123,8 @@ impl Cache {
         for entry in self.positive.values_mut() {
             let over = entry.retry_at.is_some() && now - entry.confirmed > self.grace;
             if over && entry.revocation.is_shared() {
+                // The entry stays, so that its next query counts as one for a known item. It gets a new
+                // signal, so that the old one does not end later calls.
                 std::mem::take(&mut entry.revocation).expire();
             }
         }

@@ -285,7 +285,7 @@ impl TrackedFile {
         self.recheck_at = None;
         if self.error != self.logged {
             if let Some(error) = &self.error {
-                tracing::warn!(file = ?name, %error, "failed to use all of a file in trust directory");
+                tracing::warn!(file = ?name, %error, "ignored invalid entries of a trust file");
             }
             self.logged.clone_from(&self.error);
         }

@@ -88,7 +88,7 @@ struct KubeLockCandidate {
     seen: Option<(String, Instant)>,
     /// The object as this gateway wrote it; `None`: this gateway does not hold the lock.
     mine: Option<LeaseObject>,
-    /// When it was written: a time before the API server did so.
+    /// When the write was sent; the API server stored it later.
     renewed: Instant,
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Freshness(watch::Sender<BTreeMap<Watched, Failing>>);
 struct Failing {
     /// When it failed first.
     since: Instant,
-    /// The same for views.
+    /// Wall-clock time of the first failure, shown in views.
     time: LogTime,
     /// When it was accepted after its last failure.
     opened: Option<Instant>,

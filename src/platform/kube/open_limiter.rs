@@ -34,7 +34,7 @@ const NODES_KEPT: usize = 1_024;
 /// that starts.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest wait of a request for the end of an outage. A read that does not follow reports it then.
+/// Longest wait for an upstream to return; then a read without follow fails.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(2);
 
 /// Interval between two log messages that a node cannot follow logs.

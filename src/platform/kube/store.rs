@@ -19,7 +19,7 @@ use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
-/// How long the view has the end of a pod that is gone, so that readers of its log see it.
+/// How long a view still shows a deleted pod, so that readers of its log see the end.
 const GONE_KEPT: Duration = Duration::from_secs(10);
 
 /// The identity of an object.
@@ -41,7 +41,8 @@ pub(super) enum Change {
     Replace(Watched, Vec<(Key, Fact)>),
 }
 
-/// The store. Cheap to clone. No method leaves it inconsistent.
+/// The known objects and the views of them. Cheap to clone. Each method takes the lock once, so that readers
+/// never see a change half applied.
 #[derive(Clone, Debug)]
 pub(super) struct Store(Arc<Mutex<Inner>>);
 
