@@ -127,7 +127,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     fd_limit::apply(&mut config.limits, config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
-    let offers = sni_configs(&config, &notifier, &exporter)?;
+    let sni_configs = sni_configs(&config, &notifier, &exporter)?;
     let bind = |flag, address| bind(address).map_err(|source| ServeError::Listen { flag, address, source });
     let socket = bind("--listen", config.listen)?;
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
@@ -161,7 +161,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     };
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
-    let server = Server { connections: Connections::new(service, routes), tls: offers, trusted_proxies };
+    let server = Server { connections: Connections::new(service, routes), tls: sni_configs, trusted_proxies };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
     drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;
@@ -194,14 +194,14 @@ fn sni_configs(
     exporter: &Exporter,
 ) -> Result<tls::SniConfigs, ServeError> {
     let own = tls::server_config(Arc::new(certificate(config, notifier, exporter)?))?;
-    let offers = tls::SniConfigs::from(Arc::new(own));
+    let sni_configs = tls::SniConfigs::from(Arc::new(own));
     let (Some(certificate), Some(key)) = (&config.access.ca_tls_cert, &config.access.ca_tls_key) else {
-        return Ok(offers);
+        return Ok(sni_configs);
     };
     let ends = exporter.metrics.ca_certificate_end.clone();
     let pair = tls::ReloadingCert::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
     let public = tls::public_server_config(Arc::new(pair))?;
-    Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
+    Ok(sni_configs.with_public(&config.public_hostnames, Arc::new(public)))
 }
 
 /// Opens the configured certificate, or the gateway's own, which is created if it does not exist.

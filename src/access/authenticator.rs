@@ -64,7 +64,7 @@ impl ClientCertificate {
     /// Checks the form of the first certificate in `chain`. The handshake has proved possession of its key.
     /// Costs one signature verification.
     pub fn new(chain: Option<&[CertificateDer<'_>]>) -> Self {
-        Self(chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_chain))
+        Self(chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_presented))
     }
 }
 
@@ -159,7 +159,7 @@ impl Authenticator {
         let end = saturating_time(i64::try_from(claims.expires).unwrap_or(i64::MAX));
         // As for a certificate, but `exp` is exclusive.
         let expires = Instant::now() + time_until(end, now);
-        let answer = self.trust.account(&claims.issuer).await;
+        let answer = self.trust.account_key(&claims.issuer).await;
         let trusted = require_trusted(answer, Refusal::AccountUnknown)?;
         token.check_signature(&trusted.value)?;
         Ok(Authenticated {
@@ -245,7 +245,7 @@ mod tests {
             Box::pin(std::future::ready(self.answer.clone()))
         }
 
-        fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        fn account_key<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
             self.asked.lock().push((owner.clone(), "account".to_owned()));
             Box::pin(std::future::ready(self.account.clone()))
         }
@@ -326,7 +326,7 @@ mod tests {
             Some(self.0.clone())
         }
 
-        fn account<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        fn account_key<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
             panic!("queried")
         }
     }
@@ -400,7 +400,7 @@ mod tests {
         let second = authenticator.authenticate(&presented(&certificate), &[], NOW).await.unwrap();
         let revoke = async {
             tokio::time::sleep(100 * YEAR).await;
-            trusted.revoke();
+            trusted.end_trust();
         };
         let (first, second, ()) = tokio::join!(first.validity.ended(), second.validity.ended(), revoke);
         assert_eq!((first, second), (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn));
@@ -518,7 +518,7 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(began.elapsed() >= 600 * second && began.elapsed() < 601 * second);
         let running = validity().await;
-        trusted.revoke();
+        trusted.end_trust();
         assert_eq!(running.ended().await, Refusal::AccountWithdrawn);
         // The source can no longer confirm the key.
         let trusted = TrustedItem::new(wallet.key());
@@ -527,7 +527,7 @@ mod tests {
             .authenticate(&ClientCertificate::new(None), &[header.as_bytes()], NOW)
             .await
             .unwrap();
-        trusted.revocation.expire();
+        trusted.revocation.end_unconfirmed();
         assert_eq!(caller.validity.ended().await, Refusal::TrustUnavailable);
     }
 }

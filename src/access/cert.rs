@@ -110,7 +110,7 @@ impl TenantCertificate {
     ///
     /// # Errors
     /// The first check that failed, in the module's order.
-    pub(crate) fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
+    pub(crate) fn from_presented(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
         match chain {
             [] => Err(Refusal::NoCredentials),
             [one] => Self::from_der(one),
@@ -318,7 +318,7 @@ mod tests {
     const ADDRESS: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
     fn check(der: &CertificateDer<'_>) -> Result<TenantCertificate, Refusal> {
-        TenantCertificate::from_chain(std::slice::from_ref(der))
+        TenantCertificate::from_presented(std::slice::from_ref(der))
     }
 
     /// Checks a certificate that is valid but for the change by `change`.
@@ -378,9 +378,9 @@ mod tests {
     #[test]
     fn chain_of_other_than_one_certificate_is_refused() {
         let certificate = Tenant::new(1, 1).certificate();
-        assert_eq!(TenantCertificate::from_chain(&[]), Err(Refusal::NoCredentials));
+        assert_eq!(TenantCertificate::from_presented(&[]), Err(Refusal::NoCredentials));
         let two = [certificate.clone(), certificate];
-        assert_eq!(TenantCertificate::from_chain(&two), Err(Refusal::CertificateChain));
+        assert_eq!(TenantCertificate::from_presented(&two), Err(Refusal::CertificateChain));
     }
 
     #[test]

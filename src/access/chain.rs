@@ -47,9 +47,9 @@ pub use self::node::{NodeError, check_authorities};
 use super::account::AccountKey;
 use super::cert::Serial;
 use super::refusal::Refusal;
-use super::trust::{Answer, Trust, TrustAnswer, TrustFuture, TrustKey, TrustValue, TrustedItem, Unavailable};
+use super::trust::{Answer, Trust, TrustAnswer, TrustFuture, TrustId, TrustValue, TrustedItem, Unavailable};
 use crate::model::id::Owner;
-use crate::model::metrics::{ChainAnswer, ChainQuery, ChainResult, Metrics};
+use crate::model::metrics::{ChainAnswerOrigin, ChainQuery, ChainResult, Metrics};
 use crate::model::rate::{Bucket, Rate};
 use crate::model::time::LogTime;
 
@@ -79,9 +79,9 @@ const CONFIRMATIONS_MAX: usize = 64;
 /// How often items to confirm are looked for.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A confirmation is written to disk when this part of the grace period has passed since the last write:
+/// A confirmation is written to disk when the grace period divided by this has passed since the last write:
 /// files are written rarely, and a restart loses little of the grace period.
-const PERSIST_PART: u32 = 24;
+const GRACE_DIVISOR: u32 = 24;
 
 /// The settings of a chain source.
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ struct Shared {
     disk: Disk,
     clock: fn() -> LogTime,
     cache: Mutex<Cache>,
-    queries: Mutex<HashMap<TrustKey, Query>>,
+    queries: Mutex<HashMap<TrustId, Query>>,
     /// Limits the concurrent queries for unknown items.
     unknown_permits: Arc<Semaphore>,
     /// Limits the rate of queries for unknown items.
@@ -197,17 +197,17 @@ fn restore(dir: &Path, grace: Duration, now: LogTime) -> io::Result<(Cache, Disk
 
 impl Trust for ChainTrust {
     fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a> {
-        let key = TrustKey::Certificate(owner.clone(), serial.clone());
+        let key = TrustId::Certificate(owner.clone(), serial.clone());
         Box::pin(async { convert(self.shared.ask(key).await, TrustedItem::into_certificate) })
     }
 
     fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
-        let key = TrustKey::Certificate(owner.clone(), serial.clone());
+        let key = TrustId::Certificate(owner.clone(), serial.clone());
         self.shared.cache.lock().peek(&key)?.into_certificate()
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
-        let key = TrustKey::Account(owner.clone());
+    fn account_key<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        let key = TrustId::Account(owner.clone());
         Box::pin(async { convert(self.shared.ask(key).await, TrustedItem::into_account) })
     }
 }
@@ -233,27 +233,27 @@ fn convert<T>(
 
 impl Shared {
     /// Returns the outcome for a call, and counts it.
-    async fn ask(self: &Arc<Self>, key: TrustKey) -> Outcome {
+    async fn ask(self: &Arc<Self>, key: TrustId) -> Outcome {
         let (outcome, from) = self.find(key).await;
         self.metrics.chain_answers.of(from).increment(1);
         outcome
     }
 
-    async fn find(self: &Arc<Self>, key: TrustKey) -> (Outcome, ChainAnswer) {
+    async fn find(self: &Arc<Self>, key: TrustId) -> (Outcome, ChainAnswerOrigin) {
         let is_known = match self.cache.lock().lookup(&key, Instant::now()) {
             Lookup::Known(outcome, from) => return (outcome, from),
             Lookup::Query { is_known } => is_known,
         };
         let Some(mut query) = self.join_query(key, is_known) else {
-            return (Ok(Answer::Refused(Refusal::TrustBusy)), ChainAnswer::Busy);
+            return (Ok(Answer::Refused(Refusal::TrustBusy)), ChainAnswerOrigin::Busy);
         };
         // A query ends without an outcome only when the gateway ends.
         let outcome = query.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        (outcome.unwrap_or(Err(Unavailable)), ChainAnswer::Query)
+        (outcome.unwrap_or(Err(Unavailable)), ChainAnswerOrigin::Query)
     }
 
     /// Returns the running query for `key`, or starts one. Returns `None` if a limit is reached.
-    fn join_query(self: &Arc<Self>, key: TrustKey, is_known: bool) -> Option<Query> {
+    fn join_query(self: &Arc<Self>, key: TrustId, is_known: bool) -> Option<Query> {
         let mut queries = self.queries.lock();
         if let Some(query) = queries.get(&key) {
             return Some(query.clone());
@@ -282,13 +282,13 @@ impl Shared {
         Some(permit)
     }
 
-    async fn query(&self, key: &TrustKey, sender: watch::Sender<Option<Outcome>>) {
+    async fn query(&self, key: &TrustId, sender: watch::Sender<Option<Outcome>>) {
         let started = Instant::now();
         let answer = self.client.query(key).await;
         self.metrics.chain_query_time.record(started.elapsed());
         let kind = match key {
-            TrustKey::Certificate(..) => ChainQuery::Certificate,
-            TrustKey::Account(_) => ChainQuery::Account,
+            TrustId::Certificate(..) => ChainQuery::Certificate,
+            TrustId::Account(_) => ChainQuery::Account,
         };
         let result = match &answer {
             Ok(Answer::Trusted(_)) => ChainResult::Found,
@@ -313,7 +313,7 @@ impl Shared {
         sender.send_replace(Some(outcome));
     }
 
-    async fn persist(&self, key: &TrustKey, change: DiskChange) {
+    async fn persist(&self, key: &TrustId, change: DiskChange) {
         let (disk, key, now) = (self.disk.clone(), key.clone(), (self.clock)());
         let write = move || match change {
             DiskChange::None => Ok(()),

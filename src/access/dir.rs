@@ -36,7 +36,7 @@ use self::file::FileId;
 use self::scan::{ScanResult, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
-use super::trust::{Trust, TrustFuture, TrustKey, TrustValue, TrustedItem};
+use super::trust::{Trust, TrustFuture, TrustId, TrustValue, TrustedItem};
 use crate::model::id::Owner;
 use crate::sys::dir_watch::{DirWatch, Notifier};
 
@@ -68,7 +68,7 @@ pub struct OpenError {
 pub fn key_in_dir(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
     let mut scanner = Scanner::new(dir);
     scanner.scan(std::time::Instant::now(), true)?;
-    Ok(match scanner.trusted().remove(&TrustKey::Account(owner.clone())) {
+    Ok(match scanner.trusted().remove(&TrustId::Account(owner.clone())) {
         Some(TrustValue::Account(key)) => Some(key),
         _ => None,
     })
@@ -76,7 +76,7 @@ pub fn key_in_dir(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
 
 /// The items that are trusted at one moment, replaced as a whole.
 #[derive(Debug, Default)]
-struct Index(RwLock<Arc<HashMap<TrustKey, TrustedItem<TrustValue>>>>);
+struct Index(RwLock<Arc<HashMap<TrustId, TrustedItem<TrustValue>>>>);
 
 /// The task that updates the index from the directory.
 struct Watcher {
@@ -134,12 +134,12 @@ impl Trust for DirTrust {
     }
 
     fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
-        let key = TrustKey::Certificate(owner.clone(), serial.clone());
+        let key = TrustId::Certificate(owner.clone(), serial.clone());
         self.index.get(&key).and_then(TrustedItem::into_certificate)
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
-        ready(self.index.get(&TrustKey::Account(owner.clone())).and_then(TrustedItem::into_account))
+    fn account_key<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        ready(self.index.get(&TrustId::Account(owner.clone())).and_then(TrustedItem::into_account))
     }
 }
 
@@ -156,7 +156,7 @@ impl fmt::Debug for DirTrust {
 // === impl Index ===
 
 impl Index {
-    fn get(&self, key: &TrustKey) -> Option<TrustedItem<TrustValue>> {
+    fn get(&self, key: &TrustId) -> Option<TrustedItem<TrustValue>> {
         self.0.read().get(key).cloned()
     }
 
@@ -166,7 +166,7 @@ impl Index {
 
     /// Trusts exactly `wanted`. Items that were trusted before keep their signal; the others are revoked.
     /// Returns how many were added and how many revoked.
-    fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> (usize, usize) {
+    fn replace(&self, wanted: HashMap<TrustId, TrustValue>) -> (usize, usize) {
         let before = Arc::clone(&self.0.read());
         let mut added = 0;
         let mut after = HashMap::with_capacity(wanted.len());
@@ -184,7 +184,7 @@ impl Index {
         let mut revoked = 0;
         for (key, old) in before.iter() {
             if after.get(key).is_none_or(|new| new.value != old.value) {
-                old.revoke();
+                old.end_trust();
                 revoked += 1;
             }
         }

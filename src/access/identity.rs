@@ -179,7 +179,8 @@ impl IdentityFiles {
         let path = dir.join(CERTIFICATE_FILE);
         let chain =
             pem::read_certificates(&path, FILE_MAX_BYTES).map_err(|error| file_error(&path, error))?;
-        let checked = TenantCertificate::from_chain(&chain).map_err(|refusal| file_error(&path, refusal))?;
+        let checked =
+            TenantCertificate::from_presented(&chain).map_err(|refusal| file_error(&path, refusal))?;
         let path = dir.join(KEY_FILE);
         let key = pem::read_private_key(&path, FILE_MAX_BYTES).map_err(|error| file_error(&path, error))?;
         chain.iter().try_for_each(|certificate| check_key(&path, &key, certificate))?;

@@ -46,7 +46,7 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As for [`Trust::certificate`].
-    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey>;
+    fn account_key<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey>;
 }
 
 /// Several sources, asked in order until one trusts. Cheap to clone.
@@ -93,7 +93,7 @@ pub struct Unavailable;
 
 /// The key of a trusted item.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum TrustKey {
+pub(super) enum TrustId {
     Certificate(Owner, Serial),
     Account(Owner),
 }
@@ -108,7 +108,7 @@ pub(super) enum TrustValue {
 /// One item that a source trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TrustEntry {
-    pub(super) key: TrustKey,
+    pub(super) key: TrustId,
     pub(super) value: TrustValue,
 }
 
@@ -143,8 +143,8 @@ impl Trust for AnyOf {
         self.0.iter().find_map(|source| source.known_certificate(owner, serial))
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
-        Box::pin(self.first(move |source| source.account(owner)))
+    fn account_key<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        Box::pin(self.first(move |source| source.account_key(owner)))
     }
 }
 
@@ -165,8 +165,8 @@ impl<T> TrustedItem<T> {
     }
 
     /// Ends the trust, for all clones.
-    pub fn revoke(&self) {
-        self.revocation.revoke();
+    pub fn end_trust(&self) {
+        self.revocation.end_trust();
     }
 }
 
@@ -185,12 +185,12 @@ impl TrustedItem<TrustValue> {
 // === impl RevocationSignal ===
 
 impl RevocationSignal {
-    pub(super) fn revoke(&self) {
+    pub(super) fn end_trust(&self) {
         self.0.ended.cancel();
     }
 
     /// Ends the trust, for all clones, because it was not confirmed within the grace period.
-    pub(super) fn expire(&self) {
+    pub(super) fn end_unconfirmed(&self) {
         self.0.unconfirmed.store(true, Ordering::Relaxed);
         self.0.ended.cancel();
     }
@@ -217,14 +217,14 @@ impl RevocationSignal {
 
 impl From<TenantCertificate> for TrustEntry {
     fn from(certificate: TenantCertificate) -> Self {
-        let key = TrustKey::Certificate(certificate.owner().clone(), certificate.serial().clone());
+        let key = TrustId::Certificate(certificate.owner().clone(), certificate.serial().clone());
         Self { key, value: TrustValue::Certificate(Certificate::clone(certificate.der())) }
     }
 }
 
 impl From<AccountKey> for TrustEntry {
     fn from(key: AccountKey) -> Self {
-        Self { key: TrustKey::Account(key.address()), value: TrustValue::Account(key) }
+        Self { key: TrustId::Account(key.address()), value: TrustValue::Account(key) }
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
             Box::pin(std::future::ready(self.0.clone()))
         }
 
-        fn account<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        fn account_key<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
             Box::pin(std::future::ready(Err(Unavailable)))
         }
     }

@@ -19,7 +19,7 @@ pub enum Exit {
     /// The arguments, the configuration or a file that they name is invalid.
     Usage = 2,
     /// Rejected: not authenticated, not permitted, or quota used up.
-    Refused = 3,
+    Rejected = 3,
     /// No such lease, service or replica.
     NotFound = 4,
     /// Gateway unreachable or shutting down.
@@ -49,14 +49,14 @@ impl From<&CallError> for Exit {
                 | ConnectError::Token(_)
                 | ConnectError::Setup(_),
             ) => Self::Usage,
-            CallError::Connect(ConnectError::Untrusted(..)) => Self::Refused,
+            CallError::Connect(ConnectError::Untrusted(..)) => Self::Rejected,
             CallError::Connect(_) | CallError::Unresumable => Self::Unavailable,
             // The status code of a lost connection tells how it was noticed, not its cause.
             CallError::Status(_) if error.is_disconnect() => Self::Unavailable,
             CallError::Status(status) => match status.code() {
                 Code::Ok => Self::Done,
                 Code::InvalidArgument => Self::Usage,
-                Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Self::Refused,
+                Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Self::Rejected,
                 Code::NotFound => Self::NotFound,
                 Code::Unavailable => Self::Unavailable,
                 _ => Self::Failed,

@@ -385,7 +385,7 @@ mod tests {
             assert!(requests.len() == 3 && requests.iter().all(|again| again.tail_lines == Some(3)));
             let gateway = FakeGateway::start(vec![refusal()]).await;
             let (exit, out, err) = print_as(&config(gateway.target(), false), style).await;
-            assert_eq!((exit, out.as_str()), (Exit::Refused, ""));
+            assert_eq!((exit, out.as_str()), (Exit::Rejected, ""));
             assert_eq!(err, "leasemux: the gateway answered: history_reads: no more\n");
         }
     }
@@ -449,9 +449,9 @@ mod tests {
     async fn status_codes_map_to_exit_codes() {
         for (code, exit) in [
             (Code::InvalidArgument, Exit::Usage),
-            (Code::Unauthenticated, Exit::Refused),
-            (Code::PermissionDenied, Exit::Refused),
-            (Code::ResourceExhausted, Exit::Refused),
+            (Code::Unauthenticated, Exit::Rejected),
+            (Code::PermissionDenied, Exit::Rejected),
+            (Code::ResourceExhausted, Exit::Rejected),
             (Code::NotFound, Exit::NotFound),
             (Code::Unavailable, Exit::Unavailable),
             (Code::Internal, Exit::Failed),
@@ -465,7 +465,7 @@ mod tests {
         }
         // Later in a follow, only some errors are final.
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), end(Code::Unauthenticated)]]).await;
-        assert_eq!(print(&config(gateway.target(), true)).await.0, Exit::Refused);
+        assert_eq!(print(&config(gateway.target(), true)).await.0, Exit::Rejected);
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\nb"), Step::Disconnect]]).await;
         let (exit, out, err) = print(&config(gateway.target(), false)).await;
         assert_eq!((exit, out.as_str()), (Exit::Unavailable, "web/0 | a\nweb/0 | b\n"), "{err}");
@@ -505,7 +505,7 @@ mod tests {
             insecure: false,
         };
         let gateway = FakeGateway::start(vec![]).await;
-        check(at(gateway.address), Exit::Refused, "--ca FILE").await;
+        check(at(gateway.address), Exit::Rejected, "--ca FILE").await;
         let web = FakeGateway::start_with_alpn(vec![], b"http/1.1").await;
         check(web.target(), Exit::Unavailable, "not a gRPC server").await;
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -270,9 +270,9 @@ mod tests {
     #[tokio::test]
     async fn rejection_is_final() {
         for (code, exit) in [
-            (Code::PermissionDenied, Exit::Refused),
+            (Code::PermissionDenied, Exit::Rejected),
             (Code::NotFound, Exit::NotFound),
-            (Code::ResourceExhausted, Exit::Refused),
+            (Code::ResourceExhausted, Exit::Rejected),
             (Code::InvalidArgument, Exit::Usage),
         ] {
             let gateway =

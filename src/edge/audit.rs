@@ -82,7 +82,7 @@ impl AuditRecord {
     }
 
     /// Sets the authenticated account.
-    pub(super) fn set_proved(&self, owner: Owner) {
+    pub(super) fn set_authenticated(&self, owner: Owner) {
         let _ = self.0.who.set((owner, true));
     }
 
@@ -168,7 +168,7 @@ mod tests {
             record.set_claimed(owner.clone());
             record.log("call refused", "TOKEN_EXPIRED");
             let record = audit.call(Some(Method::Restart), Some(from(1)));
-            record.set_proved(owner.clone());
+            record.set_authenticated(owner.clone());
             record.set_lease(&lease);
             record.log("call refused", "LEASE_NOT_YOURS");
             audit.call(Some(Method::Status), None).log("call refused", "CREDENTIALS_MISSING");
@@ -218,7 +218,7 @@ mod tests {
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
             let record = audit.call(Some(Method::Logs), Some(from(1)));
-            record.set_proved(owner.clone());
+            record.set_authenticated(owner.clone());
             record.clone().log("stream ended", "TOKEN_EXPIRED");
         });
         assert_eq!(logged.len(), 1, "{logged:?}");

@@ -83,8 +83,8 @@ type Http<IO> = http2::Connection<TokioIo<FrameLimited<IO>>, RequestDispatcher, 
 enum ConnectionState {
     /// Ends by the peer, or turns into one of the others.
     Serving,
-    /// Was idle for too long.
-    Leaving,
+    /// No call was in progress for too long.
+    Idle,
     /// The peer is shut out, or floods the gateway with calls. Cut if it does not close in time.
     ShutOut,
     /// The gateway drains. Cut at the drain deadline.
@@ -209,7 +209,7 @@ impl Connections {
         tokio::select! {
             biased;
             () = called.notified() => {}
-            () = watch.must_leave() => {
+            () = watch.must_go_away() => {
                 state = ConnectionState::ShutOut;
                 connection.as_mut().graceful_shutdown();
             }
@@ -241,14 +241,14 @@ impl Connections {
         streams: &StreamCount,
         watch: &PeerWatch,
     ) -> ConnectionEvent {
-        use ConnectionState::{Draining, Leaving, Serving, ShutOut};
+        use ConnectionState::{Draining, Idle, Serving, ShutOut};
         tokio::select! {
             biased;
             () = self.drain.deadline() => ConnectionEvent::Cut,
             () = watch.must_be_cut(), if state == ShutOut => ConnectionEvent::Cut,
             () = self.drain.draining(), if state != Draining => ConnectionEvent::GoAway(Draining),
-            () = watch.must_leave(), if matches!(state, Serving | Leaving) => ConnectionEvent::GoAway(ShutOut),
-            () = streams.idle(self.limits.connection.idle), if state == Serving => ConnectionEvent::GoAway(Leaving),
+            () = watch.must_go_away(), if matches!(state, Serving | Idle) => ConnectionEvent::GoAway(ShutOut),
+            () = streams.idle(self.limits.connection.idle), if state == Serving => ConnectionEvent::GoAway(Idle),
         }
     }
 }
@@ -257,13 +257,13 @@ impl Connections {
 
 impl PeerWatch {
     fn new(limits: &PeerLimits, info: &ConnectionInfo) -> Self {
-        let peer = info.net().map(|net| (limits.notice(net), net));
+        let peer = info.net().map(|net| (limits.register_connection(net), net));
         Self { peer, limits: limits.clone(), auth: info.auth.clone() }
     }
 
     /// Waits until the connection must get GOAWAY: its peer is shut out and no call on it has authenticated,
     /// or it floods the gateway with rejected calls, which counts as a failure of the peer.
-    async fn must_leave(&self) {
+    async fn must_go_away(&self) {
         let Some((notice, net)) = &self.peer else {
             return std::future::pending().await;
         };
@@ -313,7 +313,7 @@ impl PeerWatch {
             }
         }
         match (ended, state) {
-            (_, ConnectionState::Leaving) => ConnectionEnd::Idle,
+            (_, ConnectionState::Idle) => ConnectionEnd::Idle,
             (_, ConnectionState::ShutOut) => ConnectionEnd::ShutOut,
             (Ok(()), ConnectionState::Draining) => ConnectionEnd::Drain,
             (Ok(()), ConnectionState::Serving) => ConnectionEnd::Peer,
@@ -369,7 +369,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
             drain.note_readiness_poll();
         }
         let is_known = [HEALTH, REFLECTION].iter().any(|service| path.starts_with(service));
-        match service.admit_other(&self.info, &mut request) {
+        match service.admit_anonymous(&self.info, &mut request) {
             Ok(permit) => supervisor.hold(permit),
             Err(rejected) => {
                 return Box::pin(async move {

@@ -2,8 +2,8 @@
 //!
 //! A peer is shut out after too many failures: calls without valid credentials, broken TLS handshakes, and
 //! connections that broke HTTP/2. While it is shut out, a new connection must present a trusted certificate
-//! ([`PeerLimits::may_prove`]), and open connections without an authenticated call ([`AuthState`]) must close
-//! ([`ShutOutNotice`]).
+//! ([`PeerLimits::may_handshake`]), and open connections without an authenticated call ([`AuthState`]) must
+//! close ([`ShutOutNotice`]).
 //!
 //! Addresses are those that a trusted proxy names ([`super::proxy`]); IPv6 counts by network ([`PeerNet`]).
 //! Only peers that have something open, or called or failed recently, use memory.
@@ -23,26 +23,26 @@ use crate::model::peer::PeerNet;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::rate::{Buckets, Rate};
 
-/// Open health and reflection calls of one peer. They need no credentials, so no owner's quota bounds them. A
-/// few probes and balancers watch from one address.
-const OPEN_CALLS_MAX: usize = 128;
+/// Health and reflection calls of one peer in progress. They need no credentials, so no owner's quota bounds
+/// them. A few probes and balancers watch from one address.
+const ANONYMOUS_CALLS_MAX: usize = 128;
 
 /// Retry-after hint when too many such calls are open. The wait is unknown; five seconds bounds the retry
 /// load.
-const OPEN_CALLS_RETRY: Duration = Duration::from_secs(5);
+const ANONYMOUS_CALLS_RETRY: Duration = Duration::from_secs(5);
 
 /// Burst of health and reflection calls: as many as may be open, because all reconnect when a gateway
 /// restarts.
-const OPEN_CALLS_BURST: u64 = OPEN_CALLS_MAX as u64;
+const ANONYMOUS_CALLS_BURST: u64 = ANONYMOUS_CALLS_MAX as u64;
 
 /// Handshakes in which a shut-out peer may present a trusted certificate. One costs about a millisecond of a
 /// core, so a shut-out address uses half a percent of one. Tenants at that address that reconnect together
 /// succeed within seconds.
-const PROOFS: Rate = Rate::new(5, Duration::from_secs(1)).with_burst(20);
+const SHUT_OUT_HANDSHAKES: Rate = Rate::new(5, Duration::from_secs(1)).with_burst(20);
 
 /// Unknown certificates of a shut-out peer that may cause a query to the trust source. Few, because the
 /// source may be a chain node with a rate limit that all unknown callers share.
-const PROOF_QUERIES: Rate = Rate::new(6, Duration::from_secs(60));
+const SHUT_OUT_QUERIES: Rate = Rate::new(6, Duration::from_secs(60));
 
 /// Period of the failure limit.
 const FAILURES_PER: Duration = Duration::from_secs(60);
@@ -64,11 +64,11 @@ pub(super) struct PeerLimits(Arc<PeerTables>);
 struct PeerTables {
     connections_max: usize,
     connections: ConcurrencyLimiter<PeerNet>,
-    open_calls: ConcurrencyLimiter<PeerNet>,
-    open_call_rate: RateQuota<PeerNet>,
+    anonymous_calls: ConcurrencyLimiter<PeerNet>,
+    anonymous_call_rate: RateQuota<PeerNet>,
     failures: RateQuota<PeerNet>,
-    proofs: Buckets<PeerNet>,
-    proof_queries: Buckets<PeerNet>,
+    shut_out_handshakes: Buckets<PeerNet>,
+    shut_out_queries: Buckets<PeerNet>,
     /// Notified when a peer is shut out. Bounded by the number of open connections.
     notices: Mutex<HashMap<PeerNet, Arc<Notify>>>,
 }
@@ -107,16 +107,21 @@ impl PeerLimits {
     pub(super) fn new(limits: &ConnectionLimits, quota: &QuotaLimits) -> Self {
         let (calls, failures) = (quota.open_calls_per_second, quota.auth_failures_per_minute);
         let call_rate = Rate::new(u64::from(calls), Duration::from_secs(1));
-        let call_rate = call_rate.with_burst(OPEN_CALLS_BURST.max(u64::from(calls)));
+        let call_rate = call_rate.with_burst(ANONYMOUS_CALLS_BURST.max(u64::from(calls)));
         let failure_rate = Rate::new(u64::from(failures), FAILURES_PER);
         Self(Arc::new(PeerTables {
             connections_max: limits.max_per_peer,
             connections: ConcurrencyLimiter::default(),
-            open_calls: ConcurrencyLimiter::default(),
-            open_call_rate: RateQuota::new(Quota::OpenCallRatePerPeer, calls, call_rate, PEERS_KEPT),
+            anonymous_calls: ConcurrencyLimiter::default(),
+            anonymous_call_rate: RateQuota::new(
+                Quota::AnonymousCallRatePerPeer,
+                calls,
+                call_rate,
+                PEERS_KEPT,
+            ),
             failures: RateQuota::new(Quota::AuthFailuresPerPeer, failures, failure_rate, PEERS_KEPT),
-            proofs: Buckets::new(PROOFS, PEERS_KEPT),
-            proof_queries: Buckets::new(PROOF_QUERIES, PEERS_KEPT),
+            shut_out_handshakes: Buckets::new(SHUT_OUT_HANDSHAKES, PEERS_KEPT),
+            shut_out_queries: Buckets::new(SHUT_OUT_QUERIES, PEERS_KEPT),
             notices: Mutex::default(),
         }))
     }
@@ -126,20 +131,20 @@ impl PeerLimits {
         self.0.connections.hold(&peer, self.0.connections_max)
     }
 
-    /// Counts one more call without credentials.
+    /// Counts one more call without credentials, until the permit is dropped.
     ///
     /// # Errors
     /// The peer calls too often, or has too many such calls open.
-    pub(super) fn open_call(
+    pub(super) fn begin_anonymous_call(
         &self,
         peer: PeerNet,
         now: Instant,
     ) -> Result<ConcurrencyPermit<PeerNet>, Exceeded> {
-        let permit = self.0.open_calls.hold(&peer, OPEN_CALLS_MAX).ok_or(Exceeded {
-            quota: Quota::OpenCallsPerPeer,
+        let permit = self.0.anonymous_calls.hold(&peer, ANONYMOUS_CALLS_MAX).ok_or(Exceeded {
+            quota: Quota::AnonymousCallsPerPeer,
             subject: Subject::Peer,
-            limit: OPEN_CALLS_MAX as u64,
-            retry_after: Some(OPEN_CALLS_RETRY),
+            limit: ANONYMOUS_CALLS_MAX as u64,
+            retry_after: Some(ANONYMOUS_CALLS_RETRY),
         })?;
         self.count_message(peer, now)?;
         Ok(permit)
@@ -151,21 +156,22 @@ impl PeerLimits {
     /// # Errors
     /// The peer sends them too often.
     pub(super) fn count_message(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
-        self.0.open_call_rate.take(&peer, now, || Subject::Peer)
+        self.0.anonymous_call_rate.take(&peer, now, || Subject::Peer)
     }
 
-    /// Returns whether a shut-out peer may complete one more handshake, to present a trusted certificate.
-    pub(super) fn may_prove(&self, peer: PeerNet, now: Instant) -> bool {
-        self.0.proofs.try_take(&peer, 1, now).is_ok()
+    /// Takes one of the handshakes in which a shut-out peer may present a trusted certificate. Returns
+    /// whether there was one.
+    pub(super) fn may_handshake(&self, peer: PeerNet, now: Instant) -> bool {
+        self.0.shut_out_handshakes.try_take(&peer, 1, now).is_ok()
     }
 
     /// Returns whether one more unknown certificate of a shut-out peer may cause a query to the trust source.
     pub(super) fn may_query_trust(&self, peer: PeerNet, now: Instant) -> bool {
-        self.0.proof_queries.try_take(&peer, 1, now).is_ok()
+        self.0.shut_out_queries.try_take(&peer, 1, now).is_ok()
     }
 
-    /// Registers a connection of this peer.
-    pub(super) fn notice(&self, peer: PeerNet) -> ShutOutNotice {
+    /// Registers a connection of this peer, which is notified when the peer is shut out.
+    pub(super) fn register_connection(&self, peer: PeerNet) -> ShutOutNotice {
         let notify = Arc::clone(self.0.notices.lock().entry(peer).or_default());
         ShutOutNotice { peers: self.clone(), peer, notify }
     }
@@ -174,7 +180,7 @@ impl PeerLimits {
     ///
     /// # Errors
     /// It is; the error has the remaining time.
-    pub(super) fn check(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
+    pub(super) fn check_shut_out(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
         self.0.failures.check(&peer, now, || Subject::Peer)
     }
 
@@ -214,7 +220,7 @@ impl ShutOutNotice {
             tokio::pin!(notified);
             // Registered before the check, so that no notification is lost in between.
             notified.as_mut().enable();
-            if self.peers.check(self.peer, tokio::time::Instant::now().into_std()).is_err() {
+            if self.peers.check_shut_out(self.peer, tokio::time::Instant::now().into_std()).is_err() {
                 return;
             }
             notified.await;
@@ -254,7 +260,7 @@ impl AuthState {
 
     /// Returns whether calls skip the shut-out check. A failure ends that, so
     /// that a caller with one good token cannot try bad ones.
-    pub(super) fn may_call(&self) -> bool {
+    pub(super) fn last_call_authenticated(&self) -> bool {
         self.0.last_succeeded.load(Ordering::Relaxed)
     }
 
@@ -304,22 +310,22 @@ mod tests {
         let (bad, good) = (peer(1), peer(2));
         let start = Instant::now();
         for _ in 0..10 {
-            assert_eq!(peers.check(bad, start), Ok(()));
+            assert_eq!(peers.check_shut_out(bad, start), Ok(()));
             peers.record_failure(bad, start);
         }
-        let exceeded = peers.check(bad, start).unwrap_err();
+        let exceeded = peers.check_shut_out(bad, start).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::AuthFailuresPerPeer, 10));
         let wait = exceeded.retry_after.unwrap();
         assert!(wait >= FAILURES_PER && wait < 2 * FAILURES_PER, "{wait:?}");
-        assert_eq!(peers.check(good, start), Ok(()));
+        assert_eq!(peers.check_shut_out(good, start), Ok(()));
         // Failures in progress at that time do not extend it.
         peers.record_failure(bad, start);
-        assert_eq!(peers.check(bad, start).unwrap_err().retry_after, Some(wait));
+        assert_eq!(peers.check_shut_out(bad, start).unwrap_err().retry_after, Some(wait));
         let over = start + wait;
-        assert_eq!(peers.check(bad, over), Ok(()));
+        assert_eq!(peers.check_shut_out(bad, over), Ok(()));
         // The next failure shuts it out again at once.
         peers.record_failure(bad, over);
-        assert!(peers.check(bad, over).is_err());
+        assert!(peers.check_shut_out(bad, over).is_err());
     }
 
     #[test]
@@ -327,7 +333,7 @@ mod tests {
         let peers = failing(60);
         let mut now = Instant::now();
         for _ in 0..1_000 {
-            assert_eq!(peers.check(peer(1), now), Ok(()));
+            assert_eq!(peers.check_shut_out(peer(1), now), Ok(()));
             peers.record_failure(peer(1), now);
             now += Duration::from_secs(1);
         }
@@ -335,11 +341,11 @@ mod tests {
         for _ in 0..1_000 {
             unlimited.record_failure(peer(1), now);
         }
-        assert_eq!(unlimited.check(peer(1), now), Ok(()));
+        assert_eq!(unlimited.check_shut_out(peer(1), now), Ok(()));
     }
 
     #[test]
-    fn connections_and_open_calls_are_limited_per_peer() {
+    fn connections_and_anonymous_calls_are_limited_per_peer() {
         let limits = ConnectionLimits { max_per_peer: 2, ..ConnectionLimits::default() };
         let peers =
             PeerLimits::new(&limits, &QuotaLimits { open_calls_per_second: 0, ..QuotaLimits::default() });
@@ -350,10 +356,11 @@ mod tests {
         drop(held);
         let again = peers.open_connection(peer(1)).unwrap();
         drop((again, other));
-        let calls: Vec<_> = (0..OPEN_CALLS_MAX).map(|_| peers.open_call(peer(1), now).unwrap()).collect();
-        assert_eq!(peers.open_call(peer(1), now).unwrap_err().quota, Quota::OpenCallsPerPeer);
+        let calls: Vec<_> =
+            (0..ANONYMOUS_CALLS_MAX).map(|_| peers.begin_anonymous_call(peer(1), now).unwrap()).collect();
+        assert_eq!(peers.begin_anonymous_call(peer(1), now).unwrap_err().quota, Quota::AnonymousCallsPerPeer);
         drop(calls);
-        assert!(peers.open_call(peer(1), now).is_ok());
+        assert!(peers.begin_anonymous_call(peer(1), now).is_ok());
     }
 
     #[test]
@@ -361,37 +368,41 @@ mod tests {
         let quota = QuotaLimits { open_calls_per_second: 2, ..QuotaLimits::default() };
         let peers = PeerLimits::new(&ConnectionLimits::default(), &quota);
         let now = Instant::now();
-        for _ in 0..OPEN_CALLS_BURST {
-            drop(peers.open_call(peer(1), now).unwrap());
+        for _ in 0..ANONYMOUS_CALLS_BURST {
+            drop(peers.begin_anonymous_call(peer(1), now).unwrap());
         }
-        let exceeded = peers.open_call(peer(1), now).unwrap_err();
-        assert_eq!((exceeded.quota, exceeded.limit), (Quota::OpenCallRatePerPeer, 2));
+        let exceeded = peers.begin_anonymous_call(peer(1), now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.limit), (Quota::AnonymousCallRatePerPeer, 2));
         assert_eq!(exceeded.retry_after, Some(Duration::from_millis(500)));
-        assert!(peers.open_call(peer(2), now).is_ok());
+        assert!(peers.begin_anonymous_call(peer(2), now).is_ok());
         let later = now + Duration::from_millis(500);
-        assert!(peers.open_call(peer(1), later).is_ok());
+        assert!(peers.begin_anonymous_call(peer(1), later).is_ok());
         assert!(peers.count_message(peer(1), later).is_err());
     }
 
     #[test]
-    fn proofs_of_a_shut_out_peer_are_rate_limited() {
+    fn handshakes_of_a_shut_out_peer_are_rate_limited() {
         let peers = failing(1);
         let now = Instant::now();
-        let handshakes = (0..1_000).filter(|_| peers.may_prove(peer(1), now)).count();
+        let handshakes = (0..1_000).filter(|_| peers.may_handshake(peer(1), now)).count();
         let queries = (0..1_000).filter(|_| peers.may_query_trust(peer(1), now)).count();
         assert_eq!((handshakes, queries), (20, 6));
         let later = now + Duration::from_secs(10);
-        let handshakes = (0..1_000).filter(|_| peers.may_prove(peer(1), later)).count();
+        let handshakes = (0..1_000).filter(|_| peers.may_handshake(peer(1), later)).count();
         let queries = (0..1_000).filter(|_| peers.may_query_trust(peer(1), later)).count();
         assert_eq!((handshakes, queries), (20, 1));
-        assert!(peers.may_prove(peer(2), now));
+        assert!(peers.may_handshake(peer(2), now));
     }
 
     #[tokio::test(start_paused = true)]
     async fn shut_out_notifies_all_connections_of_the_peer() {
         let peers = failing(2);
         let now = || tokio::time::Instant::now().into_std();
-        let (bad, same, good) = (peers.notice(peer(1)), peers.notice(peer(1)), peers.notice(peer(2)));
+        let (bad, same, good) = (
+            peers.register_connection(peer(1)),
+            peers.register_connection(peer(1)),
+            peers.register_connection(peer(2)),
+        );
         let short = Duration::from_millis(1);
         peers.record_failure(peer(1), now());
         tokio::time::timeout(short, bad.shut_out()).await.unwrap_err();
@@ -403,7 +414,7 @@ mod tests {
         assert!(bad_notified.is_ok() && same_notified.is_ok());
         tokio::time::timeout(short, good.shut_out()).await.unwrap_err();
         // A later connection is notified at once.
-        peers.notice(peer(1)).shut_out().await;
+        peers.register_connection(peer(1)).shut_out().await;
         drop((bad, good));
         assert_eq!(peers.0.notices.lock().len(), 1);
         drop(same);
@@ -413,13 +424,13 @@ mod tests {
     #[test]
     fn failed_call_is_not_excused_by_an_earlier_success() {
         let state = AuthState::default();
-        assert!(!state.is_authenticated() && !state.may_call());
+        assert!(!state.is_authenticated() && !state.last_call_authenticated());
         state.record_success();
-        assert!(state.is_authenticated() && state.may_call());
+        assert!(state.is_authenticated() && state.last_call_authenticated());
         state.record_failure();
-        assert!(state.is_authenticated() && !state.may_call());
+        assert!(state.is_authenticated() && !state.last_call_authenticated());
         state.record_success();
-        assert!(state.may_call());
+        assert!(state.last_call_authenticated());
     }
 
     #[tokio::test(start_paused = true)]

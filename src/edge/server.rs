@@ -73,7 +73,7 @@ struct Accepted {
     /// Its address; behind a trusted proxy, the one that the proxy names.
     address: SocketAddr,
     /// The peer is shut out, so the connection must present a trusted certificate.
-    must_prove: bool,
+    needs_trusted_certificate: bool,
     _permit: ConcurrencyPermit<PeerNet>,
 }
 
@@ -179,14 +179,14 @@ impl Server {
         connections.metrics.handshake_time.record(started.elapsed().as_secs_f64());
         let mut info = ConnectionInfo::new(ClientCertificate::new(io.peer_certificates()), Some(peer));
         info.public_name = io.server_name().and_then(|name| self.tls.public_name(name));
-        if accepted.must_prove {
-            let proof = connections.service.prove(&info);
-            let proved = tokio::select! {
+        if accepted.needs_trusted_certificate {
+            let check = connections.service.has_trusted_certificate(&info);
+            let is_trusted = tokio::select! {
                 biased;
                 () = connections.drain.draining() => return ConnectionEnd::Drain,
-                proved = tokio::time::timeout(connections.limits.connection.handshake, proof) => proved,
+                is_trusted = tokio::time::timeout(connections.limits.connection.handshake, check) => is_trusted,
             };
-            if proved != Ok(true) {
+            if is_trusted != Ok(true) {
                 tracing::debug!(%peer, "closed connection: shut-out peer has no trusted certificate");
                 return ConnectionEnd::ShutOut;
             }
@@ -267,14 +267,14 @@ impl ConnectionLimiter {
             return None;
         };
         let now = Instant::now().into_std();
-        let shut_out = peers.check(peer, now).err();
+        let shut_out = peers.check_shut_out(peer, now).err();
         if let Some(exceeded) = &shut_out
-            && !peers.may_prove(peer, now)
+            && !peers.may_handshake(peer, now)
         {
             self.reject(ConnectionRejection::AuthFailures, real, exceeded);
             return None;
         }
-        Some(Accepted { address: real, must_prove: shut_out.is_some(), _permit: permit })
+        Some(Accepted { address: real, needs_trusted_certificate: shut_out.is_some(), _permit: permit })
     }
 
     fn reject(&self, reason: ConnectionRejection, peer: SocketAddr, why: &dyn fmt::Display) {

@@ -79,7 +79,7 @@ struct Call<'a> {
     audit: &'a AuditRecord,
 }
 
-type View = watch::Receiver<Arc<LeaseView>>;
+type ViewReceiver = watch::Receiver<Arc<LeaseView>>;
 
 /// Returns the method of the lease service at a request path.
 pub(super) fn method_of(path: &str) -> Option<Method> {
@@ -118,14 +118,14 @@ impl LeaseService {
     }
 
     /// Returns whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
-    pub(super) async fn prove(&self, info: &ConnectionInfo) -> bool {
+    pub(super) async fn has_trusted_certificate(&self, info: &ConnectionInfo) -> bool {
         let may_query =
             || info.net().is_none_or(|net| self.peers.may_query_trust(net, Instant::now().into_std()));
-        let proved = self.authenticator.trusts(&info.certificate, LogTime::now(), may_query).await;
-        if proved {
+        let is_trusted = self.authenticator.trusts(&info.certificate, LogTime::now(), may_query).await;
+        if is_trusted {
             info.auth.record_success();
         }
-        proved
+        is_trusted
     }
 
     /// Answers one call of the lease service. If it becomes a stream, starts its supervision.
@@ -146,7 +146,7 @@ impl LeaseService {
     ///
     /// # Errors
     /// The response, if the peer has too many such calls open, calls too often, or is shut out.
-    pub(super) fn admit_other(
+    pub(super) fn admit_anonymous(
         &self,
         info: &ConnectionInfo,
         request: &mut Request<RequestBody>,
@@ -155,8 +155,8 @@ impl LeaseService {
             return Ok(None);
         };
         let now = Instant::now().into_std();
-        let checked = if info.auth.is_authenticated() { Ok(()) } else { self.peers.check(net, now) };
-        let permit = match checked.and_then(|()| self.peers.open_call(net, now)) {
+        let checked = if info.auth.is_authenticated() { Ok(()) } else { self.peers.check_shut_out(net, now) };
+        let permit = match checked.and_then(|()| self.peers.begin_anonymous_call(net, now)) {
             Ok(permit) => permit,
             Err(exceeded) => {
                 match exceeded.quota {
@@ -240,9 +240,9 @@ impl LeaseService {
         audit: &AuditRecord,
     ) -> Result<Authenticated, CallError> {
         if let Some(net) = info.net()
-            && !info.auth.may_call()
+            && !info.auth.last_call_authenticated()
         {
-            let checked = self.peers.check(net, Instant::now().into_std());
+            let checked = self.peers.check_shut_out(net, Instant::now().into_std());
             checked.inspect_err(|_| info.auth.record_shut_out_rejection())?;
         }
         let result = self.authenticator.authenticate(&info.certificate, authorization, LogTime::now()).await;
@@ -259,7 +259,7 @@ impl LeaseService {
             self.call_error(error.refusal, info)
         })?;
         info.auth.record_success();
-        audit.set_proved(caller.identity.owner().clone());
+        audit.set_authenticated(caller.identity.owner().clone());
         Ok(caller)
     }
 
@@ -299,7 +299,7 @@ impl LeaseService {
         if !request.resume.keys().all(|replica| services.contains(&replica.service)) {
             return Err(Refusal::ServiceNotGranted.into());
         }
-        let view = self.select(&request.lease, &request.filter).await?;
+        let view = self.checked_view(&request.lease, &request.filter).await?;
         if matches!(request.range, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
             if !view.select(&request.filter).any(|(_, replica)| replica.readable().count() > 1) {
@@ -328,7 +328,7 @@ impl LeaseService {
         let mut filter = request::filter(message.filter.as_ref(), &message.filters, filters_max)?;
         call.audit.set_lease(&lease);
         call.caller.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
-        let view = self.select(&lease, &filter).await?;
+        let view = self.checked_view(&lease, &filter).await?;
         let control = self.open_stream(&call);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");
         Ok(response::of_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
@@ -346,7 +346,7 @@ impl LeaseService {
             call.audit.restart(&request.filter, true);
             job
         } else {
-            let view = self.select(&request.lease, &request.filter).await?;
+            let view = self.checked_view(&request.lease, &request.filter).await?;
             self.quotas.admit_restart(&request.lease, Instant::now().into_std())?;
             let filter = request.filter.clone();
             let job = self.restarts.begin(request, &view.borrow())?;
@@ -368,7 +368,7 @@ impl LeaseService {
 
     /// Returns the view of `lease`. It has everything that `filter` names, and at most as many replicas as
     /// one call may select.
-    async fn select(&self, lease: &LeaseId, filter: &Filter) -> Result<View, CallError> {
+    async fn checked_view(&self, lease: &LeaseId, filter: &Filter) -> Result<ViewReceiver, CallError> {
         let receiver = self.view(lease).await?;
         let view = receiver.borrow();
         if let Some(missing) = filter.missing(&view) {
@@ -393,7 +393,7 @@ impl LeaseService {
         Ok(receiver)
     }
 
-    async fn view(&self, lease: &LeaseId) -> Result<View, CallError> {
+    async fn view(&self, lease: &LeaseId) -> Result<ViewReceiver, CallError> {
         let context = self.actors.context();
         let view = context.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,

@@ -90,7 +90,8 @@ struct Possession {
 #[derive(Clone, Debug)]
 pub struct SniConfigs {
     public: Option<Arc<PublicConfig>>,
-    other: Arc<ServerConfig>,
+    /// For all other names, and for none.
+    default: Arc<ServerConfig>,
 }
 
 /// The configuration for the public host names.
@@ -191,13 +192,13 @@ impl SniConfigs {
 
     /// Returns the only configuration, if the server name makes no difference.
     fn only(&self) -> Option<Arc<ServerConfig>> {
-        self.public.is_none().then(|| Arc::clone(&self.other))
+        self.public.is_none().then(|| Arc::clone(&self.default))
     }
 
     /// Returns the configuration for a client that asks for `name`, or for none.
     fn of(&self, name: Option<&str>) -> Arc<ServerConfig> {
         let public = self.public.as_ref().filter(|public| name.and_then(|name| public.host(name)).is_some());
-        Arc::clone(public.map_or(&self.other, |public| &public.config))
+        Arc::clone(public.map_or(&self.default, |public| &public.config))
     }
 
     /// Returns the public host that `name` means. Its clients are not asked for a certificate.
@@ -208,8 +209,8 @@ impl SniConfigs {
 
 /// One configuration for all names.
 impl From<Arc<ServerConfig>> for SniConfigs {
-    fn from(other: Arc<ServerConfig>) -> Self {
-        Self { public: None, other }
+    fn from(default: Arc<ServerConfig>) -> Self {
+        Self { public: None, default }
     }
 }
 

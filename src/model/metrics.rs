@@ -14,7 +14,7 @@ pub use super::label::{LabelSet, LabelValue, Labels};
 pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
-    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
+    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
     PlatformName, ReadKind, RestartResult,
 };
 pub use labels::{ConnectionEnd, SourceError};

@@ -39,9 +39,9 @@ label! {
         /// Failed authentications, handshakes and HTTP/2 connections of one peer per minute.
         AuthFailuresPerPeer = "auth_failures_per_peer",
         /// Open calls of health and reflection, which need no credentials, of one peer.
-        OpenCallsPerPeer = "open_calls_per_peer",
+        AnonymousCallsPerPeer = "open_calls_per_peer",
         /// Calls of health and reflection, which need no credentials, of one peer per second.
-        OpenCallRatePerPeer = "open_call_rate_per_peer",
+        AnonymousCallRatePerPeer = "open_call_rate_per_peer",
         /// Queries about unknown callers to an Akash node per second, of all peers.
         ChainQueries = "chain_queries",
     }
@@ -98,8 +98,10 @@ impl Exceeded {
             Quota::AuthFailuresPerPeer => {
                 "too many failed authentications or broken connections per minute from this address"
             }
-            Quota::OpenCallsPerPeer => "too many open calls without credentials from this address",
-            Quota::OpenCallRatePerPeer => "too many calls per second without credentials from this address",
+            Quota::AnonymousCallsPerPeer => "too many open calls without credentials from this address",
+            Quota::AnonymousCallRatePerPeer => {
+                "too many calls per second without credentials from this address"
+            }
             Quota::ChainQueries => "too many unknown callers per second",
         }
     }

@@ -121,14 +121,14 @@ impl KubePlatform {
     /// If the configuration is unusable, or permissions are missing: the error names all of them.
     pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
         let freshness = Freshness::default();
-        let opened = freshness.clone();
-        let opened = move |plural: &str| {
+        let opened_watches = freshness.clone();
+        let on_opened = move |plural: &str| {
             if let Some(kind) = Watched::ALL.iter().find(|kind| kind.label() == plural) {
-                opened.opened(*kind);
+                opened_watches.opened(*kind);
             }
         };
         let KubeConfig { cluster, provider, hostname } = config;
-        let (client, server) = client::connect(cluster, opened).await?;
+        let (client, server) = client::connect(cluster, on_opened).await?;
         let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
         start::retry(&server, || permissions::check(&client, &cluster.manifest_namespace, &own)).await?;
         // Retried until the API server responds, so that these kinds are served from the start.

@@ -218,7 +218,10 @@ impl Trust for BusyTrust {
         Box::pin(async { Ok(TrustAnswer::Refused(Refusal::TrustBusy)) })
     }
 
-    fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
+    fn account_key<'a>(
+        &'a self,
+        _: &'a Owner,
+    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
         Box::pin(async { Ok(TrustAnswer::Refused(Refusal::TrustBusy)) })
     }
 }

@@ -385,11 +385,11 @@ async fn public_name_gets_its_own_certificate() {
         ["own", "public"].map(|name| tls::ensure(&dir.path().join(name), &hosts, SystemTime::now()).unwrap());
     let load = |made: &tls::Generated| tls::load(&made.certificate, &made.key).unwrap();
     let resolver = single(load(&public));
-    let offers = tls::SniConfigs::from(Arc::new(tls::server_config(single(load(&own))).unwrap()))
+    let sni_configs = tls::SniConfigs::from(Arc::new(tls::server_config(single(load(&own))).unwrap()))
         .with_public(&hosts, Arc::new(tls::public_server_config(resolver).unwrap()));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    gateway.drain.spawn(gateway.server(offers).serve(listener));
+    gateway.drain.spawn(gateway.server(sni_configs).serve(listener));
     let der = |made: &tls::Generated| CertificateDer::from_pem_file(&made.certificate).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(der(&own)).unwrap();

@@ -118,7 +118,7 @@ impl Trust for Tenant {
         Box::pin(std::future::ready(Ok(answer)))
     }
 
-    fn account<'a>(
+    fn account_key<'a>(
         &'a self,
         _: &'a Owner,
     ) -> BoxFuture<'a, std::result::Result<TrustAnswer<AccountKey>, Unavailable>> {

@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::node::QueryError;
-use super::{CONFIRMED_FOR, ENTRIES_MAX, NEGATIVE_ENTRIES_MAX, PERSIST_PART, REFUSED_FOR, RETRY_AFTER};
+use super::{CONFIRMED_FOR, ENTRIES_MAX, GRACE_DIVISOR, NEGATIVE_ENTRIES_MAX, REFUSED_FOR, RETRY_AFTER};
 use crate::access::refusal::Refusal;
 use crate::access::trust::{
-    Answer, RevocationSignal, TrustAnswer, TrustEntry, TrustKey, TrustValue, TrustedItem, Unavailable,
+    Answer, RevocationSignal, TrustAnswer, TrustEntry, TrustId, TrustValue, TrustedItem, Unavailable,
 };
-use crate::model::metrics::ChainAnswer;
+use crate::model::metrics::ChainAnswerOrigin;
 
 #[derive(Debug)]
 pub(super) struct Cache {
-    positive: HashMap<TrustKey, PositiveEntry>,
-    negative: HashMap<TrustKey, NegativeEntry>,
+    positive: HashMap<TrustId, PositiveEntry>,
+    negative: HashMap<TrustId, NegativeEntry>,
     /// For how long entries are used without a confirmation.
     grace: Duration,
 }
@@ -46,7 +46,7 @@ struct NegativeEntry {
 #[derive(Debug)]
 pub(super) enum Lookup {
     /// The outcome is known, without a query.
-    Known(Outcome, ChainAnswer),
+    Known(Outcome, ChainAnswerOrigin),
     /// A query is necessary. `is_known`: it confirms a cached item.
     Query { is_known: bool },
 }
@@ -61,7 +61,7 @@ pub(super) enum DiskChange {
     Write {
         value: TrustValue,
         /// Removed to make room.
-        replaced: Option<TrustKey>,
+        replaced: Option<TrustId>,
     },
     Remove,
 }
@@ -83,31 +83,33 @@ impl Cache {
         }
     }
 
-    pub(super) fn lookup(&mut self, key: &TrustKey, now: Instant) -> Lookup {
+    pub(super) fn lookup(&mut self, key: &TrustId, now: Instant) -> Lookup {
         if let Some(entry) = self.positive.get_mut(key) {
             entry.used = now;
             if now - entry.confirmed < CONFIRMED_FOR {
-                return Lookup::Known(Ok(entry.answer()), ChainAnswer::Cache);
+                return Lookup::Known(Ok(entry.answer()), ChainAnswerOrigin::Cache);
             }
             if entry.retry_at.is_some_and(|at| now < at) && now - entry.confirmed <= self.grace {
-                return Lookup::Known(Ok(entry.answer()), ChainAnswer::Grace);
+                return Lookup::Known(Ok(entry.answer()), ChainAnswerOrigin::Grace);
             }
             return Lookup::Query { is_known: true };
         }
         match self.negative.get(key) {
-            Some(entry) if now < entry.until => Lookup::Known(Ok(entry.answer.clone()), ChainAnswer::Cache),
+            Some(entry) if now < entry.until => {
+                Lookup::Known(Ok(entry.answer.clone()), ChainAnswerOrigin::Cache)
+            }
             _ => Lookup::Query { is_known: false },
         }
     }
 
     /// Returns the item that was found last, however long ago. Does not count as a use.
-    pub(super) fn peek(&self, key: &TrustKey) -> Option<TrustedItem<TrustValue>> {
+    pub(super) fn peek(&self, key: &TrustId) -> Option<TrustedItem<TrustValue>> {
         self.positive.get(key).map(PositiveEntry::item)
     }
 
     /// Returns the items that running calls depend on and that must be confirmed now, longest unconfirmed
     /// first.
-    pub(super) fn due(&self, now: Instant) -> Vec<TrustKey> {
+    pub(super) fn due(&self, now: Instant) -> Vec<TrustId> {
         let due = self.positive.iter().filter(|(_, entry)| {
             entry.revocation.is_shared()
                 && now - entry.confirmed >= CONFIRMED_FOR
@@ -125,7 +127,7 @@ impl Cache {
             if over && entry.revocation.is_shared() {
                 // The entry stays, so that its next query counts as one for a known item. It gets a new
                 // signal, so that the old one does not end later calls.
-                std::mem::take(&mut entry.revocation).expire();
+                std::mem::take(&mut entry.revocation).end_unconfirmed();
             }
         }
     }
@@ -133,7 +135,7 @@ impl Cache {
     /// Applies the result of a query.
     pub(super) fn apply(
         &mut self,
-        key: &TrustKey,
+        key: &TrustId,
         answer: Result<Answer<TrustValue>, QueryError>,
         now: Instant,
     ) -> (Outcome, DiskChange) {
@@ -145,16 +147,16 @@ impl Cache {
         }
     }
 
-    fn found(&mut self, key: &TrustKey, value: TrustValue, now: Instant) -> (Outcome, DiskChange) {
+    fn found(&mut self, key: &TrustId, value: TrustValue, now: Instant) -> (Outcome, DiskChange) {
         self.negative.remove(key);
         if let Some(entry) = self.positive.get_mut(key) {
             let is_same = entry.value == value;
             if !is_same {
-                entry.revocation.revoke();
+                entry.revocation.end_trust();
                 (entry.value, entry.revocation) = (value, RevocationSignal::default());
             }
             (entry.confirmed, entry.retry_at) = (now, None);
-            if is_same && now - entry.persisted < self.grace / PERSIST_PART {
+            if is_same && now - entry.persisted < self.grace / GRACE_DIVISOR {
                 return (Ok(entry.answer()), DiskChange::None);
             }
             entry.persisted = now;
@@ -175,13 +177,13 @@ impl Cache {
 
     fn not_trusted(
         &mut self,
-        key: &TrustKey,
+        key: &TrustId,
         answer: TrustAnswer<TrustValue>,
         now: Instant,
     ) -> (Outcome, DiskChange) {
         let removed = self.positive.remove(key);
         if let Some(entry) = &removed {
-            entry.revocation.revoke();
+            entry.revocation.end_trust();
         }
         if self.negative.len() >= NEGATIVE_ENTRIES_MAX {
             self.negative.retain(|_, entry| now < entry.until);
@@ -195,7 +197,7 @@ impl Cache {
         (Ok(answer), change)
     }
 
-    fn failed(&mut self, key: &TrustKey, now: Instant) -> (Outcome, DiskChange) {
+    fn failed(&mut self, key: &TrustId, now: Instant) -> (Outcome, DiskChange) {
         let Some(entry) = self.positive.get_mut(key) else {
             return (Err(Unavailable), DiskChange::None);
         };
@@ -203,13 +205,13 @@ impl Cache {
             entry.retry_at = Some(now + RETRY_AFTER);
             return (Ok(entry.answer()), DiskChange::None);
         }
-        entry.revocation.expire();
+        entry.revocation.end_unconfirmed();
         self.positive.remove(key);
         (Err(Unavailable), DiskChange::Remove)
     }
 
     /// Removes the least recently used entry that no running call depends on, and returns its key.
-    fn remove_least_recent(&mut self) -> Option<TrustKey> {
+    fn remove_least_recent(&mut self) -> Option<TrustId> {
         let idle = self.positive.iter().filter(|(_, entry)| !entry.revocation.is_shared());
         let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone())?;
         self.positive.remove(&oldest);

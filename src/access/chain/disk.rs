@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 
 use super::ENTRIES_MAX;
-use crate::access::trust::{TrustEntry, TrustKey, TrustValue};
+use crate::access::trust::{TrustEntry, TrustId, TrustValue};
 use crate::access::trust_file::{self, FILE_MAX_BYTES};
 use crate::model::time::LogTime;
 use crate::sys::read::read_bounded;
@@ -60,7 +60,7 @@ impl Disk {
         Ok(entries)
     }
 
-    pub(super) fn write(&self, key: &TrustKey, value: &TrustValue, now: LogTime) -> io::Result<()> {
+    pub(super) fn write(&self, key: &TrustId, value: &TrustValue, now: LogTime) -> io::Result<()> {
         let mut file = NamedTempFile::with_prefix_in(".new-", &self.dir)?;
         writeln!(file, "{CONFIRMED}{now}")?;
         trust_file::write(&mut file, value)?;
@@ -68,7 +68,7 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn remove(&self, key: &TrustKey) -> io::Result<()> {
+    pub(super) fn remove(&self, key: &TrustId) -> io::Result<()> {
         match fs::remove_file(self.path(key)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
@@ -76,10 +76,10 @@ impl Disk {
     }
 
     /// Addresses and serial numbers have letters and digits only.
-    fn path(&self, key: &TrustKey) -> PathBuf {
+    fn path(&self, key: &TrustId) -> PathBuf {
         self.dir.join(match key {
-            TrustKey::Certificate(owner, serial) => format!("{owner}.{serial}.pem"),
-            TrustKey::Account(owner) => format!("{owner}.pub"),
+            TrustId::Certificate(owner, serial) => format!("{owner}.{serial}.pem"),
+            TrustId::Account(owner) => format!("{owner}.pub"),
         })
     }
 }

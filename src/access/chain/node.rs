@@ -28,7 +28,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::access::account::AccountKey;
 use crate::access::cert::{CERTIFICATE_MAX_BYTES, Serial};
 use crate::access::refusal::Refusal;
-use crate::access::trust::{Answer, TrustKey, TrustValue};
+use crate::access::trust::{Answer, TrustId, TrustValue};
 use crate::model::id::Owner;
 use crate::model::proto::auth::query_client::QueryClient as Accounts;
 use crate::model::proto::auth::{
@@ -97,7 +97,7 @@ pub enum NodeError {
 
 /// A client of the chain.
 pub(super) trait ChainClient: Send + Sync + 'static {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>>;
+    fn query<'a>(&'a self, key: &'a TrustId) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>>;
 }
 
 /// Why a query failed, for the log.
@@ -211,12 +211,12 @@ impl Node {
 }
 
 impl ChainClient for Node {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
+    fn query<'a>(&'a self, key: &'a TrustId) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
         Box::pin(async move {
             let query = async {
                 match key {
-                    TrustKey::Certificate(owner, serial) => self.certificate(owner, serial).await,
-                    TrustKey::Account(owner) => self.account(owner).await,
+                    TrustId::Certificate(owner, serial) => self.certificate(owner, serial).await,
+                    TrustId::Account(owner) => self.account(owner).await,
                 }
             };
             tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or(Err(QueryError::Timeout))

@@ -18,7 +18,7 @@ const LATER: Duration = Duration::from_secs(70);
 
 /// The state of the chain, and a count of queries.
 struct FakeNode {
-    answers: Mutex<HashMap<TrustKey, Answer<TrustValue>>>,
+    answers: Mutex<HashMap<TrustId, Answer<TrustValue>>>,
     down: AtomicBool,
     /// The time until an answer or a failure.
     delay: Mutex<Duration>,
@@ -30,7 +30,7 @@ struct FakeNode {
 struct Handle(Arc<FakeNode>);
 
 impl ChainClient for Handle {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
+    fn query<'a>(&'a self, key: &'a TrustId) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
         Box::pin(async move {
             self.0.asked.fetch_add(1, Ordering::SeqCst);
             self.0.permits.acquire().await.unwrap().forget();
@@ -82,8 +82,8 @@ impl Fixture {
     fn set(&self, key: &AccountKey, answer: Option<Answer<TrustValue>>) {
         let mut answers = self.chain.answers.lock();
         match answer {
-            Some(answer) => answers.insert(TrustKey::Account(key.address()), answer),
-            None => answers.remove(&TrustKey::Account(key.address())),
+            Some(answer) => answers.insert(TrustId::Account(key.address()), answer),
+            None => answers.remove(&TrustId::Account(key.address())),
         };
     }
 
@@ -109,8 +109,8 @@ impl Fixture {
             let mut bytes = [0; 20];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
             let owner = Owner::from_account(bytes);
-            self.chain.answers.lock().insert(TrustKey::Account(owner.clone()), found(&key));
-            match self.trust.account(&owner).await {
+            self.chain.answers.lock().insert(TrustId::Account(owner.clone()), found(&key));
+            match self.trust.account_key(&owner).await {
                 Ok(TrustAnswer::Trusted(trusted)) => all.push(trusted),
                 other => panic!("{other:?}"),
             }
@@ -131,7 +131,7 @@ impl Fixture {
     }
 
     async fn ask(&self, key: &AccountKey) -> Result<TrustAnswer<AccountKey>, Unavailable> {
-        self.trust.account(&key.address()).await
+        self.trust.account_key(&key.address()).await
     }
 
     async fn trusted(&self, key: &AccountKey) -> TrustedItem<AccountKey> {
@@ -257,10 +257,10 @@ async fn known_items_do_not_block_queries_for_unknown_ones() {
         .lock()
         .keys()
         .map(|name| match name {
-            TrustKey::Account(owner) | TrustKey::Certificate(owner, _) => owner.clone(),
+            TrustId::Account(owner) | TrustId::Certificate(owner, _) => owner.clone(),
         })
         .collect();
-    let all = futures_util::future::join_all(owners.iter().map(|owner| fixture.trust.account(owner)));
+    let all = futures_util::future::join_all(owners.iter().map(|owner| fixture.trust.account_key(owner)));
     assert!(tokio::time::timeout(TICK, all).await.is_err());
     assert!(fixture.asked() >= 2 * held.len());
     let key = fixture.account();
@@ -272,7 +272,7 @@ async fn known_items_do_not_block_queries_for_unknown_ones() {
 async fn revoked_certificate_has_its_own_reason_and_ends_calls() {
     let fixture = Fixture::new();
     let certificate = Tenant::new(1, 7).issue().0;
-    let key = TrustKey::Certificate(certificate.owner().clone(), certificate.serial().clone());
+    let key = TrustId::Certificate(certificate.owner().clone(), certificate.serial().clone());
     let answer = Answer::Trusted(TrustValue::Certificate(Arc::clone(certificate.der())));
     fixture.chain.answers.lock().insert(key.clone(), answer);
     let ask = || fixture.trust.certificate(certificate.owner(), certificate.serial());
@@ -340,7 +340,7 @@ async fn flood_of_unknown_callers_is_limited_and_spares_known() {
     let mut busy = 0;
     for number in 0..100 {
         let owner = Owner::from_account([number; 20]);
-        match fixture.trust.account(&owner).await {
+        match fixture.trust.account_key(&owner).await {
             Ok(TrustAnswer::Refused(Refusal::TrustBusy)) => busy += 1,
             Ok(TrustAnswer::Unknown) => {}
             other => panic!("{other:?}"),
@@ -353,7 +353,7 @@ async fn flood_of_unknown_callers_is_limited_and_spares_known() {
     let fixture = Fixture::new();
     fixture.chain.permits.forget_permits(usize::MAX);
     let owners: Vec<Owner> = (0..100).map(|number| Owner::from_account([number; 20])).collect();
-    let each = owners.iter().map(|owner| tokio::time::timeout(TICK, fixture.trust.account(owner)));
+    let each = owners.iter().map(|owner| tokio::time::timeout(TICK, fixture.trust.account_key(owner)));
     let answers = futures_util::future::join_all(each).await;
     let held =
         answers.iter().filter(|answer| matches!(answer, Ok(Ok(TrustAnswer::Refused(Refusal::TrustBusy)))));
@@ -400,7 +400,7 @@ async fn cached_items_are_bounded() {
     let name = |number: usize| {
         let mut bytes = [0; 20];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
-        TrustKey::Account(Owner::from_account(bytes))
+        TrustId::Account(Owner::from_account(bytes))
     };
     let mut held = None;
     for number in 0..ENTRIES_MAX {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::REWRITE_GRACE;
 use super::file::{self, FileContent, FileId, Stamp};
-use crate::access::trust::{TrustEntry, TrustKey, TrustValue};
+use crate::access::trust::{TrustEntry, TrustId, TrustValue};
 use crate::access::trust_file::{FileError, is_trust_file};
 
 /// Maximum of files that are read, in order of name. A provider has some hundred tenants.
@@ -173,7 +173,7 @@ impl Scanner {
 
     /// Returns the items to trust. Of several certificates with the same owner and serial number, the one in
     /// the first file by name.
-    pub(super) fn trusted(&mut self) -> HashMap<TrustKey, TrustValue> {
+    pub(super) fn trusted(&mut self) -> HashMap<TrustId, TrustValue> {
         self.dirty = false;
         let mut trusted = HashMap::new();
         for (name, file) in &mut self.files {

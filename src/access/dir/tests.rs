@@ -262,11 +262,11 @@ async fn key_file_is_trusted_until_removed() {
     let owner = key.address();
     let dir = tempfile::tempdir().unwrap();
     let trust = open(dir.path()).await;
-    assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));
+    assert!(matches!(trust.account_key(&owner).await, Ok(TrustAnswer::Unknown)));
     fs::write(dir.path().join("tenant.pub"), format!("{owner} {key}\n")).unwrap();
     let wait = async {
         loop {
-            if let Ok(TrustAnswer::Trusted(trusted)) = trust.account(&owner).await {
+            if let Ok(TrustAnswer::Trusted(trusted)) = trust.account_key(&owner).await {
                 return trusted;
             }
             sleep(CHECK_INTERVAL).await;
@@ -278,5 +278,5 @@ async fn key_file_is_trusted_until_removed() {
     tokio::time::timeout(TIMEOUT, trusted.revocation.ended(Refusal::AccountWithdrawn))
         .await
         .expect("not revoked");
-    assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));
+    assert!(matches!(trust.account_key(&owner).await, Ok(TrustAnswer::Unknown)));
 }

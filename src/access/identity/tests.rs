@@ -40,7 +40,7 @@ fn created_identity_loads_and_has_valid_form() {
     let identity = IdentityFiles::load(&dir).unwrap();
     let address = std::fs::read_to_string(dir.join(ADDRESS_FILE)).unwrap();
     assert_eq!(address, format!("{}\n", identity.address()));
-    let certificate = TenantCertificate::from_chain(&identity.chain).unwrap();
+    let certificate = TenantCertificate::from_presented(&identity.chain).unwrap();
     assert_eq!(certificate.owner(), identity.address());
     assert_eq!(certificate.serial().as_str(), NOW.as_nanos().to_string());
     assert_eq!(certificate.check_time(NOW), Ok(()));

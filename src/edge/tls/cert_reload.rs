@@ -34,13 +34,13 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 /// Time for which an unusable pair is not logged: its other half may follow.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Remaining validity below which the log warns; or a [third](EXPIRY_PART) of the whole validity of a
+/// Remaining validity below which the log warns; or a [third](VALIDITY_DIVISOR) of the whole validity of a
 /// certificate that is made for days. ACME clients renew with 30 days left, so by then renewal has failed for
 /// two weeks.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * DAY.as_secs());
 
-/// The warning starts at most this part of the whole validity before the end.
-const EXPIRY_PART: u32 = 3;
+/// The warning starts at most the whole validity divided by this before the end.
+const VALIDITY_DIVISOR: u32 = 3;
 
 /// How often the log warns.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -255,7 +255,7 @@ pub(super) fn validity(pair: &CertifiedKey) -> Option<(SystemTime, SystemTime)> 
 /// Returns when the log starts to warn.
 fn warn_from(start: SystemTime, end: SystemTime) -> SystemTime {
     let whole = end.duration_since(start).unwrap_or_default();
-    end.checked_sub(EXPIRY_WARNING.min(whole / EXPIRY_PART)).unwrap_or(UNIX_EPOCH)
+    end.checked_sub(EXPIRY_WARNING.min(whole / VALIDITY_DIVISOR)).unwrap_or(UNIX_EPOCH)
 }
 
 #[cfg(test)]

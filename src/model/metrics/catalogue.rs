@@ -10,8 +10,8 @@ use metrics::{Counter, Gauge, Histogram, Recorder};
 use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
-    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, Handshake,
-    Method, PlatformName, ReadKind, RestartResult, SourceError, Watched,
+    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
+    Handshake, Method, PlatformName, ReadKind, RestartResult, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -306,7 +306,7 @@ catalogue! {
 
         /// Answers about a caller from the chain, by origin: cached, cached while the node is unreachable
         /// (grace), from a query, or none because too many queries are in progress (busy)
-        chain_answers: Family<Counter, ChainAnswer> = "leasemux_chain_answers_total",
+        chain_answers: Family<Counter, ChainAnswerOrigin> = "leasemux_chain_answers_total",
             "Any `grace`: the node is unreachable. `busy`: see the quota `chain_queries`.";
 
         /// Certificates and keys in use although the Akash node did not answer when it was last asked to

@@ -194,7 +194,7 @@ label! {
 
 label! {
     /// The origin of an answer about a caller.
-    pub(crate) enum ChainAnswer as "from" {
+    pub(crate) enum ChainAnswerOrigin as "from" {
         /// A recent answer of the node.
         Cache = "cache",
         /// An older answer, while the node is unreachable.

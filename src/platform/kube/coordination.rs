@@ -81,7 +81,7 @@ struct Kept {
 struct KubeLockCandidate {
     locks: KubeRestartLocks,
     /// The namespace of the Akash lease.
-    lease: String,
+    lease_namespace: String,
     name: String,
     has_tried: bool,
     /// The version that another holder wrote, and when it was seen first.
@@ -165,11 +165,11 @@ impl RestartLocks for KubeRestartLocks {
     }
 
     fn candidate(&self, lease: &LeaseId) -> Box<dyn LockCandidate> {
-        let lease = lease.namespace();
+        let lease_namespace = lease.namespace();
         Box::new(KubeLockCandidate {
             locks: self.clone(),
-            name: object_name(&lease),
-            lease,
+            name: object_name(&lease_namespace),
+            lease_namespace,
             has_tried: false,
             seen: None,
             mine: None,
@@ -247,10 +247,11 @@ impl KubeLockCandidate {
     /// Creates an object that Kubernetes deletes with the lease's namespace.
     async fn new_object(&self) -> Result<LeaseObject, Error> {
         let api: Api<Namespace> = Api::all(self.locks.0.client.clone());
-        let found = api.get_opt(&self.lease).await.map_err(|error| failed("read a namespace", &error))?;
+        let found =
+            api.get_opt(&self.lease_namespace).await.map_err(|error| failed("read a namespace", &error))?;
         let uid = found.and_then(|namespace| namespace.metadata.uid);
-        let uid = uid.ok_or_else(|| Error::NotFound(format!("namespace {}", self.lease)))?;
-        let new = new_object(&self.name, &self.locks.0.namespace, (&self.lease, uid));
+        let uid = uid.ok_or_else(|| Error::NotFound(format!("namespace {}", self.lease_namespace)))?;
+        let new = new_object(&self.name, &self.locks.0.namespace, (&self.lease_namespace, uid));
         Ok(held(new, self.me(), String::new()))
     }
 
@@ -356,9 +357,9 @@ fn no_response(action: &str) -> Error {
     Error::Unavailable(format!("failed to {action} a restart lock: no response"))
 }
 
-/// Returns the name of a lock. `lease` is the namespace of its lease.
-fn object_name(lease: &str) -> String {
-    format!("leasemux-{lease}")
+/// Returns the name of the lock of the lease in this namespace.
+fn object_name(lease_namespace: &str) -> String {
+    format!("leasemux-{lease_namespace}")
 }
 
 fn holder_of(object: &LeaseObject) -> &str {

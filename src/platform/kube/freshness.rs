@@ -62,7 +62,7 @@ impl Freshness {
     }
 
     /// Notes that the watch of a kind sent an event.
-    pub(super) fn works(&self, kind: Watched) {
+    pub(super) fn note_working(&self, kind: Watched) {
         self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
     }
 
@@ -148,9 +148,9 @@ mod tests {
         assert!(marked.is_stale_after(STALE_AFTER / 2).await);
         assert!(marked.store.stale_since().is_some_and(|since| since <= failed));
         // One of two is not enough.
-        marked.freshness.works(Watched::Pods);
+        marked.freshness.note_working(Watched::Pods);
         assert!(marked.is_stale_after(10 * STALE_AFTER).await);
-        marked.freshness.works(Watched::Services);
+        marked.freshness.note_working(Watched::Services);
         assert!(!marked.is_stale_after(Duration::ZERO).await);
     }
 

@@ -87,9 +87,9 @@ impl NamespaceState {
 
     /// Numbers the pods that Kubernetes does not number.
     pub(super) fn number(&mut self) {
-        let mut room: BTreeMap<&ServiceName, u32> = BTreeMap::new();
+        let mut pods_max: BTreeMap<&ServiceName, u32> = BTreeMap::new();
         for workload in self.workloads() {
-            let pods = room.entry(&workload.service).or_default();
+            let pods = pods_max.entry(&workload.service).or_default();
             *pods = (*pods).max(workload.count.saturating_add(workload.surge));
         }
         let indices = &self.indices;
@@ -97,7 +97,7 @@ impl NamespaceState {
         let all = self.pods().map(|pod| (pod, pod.lives)).chain(gone);
         let numbered = all.map(|(pod, lives)| Numbered {
             service: &pod.service,
-            room: room.get(&pod.service).copied().unwrap_or_default(),
+            pods_max: pods_max.get(&pod.service).copied().unwrap_or_default(),
             created: pod.created,
             name: &pod.name,
             uid: &pod.uid,

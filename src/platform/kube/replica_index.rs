@@ -11,8 +11,8 @@
 //! the older pod keeps it and the other one takes a free index.
 //!
 //! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen
-//! first. So a pod that has not run yet takes only an index below [`Numbered::room`], and otherwise has none:
-//! its log is still empty. A pod that has run always has an index.
+//! first. So a pod that has not run yet takes only an index below [`Numbered::pods_max`], and otherwise has
+//! none: its log is still empty. A pod that has run always has an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ use crate::model::time::LogTime;
 pub(super) struct Numbered<'a> {
     pub(super) service: &'a ServiceName,
     /// Most pods of its service at a time: the replicas and the surge of a rollout.
-    pub(super) room: u32,
+    pub(super) pods_max: u32,
     pub(super) created: LogTime,
     pub(super) name: &'a str,
     pub(super) uid: &'a str,
@@ -38,7 +38,7 @@ pub(super) struct Numbered<'a> {
 }
 
 /// Returns the index of each pod without an ordinal, by uid. A pod that does not live and has no claim has no
-/// index. Neither has a living pod that has not run and finds no room.
+/// index. Neither has a living pod that has not run and finds no free index.
 pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeMap<&'a str, u32> {
     let mut pods: Vec<Numbered<'a>> = pods.into_iter().collect();
     pods.sort_by_key(|pod| (pod.service, pod.created, pod.name));
@@ -63,7 +63,7 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
         for pod in unnumbered().filter(|pod| pod.lives) {
             if !given.contains_key(pod.uid)
                 && let Some(free) = (0..=u32::MAX).find(|index| !taken.contains(index))
-                && (pod.has_run || free < pod.room)
+                && (pod.has_run || free < pod.pods_max)
             {
                 taken.insert(free);
                 given.insert(pod.uid, free);

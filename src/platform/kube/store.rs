@@ -191,7 +191,7 @@ impl Inner {
         });
         let vanished: Vec<Key> = known.filter(|key| !listed.contains(key)).collect();
         let mut touched: BTreeSet<String> = vanished.iter().map(|key| key.namespace.clone()).collect();
-        if kind == Watched::LeasedIps && !std::mem::replace(&mut self.provider.tells_leased, true) {
+        if kind == Watched::LeasedIps && !std::mem::replace(&mut self.provider.lists_leased_ips, true) {
             // From now on the provider decides which addresses are leased.
             touched.extend(self.namespaces.keys().cloned());
         }

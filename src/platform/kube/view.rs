@@ -31,7 +31,7 @@ pub(super) struct Provider {
     pub(super) hostname: String,
     /// Whether the provider's own list of leased addresses is known. Until then the addresses of load
     /// balancers count.
-    pub(super) tells_leased: bool,
+    pub(super) lists_leased_ips: bool,
     /// Since when the cluster's watches fail.
     pub(super) stale_since: Option<LogTime>,
 }
@@ -150,7 +150,7 @@ fn endpoints(state: &NamespaceState, service: &ServiceName, provider: &Provider)
     let on_host = |port: &ForwardedPort| ForwardedPort { host: provider.hostname.clone(), ..port.clone() };
     // A load balancer exists until the provider's operator notices that the lease has ended.
     let leased = |ip: &LeasedIp| {
-        if !provider.tells_leased {
+        if !provider.lists_leased_ips {
             return Some(ip.clone());
         }
         let is_it = |leased: &&LeasedFacts| {

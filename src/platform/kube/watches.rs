@@ -123,7 +123,7 @@ impl Watch {
                     }
                     // A list that has begun may still fail.
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
-                        self.freshness.works(kind);
+                        self.freshness.note_working(kind);
                     }
                     change(event, kind, &mut listed, read)
                 }

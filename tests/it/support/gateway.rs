@@ -92,7 +92,7 @@ impl Trust for Everyone {
         Box::pin(self.answer(trusted))
     }
 
-    fn account<'a>(
+    fn account_key<'a>(
         &'a self,
         owner: &'a Owner,
     ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
@@ -232,7 +232,7 @@ impl Gateway {
 
     /// Withdraws the trust in a tenant's account key.
     pub(crate) fn withdraw_account(&self, owner: &Owner) {
-        self.trust.keys.remove(owner).unwrap().1.revoke();
+        self.trust.keys.remove(owner).unwrap().1.end_trust();
     }
 
     /// Returns a client that sends this token.
@@ -252,7 +252,7 @@ impl Gateway {
 
     /// Withdraws the trust in a tenant.
     pub(crate) fn withdraw(&self, owner: &Owner) {
-        self.trust.certificates.remove(owner).unwrap().1.revoke();
+        self.trust.certificates.remove(owner).unwrap().1.end_trust();
     }
 
     /// Sets the behaviour of the trust source.

@@ -37,7 +37,7 @@ impl Gateway {
         let service = service();
         let numbered = self.pods.values().map(|pod| Numbered {
             service: &service,
-            room: COUNT,
+            pods_max: COUNT,
             created: LogTime::from_nanos(pod.created),
             name: &pod.name,
             uid: &pod.name,
@@ -154,11 +154,11 @@ proptest! {
 }
 
 /// Assigns indices to pods given by name, creation, whether they live and have run, and claim.
-fn assigned(room: u32, pods: &[(&str, i64, bool, bool, Option<u32>)]) -> BTreeMap<String, u32> {
+fn assigned(pods_max: u32, pods: &[(&str, i64, bool, bool, Option<u32>)]) -> BTreeMap<String, u32> {
     let service = service();
     let pods = pods.iter().map(|&(name, created, lives, has_run, claim)| Numbered {
         service: &service,
-        room,
+        pods_max,
         created: LogTime::from_nanos(created),
         name,
         uid: name,
@@ -197,14 +197,14 @@ fn new_pod_waits_for_the_deletion_that_makes_room() {
             ("old-2", 1, true, true, Some(2)),
         ]
     };
-    let with = |lives, has_run, room| {
-        assigned(room, &[old(lives).as_slice(), &[("new", 9, true, has_run, None)]].concat())
+    let with = |lives, has_run, pods_max| {
+        assigned(pods_max, &[old(lives).as_slice(), &[("new", 9, true, has_run, None)]].concat())
     };
     let all_old = [("old-0", 0), ("old-1", 1), ("old-2", 2)];
     // The new pod is seen before the deletion: it gets the index of the deleted pod, not the next higher one.
     assert_eq!(with(true, false, 3), indices(all_old));
     assert_eq!(with(false, false, 3)["new"], 1);
-    // It runs beside all others, or the surge has room: it has an index at once.
+    // It runs beside all others, or the surge permits it: it has an index at once.
     assert_eq!(with(true, true, 3)["new"], 3);
     assert_eq!(with(true, false, 4)["new"], 3);
 }
@@ -228,7 +228,7 @@ fn ordinal_is_not_given_to_another_pod() {
     let service = service();
     let pod = |name, ordinal, claim| Numbered {
         service: &service,
-        room: 2,
+        pods_max: 2,
         created: LogTime::MIN,
         name,
         uid: name,
