@@ -67,8 +67,8 @@ pub struct ServeConfig {
     /// Private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Host name of the gateway: for the generated certificate, for clients that get --ca-tls-cert, and the
-    /// default of --cluster-public-hostname. Repeatable
+    /// Host name of the gateway, for the generated certificate and for clients that get --ca-tls-cert; in a
+    /// cluster, the first is also the provider's by default. Repeatable
     #[arg(long = "public-hostname", value_name = "HOST", value_parser = hostname)]
     pub(crate) public_hostnames: Vec<String>,
     /// Format of the log on standard error: text or json
