@@ -142,7 +142,7 @@ async fn peer_that_breaks_handshakes_is_closed_before_them() {
 const SLOW_MACHINE: u64 = 5 * DEADLINE.as_secs();
 
 impl TlsGateway {
-    /// Breaks handshakes until the peer is shut out and has used up its proofs.
+    /// Breaks handshakes until the peer is shut out and has used up its handshakes.
     async fn break_handshakes_until_rejected(&self, from: &[u8]) {
         while self.rejected("auth_failures") == 0 {
             let mut socket = self.dial_through(from).await;
