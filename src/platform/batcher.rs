@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
@@ -51,7 +53,7 @@ struct OpenLine {
 }
 
 /// Collects lines and gaps into items.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct LineBatcher {
     /// The position after the last line or piece, delivered or not.
     at: Position,
@@ -414,5 +416,18 @@ impl LineBatcher {
         if let Some(gap) = self.gap.take() {
             self.items.push(TailItem::Gap(gap));
         }
+    }
+}
+
+/// Without the log's content.
+impl fmt::Debug for LineBatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LineBatcher")
+            .field("at", &self.at)
+            .field("lines", &self.lines)
+            .field("filter", &self.filter)
+            .field("start", &self.start)
+            .field("batched_bytes", &self.data.len())
+            .finish_non_exhaustive()
     }
 }

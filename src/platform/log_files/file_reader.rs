@@ -4,6 +4,7 @@
 //! newline are returned by [`FileReader::take_incomplete`], when the file is complete. A record longer than
 //! [`RECORD_PART_BYTES`] is returned in parts.
 
+use std::fmt;
 use std::io::{self, Read};
 
 use memchr::memchr;
@@ -18,7 +19,6 @@ pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 /// Most bytes decompressed at once. If they turn out to be corrupt, all of them are lost.
 const GZ_READ_BYTES: usize = 32 * 1024;
 
-#[derive(Debug)]
 pub(super) struct FileReader {
     file: OpenFile,
     /// Set for a compressed file until its rest turns out to be unreadable.
@@ -129,12 +129,17 @@ impl FileReader {
         Ok(outcome)
     }
 
-    /// Appends up to `max` bytes to the buffer, with one read of `source`.
+    /// Appends up to `max` bytes to the buffer, with one successful read of `source`.
     fn append(&mut self, mut source: impl Read, max: usize) -> io::Result<ReadOutcome> {
         self.compact();
         let before = self.buffer.len();
         self.buffer.resize(before + max, 0);
-        let result = source.read(&mut self.buffer[before..]);
+        let result = loop {
+            match source.read(&mut self.buffer[before..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
         let read = *result.as_ref().unwrap_or(&0);
         self.buffer.truncate(before + read);
         self.offset += read as u64;
@@ -201,6 +206,17 @@ impl FileReader {
     }
 }
 
+/// Without the log's content.
+impl fmt::Debug for FileReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileReader")
+            .field("file", &self.file)
+            .field("offset", &self.offset)
+            .field("unread", &(self.buffer.len() - self.start))
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File, OpenOptions};
@@ -255,6 +271,27 @@ mod tests {
             reader.take_incomplete(|record| rest.push(show(record)));
             assert_eq!(rest, ["fo"]);
         }
+    }
+
+    #[test]
+    fn interrupted_read_is_repeated() {
+        struct InterruptedOnce<R>(R, bool);
+        impl<R: Read> Read for InterruptedOnce<R> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if std::mem::replace(&mut self.1, true) {
+                    return self.0.read(buffer);
+                }
+                Err(io::Error::from_raw_os_error(rustix::io::Errno::INTR.raw_os_error()))
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0.log"), "").unwrap();
+        let mut reader = FileReader::new(open(&dir, "0.log"), 0);
+        let outcome = reader.append(InterruptedOnce(b"secret\n".as_slice(), false), 100).unwrap();
+        assert!(matches!(outcome, ReadOutcome::Bytes(7)));
+        let shown = format!("{reader:?}");
+        assert!(shown.contains("unread: 7") && !shown.contains("115"), "{shown}");
+        reader.take_records(|record| assert_eq!(record, RawRecord::Whole(b"secret")));
     }
 
     #[test]
