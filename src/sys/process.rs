@@ -118,12 +118,12 @@ fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
-/// Returns the system's start time in Unix seconds.
 /// Waits for any of `signals`. Cancel safe.
 pub(crate) async fn any_signal(signals: &mut [Signal]) {
     select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
+/// Returns the system's start time in Unix seconds.
 fn boot_seconds() -> Option<f64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
     text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
@@ -232,6 +232,7 @@ mod tests {
         if let Some(most) = limit().maximum {
             assert_eq!(raise_fd_limit(most + 1), most);
             assert_eq!(limit().current, Some(most));
+            setrlimit(Resource::Nofile, Rlimit { current: before, maximum: Some(most) }).unwrap();
         }
     }
 

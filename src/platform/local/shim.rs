@@ -384,12 +384,20 @@ impl Channel {
 fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
+    if line.len() as u64 > MESSAGE_MAX_BYTES {
+        let text = format!("a message of {} bytes is longer than {MESSAGE_MAX_BYTES}", line.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     Ok(line)
 }
 
+/// Decodes a line. [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) means that its newline is missing.
 fn decode<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
     match line.last() {
-        Some(b'\n') => Ok(serde_json::from_slice(line)?),
+        // serde_json would report incomplete JSON as an unexpected end, too.
+        Some(b'\n') => {
+            serde_json::from_slice(line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        }
         _ if line.len() as u64 >= MESSAGE_MAX_BYTES => Err(io::ErrorKind::FileTooLarge.into()),
         _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
@@ -437,6 +445,20 @@ mod tests {
         tokio::join!(send, receive);
     }
 
+    #[tokio::test]
+    async fn incomplete_json_is_not_end_of_peer() {
+        for (sent, expected) in [("{\"Start\":\n", Some(io::ErrorKind::InvalidData)), ("{\"Start\":", None)] {
+            let (ours, mut theirs) = BlockingUnixStream::pair().unwrap();
+            theirs.write_all(sent.as_bytes()).unwrap();
+            drop(theirs);
+            let received = Channel::new(ours).unwrap().next::<Order>().await;
+            match expected {
+                Some(kind) => assert_eq!(received.unwrap_err().kind(), kind),
+                None => assert_eq!(received.unwrap(), None),
+            }
+        }
+    }
+
     #[test]
     fn message_is_read_synchronously() {
         let bytes = encode(&spec()).unwrap();
@@ -448,5 +470,8 @@ mod tests {
     fn length_over_limit_is_rejected() {
         let error = read::<Spec>(io::repeat(b' ')).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        let longest = usize::try_from(MESSAGE_MAX_BYTES).unwrap() - "\"\"\n".len();
+        assert!(encode(&"x".repeat(longest)).is_ok());
+        assert_eq!(encode(&"x".repeat(longest + 1)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -69,7 +69,9 @@ impl StatusPublisher {
 
     /// Publishes that the run ended, its log is complete, and the replica is in the state `next`.
     pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
-        drop(self.current.lock().take());
+        // Dropped without the lock, because that wakes the followers.
+        let run = self.current.lock().take();
+        drop(run);
         self.update(|slot| {
             let instance = self.instance(restarts);
             match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
