@@ -13,12 +13,12 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Service as _, ServiceBuilder, service_fn};
 
 use super::{ClusterAccess, permissions};
 use crate::platform::Error;
 
-/// Longest time to connect.
+/// Longest time to connect: name resolution, TCP and TLS.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// Silence after which TCP keepalive probes the peer: a log has no heartbeat, so a dead connection would
@@ -61,12 +61,18 @@ pub(super) async fn connect(
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
+    // Shared by all addresses of a name.
     connector.set_connect_timeout(Some(CONNECT_MAX));
     connector.set_keepalive(Some(KEEPALIVE));
     connector.set_keepalive_interval(Some(KEEPALIVE));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
     let connector = cluster.rustls_https_connector_with_connector(connector).map_err(unusable)?;
+    let connector = service_fn(move |address: Uri| {
+        let connecting = tokio::time::timeout(CONNECT_MAX, connector.clone().call(address));
+        let late = || BoxError::from(format!("no connection within {CONNECT_MAX:?}"));
+        Box::pin(async move { connecting.await.unwrap_or_else(|_| Err(late())) })
+    });
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
     let accepted = Arc::new(accepted);
     let send = move |request: Request<Body>| {
@@ -168,11 +174,28 @@ mod tests {
     #[tokio::test]
     async fn watch_that_is_cut_off_is_an_error() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
         let server = std::thread::spawn(|| cut_off_one_response(listener));
+        let client = client_of(&url).await;
+        let events = Api::<Pod>::all(client).watch(&WatchParams::default(), "0").await.unwrap();
+        let event = std::pin::pin!(events).next().await.expect("an error, and not a regular end");
+        assert!(event.unwrap_err().to_string().contains("watch cut off"));
+        server.join().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tls_handshake_without_response_fails() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = client_of(&format!("https://{}", listener.local_addr().unwrap())).await;
+        let error = client.apiserver_version().await.unwrap_err();
+        let error = crate::platform::kube::api::error_chain(&error);
+        assert!(error.contains("no connection within 10s"), "{error}");
+    }
+
+    async fn client_of(url: &str) -> Client {
         let file = tempfile::NamedTempFile::new().unwrap();
         let kubeconfig = serde_json::json!({
-            "clusters": [{ "name": "a", "cluster": { "server": format!("http://{address}") } }],
+            "clusters": [{ "name": "a", "cluster": { "server": url } }],
             "users": [{ "name": "a", "user": {} }],
             "contexts": [{ "name": "a", "context": { "cluster": "a", "user": "a" } }],
             "current-context": "a",
@@ -184,10 +207,6 @@ mod tests {
             manifest_namespace: "lease".to_owned(),
             coordination_namespace: None,
         };
-        let (client, _) = connect(&cluster, |_| {}).await.unwrap();
-        let events = Api::<Pod>::all(client).watch(&WatchParams::default(), "0").await.unwrap();
-        let event = std::pin::pin!(events).next().await.expect("an error, and not a regular end");
-        assert!(event.unwrap_err().to_string().contains("watch cut off"));
-        server.join().unwrap();
+        connect(&cluster, |_| {}).await.unwrap().0
     }
 }

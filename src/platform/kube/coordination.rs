@@ -259,32 +259,37 @@ impl KubeLockCandidate {
     /// lock is lost.
     async fn renew(&mut self, payload: Option<String>) -> Result<(), Error> {
         let lost = || Error::Conflict("another gateway holds the restart lock".to_owned());
+        let mut failure = None;
         loop {
             let mine = self.mine.clone().ok_or_else(lost)?;
             let payload = payload.clone().unwrap_or_else(|| payload_of(&mine).to_owned());
             let wish = held(mine, self.me(), payload);
             let (sent, end) = (Instant::now(), self.renewed + RENEW_DEADLINE);
-            let failure = match within(end.min(sent + WRITE_TIMEOUT), self.locks.write(&wish)).await {
-                Ok(mine) => {
+            match timeout_at(end.min(sent + WRITE_TIMEOUT), self.locks.write(&wish)).await {
+                Ok(Ok(mine)) => {
                     (self.mine, self.renewed) = (Some(mine), sent);
                     return Ok(());
                 }
                 // Another gateway wrote the object, or this one did and the response was lost.
-                Err(error) if has_changed(&error) => {
+                Ok(Err(error)) if has_changed(&error) => {
                     let until = end.min(Instant::now() + WRITE_TIMEOUT);
-                    match within(until, self.locks.api().get_opt(&self.name)).await {
-                        Ok(found) => {
+                    match timeout_at(until, self.locks.api().get_opt(&self.name)).await {
+                        Ok(Ok(found)) => {
                             self.mine = found.filter(|found| holder_of(found) == self.me());
                             continue;
                         }
-                        Err(error) => error,
+                        Ok(Err(error)) => failure = Some(error.to_string()),
+                        Err(_) => {}
                     }
                 }
-                Err(error) => error,
-            };
+                Ok(Err(error)) => failure = Some(error.to_string()),
+                // An earlier failure tells more than a missing response.
+                Err(_) => {}
+            }
             if Instant::now() + RETRY_DELAY >= end {
                 self.mine = None;
-                return Err(Error::Unavailable(format!("failed to renew a restart lock: {failure}")));
+                let why = failure.unwrap_or_else(|| "no response".to_owned());
+                return Err(Error::Unavailable(format!("failed to renew a restart lock: {why}")));
             }
             tokio::time::sleep(RETRY_DELAY).await;
         }
@@ -345,12 +350,6 @@ impl LockCandidate for KubeLockCandidate {
             released.unwrap_or_else(|_| Err(no_response("release")))
         })
     }
-}
-
-/// Waits for a response until `until`.
-async fn within<T>(until: Instant, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-    let response = timeout_at(until, request).await;
-    response.unwrap_or_else(|_| Err(kube::Error::Service("no response".into())))
 }
 
 fn no_response(action: &str) -> Error {

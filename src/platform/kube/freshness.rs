@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::namespace::BUILT_IN;
 use super::store::Store;
+use crate::model::label::LabelValue as _;
 use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 
@@ -82,7 +83,9 @@ impl Freshness {
             let is_stale = first.is_some_and(|first| now - first.since >= STALE_AFTER);
             match (first, marked) {
                 (Some(first), None) if is_stale => {
-                    tracing::warn!(since = %first.time, kinds = ?known.keys(), "watches fail, views are stale");
+                    let kinds: Vec<&str> = known.keys().map(|kind| kind.label()).collect();
+                    let kinds = kinds.join(", ");
+                    tracing::warn!(since = %first.time, kinds, "watches fail, views are stale");
                     marked = Some(first.time);
                     store.set_stale(marked);
                     stale.set(1.0);

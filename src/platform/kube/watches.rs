@@ -24,6 +24,7 @@ use super::namespace::{Fact, PendingIndexWrite};
 use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
 use super::store::{Change, Key, Store};
 use super::{jittered, names};
+use crate::model::label::LabelValue as _;
 use crate::model::metrics::Metrics;
 use crate::model::metrics::labels::Watched;
 
@@ -119,7 +120,7 @@ impl Watch {
                 Ok(event) => {
                     next_delays = delays.build();
                     if std::mem::take(&mut failures) > 0 {
-                        tracing::info!(?kind, "watch works again");
+                        tracing::info!(kind = kind.label(), "watch works again");
                     }
                     // A list that has begun may still fail.
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
@@ -134,7 +135,7 @@ impl Watch {
                     // Logs the first failure of a series, and then ever fewer.
                     if failures.is_power_of_two() {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(?kind, failures, error, "watch failed, retrying");
+                        tracing::warn!(kind = kind.label(), failures, error, "watch failed, retrying");
                     }
                     if last_failure.elapsed() > FAILURE_KEPT {
                         next_delays = delays.build();

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
@@ -24,7 +25,7 @@ use crate::platform::kube::store::Store;
 /// connection takes from others.
 const OPEN_MAX: Duration = Duration::from_secs(30);
 
-/// Most bytes of an error response.
+/// Most bytes that are read of an error response.
 const ERROR_MAX_BYTES: usize = 16 * 1024;
 
 /// Bytes requested from the log of a previous run: the time of its first line, or the text that names its
@@ -154,7 +155,7 @@ impl PodLog {
             http::StatusCode::NOT_FOUND => Ok(None),
             _ if status.is_success() => Ok(Some(data)),
             _ => {
-                let text = read_start(&mut data, ERROR_MAX_BYTES).await.unwrap_or_default();
+                let text = error_text(&mut data).await;
                 Err(error_response(status, &text))
             }
         }
@@ -169,6 +170,18 @@ impl PodLog {
     fn node(&self) -> Option<String> {
         self.store.pod(&self.namespace, self.instance.parts().0)?.node
     }
+}
+
+/// Reads the text of an error response, which may break off: what has come still tells the cause.
+async fn error_text(response: &mut Response) -> BytesMut {
+    let mut text = BytesMut::new();
+    while text.len() < ERROR_MAX_BYTES
+        && let Some(Ok(portion)) = response.next().await
+    {
+        text.extend_from_slice(&portion);
+    }
+    text.truncate(ERROR_MAX_BYTES);
+    text
 }
 
 /// Interprets an error response.
@@ -203,4 +216,32 @@ fn not_opened(error: &kube::Error) -> OpenError {
     };
     let why = error_chain(error);
     if is_unreached { OpenError::Unreachable(Reached::Nothing, why) } else { OpenError::NotNow(why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+
+    use super::*;
+
+    fn response(portions: Vec<Result<Bytes, String>>) -> Response {
+        stream::iter(portions).boxed()
+    }
+
+    #[tokio::test]
+    async fn error_that_breaks_off_is_still_interpreted() {
+        let begun = Bytes::from_static(b"{\"message\":\"Get https://node:10250/containerLogs/a");
+        let mut cut = response(vec![Ok(begun), Err("connection reset".to_owned())]);
+        let error = error_response(http::StatusCode::INTERNAL_SERVER_ERROR, &error_text(&mut cut).await);
+        assert!(matches!(error, OpenError::Unreachable(Reached::Server, _)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn long_error_text_is_cut() {
+        let portion = Bytes::from(vec![b'x'; ERROR_MAX_BYTES - 1]);
+        let mut long = response(vec![Ok(portion); 3]);
+        assert_eq!(error_text(&mut long).await.len(), ERROR_MAX_BYTES);
+        assert!(long.next().await.is_some(), "the rest is not read");
+    }
 }
