@@ -56,8 +56,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// that was dropped, or whose result was lost, may be repeated.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the slot has a newer run than the caller knew of; nothing was done.
-    /// [`Error::NotFound`] if the lease or slot does not exist.
+    /// [`Error::Conflict`] if the replica has a newer run than the caller knew of; nothing was done.
+    /// [`Error::NotFound`] if the lease or replica does not exist.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Stops the services, if they run as processes of this gateway; services in a cluster continue. Resolves
@@ -77,11 +77,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 /// A run to replace by the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestartRequest {
-    /// The lease that the slot belongs to.
+    /// The lease that the replica belongs to.
     pub lease: LeaseId,
-    /// The slot whose run is replaced.
+    /// The replica whose run is replaced.
     pub replica: Replica,
-    /// The newest run of the slot that the caller knows of; `None` if there was none. If it has ended, the
+    /// The newest run of the replica that the caller knows of; `None` if there was none. If it has ended, the
     /// restart removes what delays the next one (a back-off, an image that cannot be pulled).
     pub instance: Option<Instance>,
 }
@@ -89,9 +89,9 @@ pub struct RestartRequest {
 /// A log to read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TailRequest {
-    /// The lease that the slot belongs to.
+    /// The lease that the replica belongs to.
     pub lease: LeaseId,
-    /// The slot that the run belongs to.
+    /// The replica that the run belongs to.
     pub replica: Replica,
     /// The run whose log is read.
     pub instance: Instance,
@@ -122,8 +122,8 @@ pub enum ReadFrom {
 pub struct Tail {
     /// The position before the first item. It gives cursors a position before the first line has arrived.
     pub start: Position,
-    /// Whether `start` is within a line of standard output (or of an unknown stream), and of standard error.
-    /// Set for a tail that starts at the end of a log.
+    /// Whether `start` lies within an unfinished line: of standard output or an unknown stream, and of
+    /// standard error.
     pub unfinished: [bool; 2],
     /// Lines and gaps with growing positions and no repeats. An error ends the stream; if it is retryable, a
     /// new tail [`ReadFrom::After`] the last position continues without loss.
@@ -133,7 +133,8 @@ pub struct Tail {
 /// An item read from a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TailItem {
-    /// Available lines, at most [`READ_MAX_BYTES`](crate::model::limits::READ_MAX_BYTES) and one line.
+    /// Available lines: at most [`READ_MAX_BYTES`](crate::model::limits::READ_MAX_BYTES) plus one further
+    /// line or piece.
     Lines(LineBatch),
     /// Lines are missing here.
     Gap(SourceGap),

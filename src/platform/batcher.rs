@@ -67,7 +67,7 @@ pub(super) struct LineBatcher {
     /// Where delivery starts, once known.
     start: Option<Position>,
     /// Whether lines may be missing before `start`.
-    inexact: bool,
+    resume_missed: bool,
     items: Vec<TailItem>,
     data: Vec<u8>,
     batch: Vec<Line>,
@@ -130,8 +130,8 @@ impl LineBatcher {
 
     /// Whether the position of [`StartFilter::After`] was not found, and delivery starts after the place
     /// where it would be.
-    pub(super) fn is_inexact(&self) -> bool {
-        self.inexact
+    pub(super) fn resume_missed(&self) -> bool {
+        self.resume_missed
     }
 
     /// Delivers everything from here on.
@@ -146,7 +146,7 @@ impl LineBatcher {
     }
 
     /// Announces that the next records have `bytes` bytes, so that buffers are allocated once.
-    pub(super) fn expect(&mut self, bytes: usize) {
+    pub(super) fn reserve_for(&mut self, bytes: usize) {
         self.expected_bytes = bytes;
     }
 
@@ -237,7 +237,7 @@ impl LineBatcher {
         };
         let bytes = held.map(|_| self.data.split_off(self.batch.last().map_or(0, |line| line.end)));
         // A gap would be before the held line, so it may still grow.
-        let items = self.take(at_end && held.is_none());
+        let items = self.take_items(at_end && held.is_none());
         if let (Some(held), Some(bytes)) = (held, bytes) {
             self.batch.push(Line { end: bytes.len(), ..held });
             self.data = bytes;
@@ -251,7 +251,7 @@ impl LineBatcher {
     }
 
     /// Takes the items. A gap that may still grow is held back, unless `at_end`.
-    pub(super) fn take(&mut self, at_end: bool) -> Vec<TailItem> {
+    pub(super) fn take_items(&mut self, at_end: bool) -> Vec<TailItem> {
         self.flush_batch();
         if at_end {
             self.flush_gap();
@@ -378,7 +378,7 @@ impl LineBatcher {
             self.begin_if_reached(to);
             return false;
         }
-        self.inexact = true;
+        self.resume_missed = true;
         self.begin(before);
         self.gap_at(before, unknown_gap(GapCause::Rotated));
         true

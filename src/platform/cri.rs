@@ -100,7 +100,7 @@ pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
     out.push(b'\n');
 }
 
-// === impl Stream ===
+// === impl OutputStream ===
 
 impl OutputStream {
     /// Returns the stream's name in records.

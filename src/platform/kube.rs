@@ -3,8 +3,8 @@
 //!
 //! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`).
 //! `replica_index` decides which pod is which replica. Lines come through the API (`log`): live lines once
-//! per replica, and each backfill by its own request. A restart deletes a pod. `docs/KUBERNETES.md` lists
-//! the pitfalls and how each is handled.
+//! per replica, and each backfill by its own request, except that equal reads without follow share one. A
+//! restart deletes a pod. `docs/KUBERNETES.md` lists the pitfalls and how each is handled.
 
 mod api;
 mod client;

@@ -38,7 +38,7 @@ use self::rotate::Rotation;
 use self::sdl::{Sdl, Service};
 use self::shim::Spec;
 use self::status_publisher::{StatusPublisher, creating};
-use self::store::{Slot, Store};
+use self::store::{Store, StoredReplica};
 pub use self::supervisor::Backoff;
 use self::supervisor::{StopSignal, supervise};
 use self::writer::{NO_LOSS, UNKNOWN_LOSS};
@@ -129,7 +129,7 @@ struct ReplicaHandle {
     /// Directory of its logs.
     logs: PathBuf,
     status: Arc<StatusPublisher>,
-    /// The newest run that a restart was requested for.
+    /// Number of the newest run whose restart was requested.
     restart: watch::Sender<Option<u32>>,
 }
 
@@ -161,10 +161,16 @@ impl LocalConfig {
 
     /// Returns the launcher of a replica. The environment of its processes is that of an Akash provider's
     /// containers (the provider's `cluster/kube/builder/workload.go`); the SDL may override every variable.
-    fn launcher(&self, lease: &LeaseId, service: &Service, slot: &Slot) -> Result<Launcher, Error> {
-        let home = slot.home.to_str();
-        let home = home
-            .ok_or_else(|| Error::Broken(format!("data directory: {} is not UTF-8", slot.home.display())))?;
+    fn launcher(
+        &self,
+        lease: &LeaseId,
+        service: &Service,
+        stored: &StoredReplica,
+    ) -> Result<Launcher, Error> {
+        let home = stored.home.to_str();
+        let home = home.ok_or_else(|| {
+            Error::Broken(format!("data directory: {} is not UTF-8", stored.home.display()))
+        })?;
         let exe = std::path::absolute(&self.exe)
             .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;
         let env = [
@@ -181,14 +187,14 @@ impl LocalConfig {
         let env = env.chain(service.env.iter().cloned()).collect();
         Ok(Launcher {
             exe,
-            spec: Spec { command: service.command.clone(), env, dir: slot.home.clone() },
-            logs: slot.logs.clone(),
+            spec: Spec { command: service.command.clone(), env, dir: stored.home.clone() },
+            logs: stored.logs.clone(),
             rotation: Rotation {
                 max_bytes: self.options.rotate_max_bytes,
                 files: self.options.rotate_files.max(1),
             },
             kept_runs: self.options.kept_runs.min(RUNS_MAX - 1),
-            lost: if slot.end_unknown { UNKNOWN_LOSS } else { NO_LOSS },
+            lost: if stored.end_unknown { UNKNOWN_LOSS } else { NO_LOSS },
         })
     }
 }
@@ -215,10 +221,10 @@ impl LocalPlatform {
                 let mut shown = BTreeMap::new();
                 for index in 0..count {
                     let replica = Replica { service: name.clone(), index };
-                    let slot = store.slot(id, &replica)?;
-                    shown.insert(index, initial_view(&slot));
-                    let launcher = config.launcher(id, service, &slot)?;
-                    let status = StatusPublisher::new(Arc::clone(&view), replica.clone(), slot.uid);
+                    let stored = store.replica(id, &replica)?;
+                    shown.insert(index, initial_view(&stored));
+                    let launcher = config.launcher(id, service, &stored)?;
+                    let status = StatusPublisher::new(Arc::clone(&view), replica.clone(), stored.uid);
                     let status = Arc::new(status);
                     let restart = watch::Sender::new(None);
                     let stop = StopSignal {
@@ -229,11 +235,11 @@ impl LocalPlatform {
                     supervised.push(supervise(
                         Arc::clone(&status),
                         launcher,
-                        slot.next,
+                        stored.next,
                         config.backoff,
                         stop,
                     ));
-                    replicas.insert(replica, ReplicaHandle { logs: slot.logs, status, restart });
+                    replicas.insert(replica, ReplicaHandle { logs: stored.logs, status, restart });
                 }
                 let service = ServiceView { count, replicas: shown, ..ServiceView::default() };
                 view.send_modify(|view: &mut Arc<LeaseView>| {
@@ -267,11 +273,11 @@ impl LocalPlatform {
         let lease = self.lease(&lease)?;
         let handle = lease.replicas.get(&replica).ok_or_else(not_found)?;
         let is_readable =
-            lease.view.borrow().replica(&replica).is_some_and(|slot| slot.run(&instance).is_some());
+            lease.view.borrow().replica(&replica).is_some_and(|replica| replica.run(&instance).is_some());
         if !is_readable {
             return Err(not_found());
         }
-        let files = LogFiles { dir: handle.logs.clone(), restarts: instance.parts().2 };
+        let files = LogFiles { dir: handle.logs.clone(), run_number: instance.run_number() };
         let completed = handle.status.log_completed(&instance);
         // Without `follow`, too, the unfinished last line of an ended run is complete.
         let follow =
@@ -297,10 +303,11 @@ impl LocalPlatform {
         if newest != *instance {
             return Err(Error::Conflict(format!("{replica} runs as another instance")));
         }
-        let number = instance.as_ref().map(|instance| instance.parts().2);
-        handle.restart.send_if_modified(|newest| {
-            let is_new = *newest < number;
-            *newest = number.max(*newest);
+        let number = instance.as_ref().map(|instance| instance.run_number());
+        // Without a run, the first one is about to start, and there is nothing to end: `None` is never new.
+        handle.restart.send_if_modified(|requested| {
+            let is_new = *requested < number;
+            *requested = number.max(*requested);
             is_new
         });
         Ok(())
@@ -335,12 +342,12 @@ impl Platform for LocalPlatform {
 }
 
 /// Returns the view of a replica before its first run, with the runs of earlier gateways.
-fn initial_view(slot: &Slot) -> ReplicaView {
-    let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
+fn initial_view(stored: &StoredReplica) -> ReplicaView {
+    let surplus = stored.runs.len().saturating_sub(RUNS_MAX);
     ReplicaView {
-        runs: slot.runs.iter().skip(surplus).cloned().collect(),
+        runs: stored.runs.iter().skip(surplus).cloned().collect(),
         state: creating(),
-        restarts: slot.next,
+        restarts: stored.next,
         ..ReplicaView::default()
     }
 }

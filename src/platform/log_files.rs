@@ -71,7 +71,7 @@ pub enum FollowMode {
 }
 
 /// The state of the stream. Reads only when polled.
-struct Reader {
+struct TailState {
     log: LogReader,
     follow: FollowMode,
     /// Set when following.
@@ -92,12 +92,13 @@ enum State {
 
 /// Opens the log of one run.
 ///
-/// [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone.
-/// The gap is superfluous in one case: the log was rotated, and the position is before all lines or among
-/// those with the first time of the oldest file, because whether an older file existed is unknown. A position
-/// after the end (the files were replaced) is a gap as well, and reading continues at the end. Gaps other
-/// than `lost` records have no own position: one directly after the requested position is returned again
-/// rather than not at all.
+/// [`ReadFrom::After`] starts with the next line, or the rest of it. A gap comes first in these cases:
+/// - The next line may be gone.
+/// - The log was rotated, and the position is before all lines or has the first time of the oldest file. This
+///   gap may be superfluous: whether an older file existed is unknown.
+/// - The position is after the end, because the files were replaced. Reading continues at the end.
+/// - A gap without an own position (any but a `lost` record) is directly after the requested position. It is
+///   repeated, because skipping it could hide a loss.
 ///
 /// # Errors
 /// [`Error::NotFound`] if the directory does not exist, or has no file of that run and `follow` does not wait
@@ -124,8 +125,9 @@ pub async fn open(
         }
     };
     let unfinished = log.unfinished();
-    let reader = Reader { log, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
-    let items = stream::try_unfold(reader, Reader::next).boxed();
+    let state =
+        TailState { log, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
+    let items = stream::try_unfold(state, TailState::next).boxed();
     Ok(Tail { start, unfinished, items })
 }
 
@@ -150,9 +152,9 @@ impl FollowMode {
     }
 }
 
-// === impl Reader ===
+// === impl TailState ===
 
-impl Reader {
+impl TailState {
     async fn next(mut self) -> Result<Option<(TailItem, Self)>, Error> {
         loop {
             if let Some(item) = self.items.next() {
@@ -178,7 +180,8 @@ impl Reader {
             let at_end = log.read(limit)?;
             let is_last = at_end && limit != ReadLimit::Growing;
             let batcher = log.batcher();
-            let items = if is_due || is_last { batcher.take(at_end) } else { batcher.take_finished(at_end) };
+            let items =
+                if is_due || is_last { batcher.take_items(at_end) } else { batcher.take_finished(at_end) };
             let state = match (at_end, limit) {
                 (false, _) => State::Read,
                 (true, ReadLimit::Growing) => State::Wait,

@@ -53,7 +53,7 @@ impl NodePlatform {
         }
         let (uid, container, run_number) = request.instance.parts();
         let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(&self.logs, container);
-        let files = LogFiles { dir, restarts: run_number };
+        let files = LogFiles { dir, run_number };
         if run.has_ended() || !request.follow {
             // The unfinished last line of an ended run is complete.
             let end = CancellationToken::new();

@@ -18,7 +18,7 @@ fn run(filter: StartFilter, times: &[i64]) -> (Vec<(String, Position)>, usize, L
     }
     let mut out = Vec::new();
     let mut gaps = 0;
-    for item in batcher.take(true) {
+    for item in batcher.take_items(true) {
         match item {
             TailItem::Lines(batch) => out.extend((0..batch.lines.len()).map(|index| {
                 let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
@@ -43,7 +43,7 @@ fn read_after_any_position_returns_same_rest() {
     for (index, (_, at)) in all.iter().enumerate() {
         let (rest, gaps, batcher) = run(StartFilter::After(*at), &TIMES);
         assert_eq!((rest.as_slice(), gaps), (&all[index + 1..], 0));
-        assert_eq!((batcher.start(), batcher.is_inexact()), (Some(*at), false));
+        assert_eq!((batcher.start(), batcher.resume_missed()), (Some(*at), false));
         let (counted, _, batcher) = run(StartFilter::Lines(index as u64 + 1), &TIMES);
         assert_eq!((counted.as_slice(), batcher.start()), (&all[index + 1..], Some(*at)));
     }
@@ -74,7 +74,7 @@ fn offset_beyond_shorter_or_lost_line_is_gap() {
         batcher.line(b"2222", at(3));
         assert_eq!(batcher.start(), Some(from));
         let after = base.after_line(at(2));
-        let [TailItem::Gap(gap), TailItem::Lines(batch)] = &batcher.take(true)[..] else {
+        let [TailItem::Gap(gap), TailItem::Lines(batch)] = &batcher.take_items(true)[..] else {
             panic!("{offset}")
         };
         let unknown = SourceGap { after, ..unknown_gap(GapCause::Rotated) };
@@ -90,7 +90,7 @@ fn missing_position_is_gap() {
     let at = Position { time: LogTime::from_nanos(5), ordinal: 3, offset: 0 };
     let (rest, gaps, batcher) = run(StartFilter::After(at), &TIMES);
     assert_eq!((rest.as_slice(), gaps), (&all[2..], 1));
-    assert!(batcher.is_inexact());
+    assert!(batcher.resume_missed());
     let (rest, gaps, batcher) =
         run(StartFilter::After(Position { time: LogTime::from_nanos(10), ..at }), &TIMES);
     assert_eq!((rest.len(), gaps, batcher.start()), (0, 0, None));
@@ -123,11 +123,11 @@ fn gaps_since_requested_time_are_returned() {
         batcher.line(b"a", LogTime::from_nanos(4));
         batcher.dropped_output(DroppedOutput { lines: 3, bytes: 40, exact: true }, LogTime::from_nanos(6));
         batcher.gap(garbage);
-        assert!(since <= 6 || batcher.take(true).is_empty());
+        assert!(since <= 6 || batcher.take_items(true).is_empty());
         batcher.line(b"b", LogTime::from_nanos(8));
         batcher.line(b"c", LogTime::from_nanos(9));
         let gaps: Vec<_> = batcher
-            .take(true)
+            .take_items(true)
             .into_iter()
             .filter_map(|item| match item {
                 TailItem::Gap(gap) => Some(SourceGap { after: Position::START, ..gap }),
@@ -143,7 +143,7 @@ fn overlong_line_comes_in_bounded_pieces() {
     let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::All);
     batcher.line(&vec![b'x'; 2 * LINE_HELD_MAX_BYTES], LogTime::from_nanos(1));
     let mut ends = Vec::new();
-    for item in batcher.take(true) {
+    for item in batcher.take_items(true) {
         let TailItem::Lines(batch) = item else { panic!("{item:?}") };
         assert!(batch.data.len() <= READ_MAX_BYTES + LINE_HELD_MAX_BYTES);
         for (index, line) in batch.lines.iter().enumerate() {
@@ -159,9 +159,12 @@ fn adjacent_gaps_of_one_kind_are_merged() {
     let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::All);
     let garbage = SourceGap { lines: 1, bytes: 7, ..unknown_gap(GapCause::Source) };
     batcher.gap(garbage);
-    assert_eq!(batcher.take(false), []);
+    assert_eq!(batcher.take_items(false), []);
     batcher.gap(garbage);
     batcher.gap(unknown_gap(GapCause::Rotated));
     let both = SourceGap { lines: 2, bytes: 14, ..garbage };
-    assert_eq!(batcher.take(true), [TailItem::Gap(both), TailItem::Gap(unknown_gap(GapCause::Rotated))]);
+    assert_eq!(
+        batcher.take_items(true),
+        [TailItem::Gap(both), TailItem::Gap(unknown_gap(GapCause::Rotated))]
+    );
 }

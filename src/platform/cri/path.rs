@@ -26,8 +26,8 @@ pub(crate) struct PodDir<'a> {
 /// The name of one file of a container's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogName {
-    /// Restart count of the run.
-    pub restarts: u32,
+    /// Number of the run: the container's restart count.
+    pub run_number: u32,
     /// Time of rotation (`20261123-120000`, perhaps with `.123456789`), which orders rotated files as text.
     /// `None` for the active file.
     pub rotated: Option<String>,
@@ -69,25 +69,25 @@ impl fmt::Display for PodDir<'_> {
 // === impl LogName ===
 
 impl LogName {
-    /// The active file of run `restarts`.
-    pub fn active(restarts: u32) -> Self {
-        Self { restarts, rotated: None, gz: false }
+    /// The active file of run `run_number`.
+    pub fn active(run_number: u32) -> Self {
+        Self { run_number, rotated: None, gz: false }
     }
 
     /// Parses a file name. Returns `None` if it is not that of a log.
     pub fn parse(name: &str) -> Option<Self> {
-        let (restarts, rest) = name.split_once(LOG)?;
-        let number: u32 = restarts.parse().ok()?;
+        let (number, rest) = name.split_once(LOG)?;
+        let run_number: u32 = number.parse().ok()?;
         // The number parser also accepts `+1` and `01`.
-        if number.to_string() != restarts {
+        if run_number.to_string() != number {
             return None;
         }
         if rest.is_empty() {
-            return Some(Self::active(number));
+            return Some(Self::active(run_number));
         }
         let rest = rest.strip_prefix('.')?;
         let (suffix, gz) = rest.strip_suffix(GZ).map_or((rest, false), |suffix| (suffix, true));
-        is_rotation_suffix(suffix).then(|| Self { restarts: number, rotated: Some(suffix.to_owned()), gz })
+        is_rotation_suffix(suffix).then(|| Self { run_number, rotated: Some(suffix.to_owned()), gz })
     }
 
     /// A key that sorts files by age: rotated before active, by suffix, and a log before its compressed copy.
@@ -98,7 +98,7 @@ impl LogName {
 
 impl fmt::Display for LogName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{LOG}", self.restarts)?;
+        write!(f, "{}{LOG}", self.run_number)?;
         if let Some(suffix) = &self.rotated {
             write!(f, ".{suffix}")?;
         }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn file_names_round_trip() {
-        for (name, restarts, rotated, gz) in [
+        for (name, run_number, rotated, gz) in [
             ("0.log", 0, None, false),
             ("12.log", 12, None, false),
             ("0.log.20261123-120000", 0, Some("20261123-120000"), false),
@@ -144,8 +144,8 @@ mod tests {
             let parsed = LogName::parse(name).unwrap();
             assert_eq!(parsed.to_string(), name);
             assert_eq!(
-                (parsed.restarts, parsed.rotated.as_deref(), parsed.gz),
-                (restarts, rotated, gz),
+                (parsed.run_number, parsed.rotated.as_deref(), parsed.gz),
+                (run_number, rotated, gz),
                 "{name}"
             );
         }

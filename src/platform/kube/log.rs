@@ -27,6 +27,7 @@ use super::open_limiter::Reached;
 use crate::model::id::{Instance, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
+use crate::platform::log_files::UNFINISHED_WAIT;
 use crate::platform::{Error, ReadFrom, Tail, TailItem};
 
 /// Longest wait for the next bytes of a response that ends.
@@ -36,14 +37,11 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 /// dead without an end.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 
-/// Time that an unfinished line waits for its end before it is delivered as a piece: as in
-/// [`log_files`](crate::platform::log_files).
-const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
-
-/// Silence after which a follow that was opened again does not have the remembered lines.
+/// If a reopened follow is silent this long before the resume point came, it does not contain it.
 const OVERLAP_MAX: Duration = Duration::from_secs(3);
 
-/// Silence that shows that a kubelet can follow again: one that cannot says so after the lines that exist.
+/// Silence that shows that a kubelet can follow again: one that cannot follow reports that directly after
+/// the existing lines.
 const TRIAL_MAX: Duration = Duration::from_secs(2);
 
 /// Most bytes of a response to [`LogQuery::PROBE`]. The last line of a longer one is not looked for.
@@ -67,8 +65,8 @@ struct LogQuery {
     since_second: Option<i64>,
     /// Return about this many bytes at most.
     limit_bytes: Option<u64>,
-    /// Read the run before the one that the kubelet serves as the present one. If the run that is read is the
-    /// newest one that the API server knows, it may have ended without a report.
+    /// Ask for the kubelet's *previous* run. Used when the run that is read may have ended although the API
+    /// server still calls it the newest.
     previous: bool,
     /// Check that the kubelet serves the run that the API server calls the newest: it may have started the
     /// next one without a report. For responses in which no known line identifies the run.
@@ -207,7 +205,8 @@ impl Reader {
         }
     }
 
-    /// Performs the next action. Returns `false` if the log is complete.
+    /// Performs the next action. Returns `false` if the log is complete. Not cancel safe: a dropped call
+    /// leaves [`Action::Finish`] behind. The stream owns the call, so both are dropped together.
     async fn step(&mut self) -> Result<bool, Error> {
         self.next = match std::mem::replace(&mut self.next, Action::Finish) {
             Action::Read => self.read().await,

@@ -62,8 +62,8 @@ struct ProcessOutcome {
 // === impl Launcher ===
 
 impl Runner for Launcher {
-    async fn run(&mut self, restarts: u32, status: &StatusPublisher, stop: &mut StopSignal) -> RunOutcome {
-        self.prepare(restarts, status).await;
+    async fn run(&mut self, run_number: u32, status: &StatusPublisher, stop: &mut StopSignal) -> RunOutcome {
+        self.prepare(run_number, status).await;
         let (logs, rotation) = (self.logs.clone(), self.rotation);
         let lost = std::mem::replace(&mut self.lost, NO_LOSS);
         let open = move || {
@@ -72,7 +72,7 @@ impl Runner for Launcher {
             if let Err(error) = mark_open(&logs) {
                 tracing::warn!(%error, logs = %logs.display(), "failed to mark log as open");
             }
-            let mut writer = LogWriter::new(RotatingLog::new(RealFs, logs, restarts, rotation), lost);
+            let mut writer = LogWriter::new(RotatingLog::new(RealFs, logs, run_number, rotation), lost);
             writer.flush(LogTime::now());
             writer
         };
@@ -85,7 +85,7 @@ impl Runner for Launcher {
                 let copy = copy_output(outputs, writer, ended.clone());
                 let wait = async {
                     let _ended = ended.drop_guard();
-                    process.wait(restarts, stop, || status.started(restarts, started)).await
+                    process.wait(run_number, stop, || status.started(run_number, started)).await
                 };
                 tokio::join!(wait, copy)
             }
@@ -102,13 +102,13 @@ impl Runner for Launcher {
 }
 
 impl Launcher {
-    /// Makes room and directories for run `next`. The run before it may have removed its own.
-    async fn prepare(&self, next: u32, status: &StatusPublisher) {
+    /// Makes room and directories for run `run_number`. The run before it may have removed its own.
+    async fn prepare(&self, run_number: u32, status: &StatusPublisher) {
         let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);
         let prepared = blocking(move || {
             make_dir(&home)?;
             make_dir(&logs)?;
-            prune(&logs, next, keep)
+            prune(&logs, run_number, keep)
         });
         match prepared.await {
             Ok(oldest) => status.forget_before(oldest),
@@ -151,13 +151,13 @@ impl Process {
         }
     }
 
-    /// Waits until all processes of run `number` are gone, stopping them if `stop` requests it.
-    async fn wait(mut self, number: u32, stop: &mut StopSignal, on_start: impl Fn()) -> ProcessOutcome {
+    /// Waits until all processes of run `run_number` are gone, stopping them if `stop` requests it.
+    async fn wait(mut self, run_number: u32, stop: &mut StopSignal, on_start: impl Fn()) -> ProcessOutcome {
         let mut outcome = ProcessOutcome::default();
         loop {
             tokio::select! {
                 biased;
-                request = stop.requested(number) => {
+                request = stop.requested(run_number) => {
                     outcome.stopped = Some(request.reason);
                     let grace_ms = u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX);
                     // If the shim is dead, the missing report shows that.

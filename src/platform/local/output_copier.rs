@@ -32,8 +32,10 @@ const NOTICE_RETRY: Duration = Duration::from_secs(1);
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Writes output from `pipes` (standard output and standard error) to the log until `ended`, then the rest of
-/// the pipes. Returns losses that the log could not report. The run waits for nothing but the disk, and its
-/// end for nothing at all.
+/// the pipes. Returns losses that the log could not report.
+///
+/// A full disk never delays the service: output is dropped. A slow disk does, once the pipe is full. The end
+/// of the run is reported after the last write. It does not wait for other processes that hold the pipe open.
 pub(super) async fn copy_output<F: LogFs>(
     pipes: [pipe::Receiver; 2],
     mut writer: LogWriter<F>,

@@ -46,7 +46,7 @@ pub(super) struct Rotation {
 pub(super) struct RotatingLog<F: LogFs> {
     fs: F,
     dir: PathBuf,
-    restarts: u32,
+    run_number: u32,
     rotation: Rotation,
     /// The active file. `None` until it could be opened.
     active: Option<Active<F::File>>,
@@ -112,9 +112,9 @@ impl LogFs for RealFs {
 // === impl RotatingLog ===
 
 impl<F: LogFs> RotatingLog<F> {
-    /// Creates the log of run `restarts` in `dir`. Opens nothing.
-    pub(super) fn new(fs: F, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
-        Self { fs, dir, restarts, rotation, active: None, rotated: VecDeque::new() }
+    /// Creates the log of run `run_number` in `dir`. Opens nothing.
+    pub(super) fn new(fs: F, dir: PathBuf, run_number: u32, rotation: Rotation) -> Self {
+        Self { fs, dir, run_number, rotation, active: None, rotated: VecDeque::new() }
     }
 
     /// Returns the size of the active file.
@@ -122,7 +122,6 @@ impl<F: LogFs> RotatingLog<F> {
         self.active.as_ref().map_or(0, |active| active.len)
     }
 
-    /// Returns the size at which a file should be rotated.
     pub(super) fn max_bytes(&self) -> u64 {
         self.rotation.max_bytes
     }
@@ -195,7 +194,7 @@ impl<F: LogFs> RotatingLog<F> {
         if self.len() == 0 {
             return Ok(());
         }
-        let name = LogName { rotated: Some(rotation_suffix(now)), ..LogName::active(self.restarts) };
+        let name = LogName { rotated: Some(rotation_suffix(now)), ..LogName::active(self.run_number) };
         let to = self.dir.join(name.to_string());
         match self.fs.rename(&self.path(), &to) {
             Ok(()) => self.rotated.push_back(to),
@@ -219,6 +218,6 @@ impl<F: LogFs> RotatingLog<F> {
 
     /// Returns the path of the active file.
     pub(super) fn path(&self) -> PathBuf {
-        self.dir.join(LogName::active(self.restarts).to_string())
+        self.dir.join(LogName::active(self.run_number).to_string())
     }
 }

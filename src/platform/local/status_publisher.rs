@@ -38,64 +38,64 @@ impl StatusPublisher {
         Self { view, replica, uid, current: Mutex::new(None) }
     }
 
-    /// Returns the name of run `restarts`.
-    pub(super) fn instance(&self, restarts: u32) -> Option<Instance> {
+    /// Returns the name of run `run_number`.
+    pub(super) fn instance(&self, run_number: u32) -> Option<Instance> {
         // Valid because service names and uids are.
-        Instance::new(&self.uid, self.replica.service.as_str(), restarts).ok()
+        Instance::new(&self.uid, self.replica.service.as_str(), run_number).ok()
     }
 
     /// Publishes that a run is being started.
-    pub(super) fn creating(&self, restarts: u32) {
+    pub(super) fn creating(&self, run_number: u32) {
         let completed = CancellationToken::new();
-        *self.current.lock() = self.instance(restarts).map(|instance| CurrentRun {
+        *self.current.lock() = self.instance(run_number).map(|instance| CurrentRun {
             instance,
             completed: completed.clone(),
             _guard: completed.drop_guard(),
         });
-        self.update(|slot| {
-            slot.restarts = restarts;
-            slot.state = creating();
+        self.update(|replica| {
+            replica.restarts = run_number;
+            replica.state = creating();
         });
     }
 
     /// Publishes that the run's process is up and its log can be read.
-    pub(super) fn started(&self, restarts: u32, started: LogTime) {
-        self.update(|slot| {
-            self.add_run(slot, restarts, started, None);
-            slot.state = ReplicaState::Running;
-            slot.ready = true;
+    pub(super) fn started(&self, run_number: u32, started: LogTime) {
+        self.update(|replica| {
+            self.add_run(replica, run_number, started, None);
+            replica.state = ReplicaState::Running;
+            replica.ready = true;
         });
     }
 
     /// Publishes that the run ended, its log is complete, and the replica is in the state `next`.
-    pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
+    pub(super) fn ended(&self, run_number: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
         // Dropped without the lock, because that wakes the followers.
         let run = self.current.lock().take();
         drop(run);
-        self.update(|slot| {
-            let instance = self.instance(restarts);
-            match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
+        self.update(|replica| {
+            let instance = self.instance(run_number);
+            match replica.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
                 Some(run) => run.end = Some(end),
                 // It ended before it was up.
-                None => self.add_run(slot, restarts, started, Some(end)),
+                None => self.add_run(replica, run_number, started, Some(end)),
             }
-            slot.ready = false;
-            slot.state = next;
+            replica.ready = false;
+            replica.state = next;
         });
     }
 
     /// Publishes that no run will follow.
     pub(super) fn terminated(&self) {
-        self.update(|slot| slot.state = ReplicaState::Terminated);
+        self.update(|replica| replica.state = ReplicaState::Terminated);
     }
 
     /// Removes runs before `oldest`, whose logs were removed.
     pub(super) fn forget_before(&self, oldest: u32) {
-        let is_removed = |run: &Run| run.instance.parts().2 < oldest;
+        let is_removed = |run: &Run| run.instance.run_number() < oldest;
         self.view.send_if_modified(|view| {
-            let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(is_removed));
+            let any = view.replica(&self.replica).is_some_and(|replica| replica.runs.iter().any(is_removed));
             if any {
-                self.change(view, |slot| slot.forget(is_removed));
+                self.change(view, |replica| replica.forget(is_removed));
             }
             any
         });
@@ -114,12 +114,12 @@ impl StatusPublisher {
         }
     }
 
-    fn add_run(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
-        let instance = self.instance(restarts);
-        slot.runs.extend(instance.map(|instance| Run { instance, started, end, log_is_gone: false }));
-        if slot.runs.len() > RUNS_MAX {
-            let oldest = slot.runs.first().map(|run| run.instance.clone());
-            slot.forget(|run| Some(&run.instance) == oldest.as_ref());
+    fn add_run(&self, replica: &mut ReplicaView, run_number: u32, started: LogTime, end: Option<RunEnd>) {
+        let instance = self.instance(run_number);
+        replica.runs.extend(instance.map(|instance| Run { instance, started, end, log_is_gone: false }));
+        if replica.runs.len() > RUNS_MAX {
+            let oldest = replica.runs.first().map(|run| run.instance.clone());
+            replica.forget(|run| Some(&run.instance) == oldest.as_ref());
         }
     }
 
@@ -129,8 +129,8 @@ impl StatusPublisher {
 
     fn change(&self, view: &mut Arc<LeaseView>, change: impl FnOnce(&mut ReplicaView)) {
         let service = Arc::make_mut(view).services.get_mut(&self.replica.service);
-        if let Some(slot) = service.and_then(|service| service.replicas.get_mut(&self.replica.index)) {
-            change(slot);
+        if let Some(replica) = service.and_then(|service| service.replicas.get_mut(&self.replica.index)) {
+            change(replica);
         }
     }
 }

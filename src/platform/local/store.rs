@@ -53,7 +53,7 @@ pub(super) struct Store {
 
 /// The stored state of one replica.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct StoredReplica {
     pub(super) logs: PathBuf,
     /// Home and working directory of its processes.
     pub(super) home: PathBuf,
@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Loads the state of `replica`. Creates missing directories.
-    pub(super) fn slot(&mut self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
+    pub(super) fn replica(&mut self, lease: &LeaseId, replica: &Replica) -> Result<StoredReplica, Error> {
         let pods = self.pods.display().to_string();
         let failed = |error| Error::io(format!("directories of {replica} in {pods}"), error);
         let namespace = lease.namespace();
@@ -114,14 +114,14 @@ impl Store {
         make_dir(&logs).map_err(failed)?;
         let mut runs = Vec::new();
         let mut next = 0;
-        for (restarts, files) in files_by_run(&logs).map_err(failed)? {
-            next = restarts.saturating_add(1);
-            if let Ok(instance) = Instance::new(&uid, container, restarts) {
+        for (run_number, files) in files_by_run(&logs).map_err(failed)? {
+            next = run_number.saturating_add(1);
+            if let Ok(instance) = Instance::new(&uid, container, run_number) {
                 runs.push(ended_run(&logs, instance, &files));
             }
         }
         let end_unknown = logs.join(OPEN_MARK).try_exists().map_err(failed)?;
-        Ok(Slot { logs, home, uid, runs, next, end_unknown })
+        Ok(StoredReplica { logs, home, uid, runs, next, end_unknown })
     }
 }
 
@@ -178,7 +178,7 @@ fn files_by_run(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
     let mut runs: BTreeMap<u32, Vec<LogName>> = BTreeMap::new();
     for entry in std::fs::read_dir(logs)? {
         if let Some(name) = entry?.file_name().to_str().and_then(LogName::parse) {
-            runs.entry(name.restarts).or_default().push(name);
+            runs.entry(name.run_number).or_default().push(name);
         }
     }
     for files in runs.values_mut() {
@@ -265,7 +265,7 @@ mod tests {
     fn replica_is_found_again_with_its_runs() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path()).unwrap();
-        let new = store.slot(&lease(), &web()).unwrap();
+        let new = store.replica(&lease(), &web()).unwrap();
         assert!(new.home.is_dir() && new.logs.ends_with("web") && new.runs.is_empty());
         assert_eq!(new.next, 0);
         let long = "x".repeat(CRI_PIECE_MAX_BYTES);
@@ -287,9 +287,9 @@ mod tests {
         std::fs::create_dir(other).unwrap();
         drop(store);
         let mut store = Store::open(dir.path()).unwrap();
-        let found = store.slot(&lease(), &web()).unwrap();
+        let found = store.replica(&lease(), &web()).unwrap();
         assert_eq!((found.uid.as_str(), found.next), (new.uid.as_str(), 11));
-        let names: Vec<u32> = found.runs.iter().map(|run| run.instance.parts().2).collect();
+        let names: Vec<u32> = found.runs.iter().map(|run| run.instance.run_number()).collect();
         assert_eq!(names, [2, 10]);
         let end = found.runs[0].end.as_ref().unwrap();
         assert_eq!((seconds(found.runs[0].started), seconds(end.time)), (1, 4));
@@ -297,7 +297,7 @@ mod tests {
         assert!(seconds(found.runs[1].started) > -1_000_000_000);
 
         let other = Replica { index: 1, ..web() };
-        assert_ne!(store.slot(&lease(), &other).unwrap().uid, new.uid);
+        assert_ne!(store.replica(&lease(), &other).unwrap().uid, new.uid);
     }
 
     #[test]

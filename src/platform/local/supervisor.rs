@@ -23,11 +23,11 @@ pub struct Backoff {
 
 /// Executes runs. Implemented by [`Launcher`](super::launch::Launcher), and by a script in tests.
 pub(super) trait Runner: Send {
-    /// Executes run `restarts`: publishes its start to `status`, ends it early if `stop` requests it, and
+    /// Executes run `run_number`: publishes its start to `status`, ends it early if `stop` requests it, and
     /// returns when all its processes are gone and its log is complete.
     fn run(
         &mut self,
-        restarts: u32,
+        run_number: u32,
         status: &StatusPublisher,
         stop: &mut StopSignal,
     ) -> impl Future<Output = RunOutcome> + Send;
@@ -50,7 +50,7 @@ pub(super) struct RunOutcome {
 pub(super) struct StopSignal {
     /// Set to a grace period when the platform stops. May be set again, to a shorter one.
     pub(super) platform: watch::Receiver<Option<Duration>>,
-    /// The newest run that a restart was requested for.
+    /// Number of the newest run whose restart was requested.
     pub(super) restart: watch::Receiver<Option<u32>>,
     /// Grace period of a run that is restarted.
     pub(super) restart_grace: Duration,
@@ -65,38 +65,38 @@ pub(super) struct StopRequest {
     pub(super) reason: &'static str,
 }
 
-/// Runs a replica until `stop` is final, beginning with run `restarts`.
+/// Runs a replica until `stop` is final, beginning with run `run_number`.
 pub(super) async fn supervise(
     status: Arc<StatusPublisher>,
     mut runner: impl Runner,
-    mut restarts: u32,
+    mut run_number: u32,
     backoff: Backoff,
     mut stop: StopSignal,
 ) {
     let mut delays = backoff.delays();
     while !stop.is_final() {
-        status.creating(restarts);
-        let outcome = runner.run(restarts, &status, &mut stop).await;
+        status.creating(run_number);
+        let outcome = runner.run(run_number, &status, &mut stop).await;
         if outcome.up >= backoff.reset_after {
             delays = backoff.delays();
         }
         let mut delay = Duration::ZERO;
         let next = if stop.is_final() {
             ReplicaState::Terminated
-        } else if stop.is_restarted(restarts) {
+        } else if stop.is_restarted(run_number) {
             creating()
         } else {
             delay = delays.next().unwrap_or(backoff.longest);
             let message = format!("back-off {delay:?} restarting: {}", outcome.cause());
             ReplicaState::Waiting { reason: "CrashLoopBackOff".to_owned(), message }
         };
-        status.ended(restarts, outcome.started, outcome.end, next);
+        status.ended(run_number, outcome.started, outcome.end, next);
         tokio::select! {
             biased;
-            () = stop.delay_skipped(restarts) => delays = backoff.delays(),
+            () = stop.delay_skipped(run_number) => delays = backoff.delays(),
             () = tokio::time::sleep(delay) => {}
         }
-        restarts = restarts.saturating_add(1);
+        run_number = run_number.saturating_add(1);
     }
     status.terminated();
 }
@@ -146,13 +146,16 @@ impl StopSignal {
         self.platform.borrow().is_some()
     }
 
-    /// Whether a restart was requested for run `number`.
-    fn is_restarted(&self, number: u32) -> bool {
-        *self.restart.borrow() >= Some(number)
+    /// Whether a restart was requested for run `run_number`.
+    fn is_restarted(&self, run_number: u32) -> bool {
+        *self.restart.borrow() >= Some(run_number)
     }
 
-    /// Waits for the next request to end run `number`. Cancel safe.
-    pub(super) async fn requested(&mut self, number: u32) -> StopRequest {
+    /// Waits for the next request to end run `run_number`. Cancel safe.
+    ///
+    /// Waits for changes and not for values, because the caller asks again: each request is returned once.
+    /// A change before the call that was not seen counts too.
+    pub(super) async fn requested(&mut self, run_number: u32) -> StopRequest {
         loop {
             let is_platform = tokio::select! {
                 biased;
@@ -163,17 +166,17 @@ impl StopSignal {
                 if is_platform {
                     return StopRequest { grace, reason: "GatewayStopped" };
                 }
-            } else if self.is_restarted(number) {
+            } else if self.is_restarted(run_number) {
                 return StopRequest { grace: self.restart_grace, reason: "Restarted" };
             }
         }
     }
 
-    /// Waits for a reason to skip the delay after run `number`: its restart, or the end of the platform.
-    async fn delay_skipped(&mut self, number: u32) {
+    /// Waits for a reason to skip the delay after run `run_number`: its restart, or the end of the platform.
+    async fn delay_skipped(&mut self, run_number: u32) {
         tokio::select! {
             _ = self.platform.wait_for(Option::is_some) => {}
-            _ = self.restart.wait_for(|newest| *newest >= Some(number)) => {}
+            _ = self.restart.wait_for(|newest| *newest >= Some(run_number)) => {}
         }
     }
 }
@@ -204,16 +207,16 @@ mod tests {
     impl Runner for Script {
         async fn run(
             &mut self,
-            restarts: u32,
+            run_number: u32,
             status: &StatusPublisher,
             stop: &mut StopSignal,
         ) -> RunOutcome {
             self.begun.lock().push(self.epoch.elapsed());
-            let started = LogTime::from_nanos(restarts.into());
-            status.started(restarts, started);
+            let started = LogTime::from_nanos(run_number.into());
+            status.started(run_number, started);
             let up = self.lasts.next().unwrap_or(Duration::MAX);
             let request = tokio::select! {
-                request = stop.requested(restarts) => Some(request),
+                request = stop.requested(run_number) => Some(request),
                 () = tokio::time::sleep(up) => None,
             };
             RunOutcome {
@@ -260,7 +263,7 @@ mod tests {
         (Script { lasts, begun: Arc::clone(&begun), epoch: Instant::now() }, begun)
     }
 
-    fn slot(view: &watch::Receiver<Arc<LeaseView>>) -> ReplicaView {
+    fn shown(view: &watch::Receiver<Arc<LeaseView>>) -> ReplicaView {
         view.borrow().replica(&replica()).unwrap().clone()
     }
 
@@ -281,16 +284,16 @@ mod tests {
         let (runner, begun) = script([0, 0, 599, 600, 0]);
         let supervised = supervise(status, runner, 5, Backoff::default(), signal);
         let control = async {
-            let up = |slot: &ReplicaView| slot.restarts == 10 && slot.state == ReplicaState::Running;
+            let up = |replica: &ReplicaView| replica.restarts == 10 && replica.state == ReplicaState::Running;
             let mut views = view.clone();
             let mut waits = Vec::new();
-            while !up(&slot(&views)) {
+            while !up(&shown(&views)) {
                 views.changed().await.unwrap();
-                if let ReplicaState::Waiting { reason, message } = slot(&views).state
+                if let ReplicaState::Waiting { reason, message } = shown(&views).state
                     && reason == "CrashLoopBackOff"
                 {
                     waits.push(message);
-                    assert!(slot(&views).runs.iter().all(|run| run.end.is_some()));
+                    assert!(shown(&views).runs.iter().all(|run| run.end.is_some()));
                 }
             }
             assert_eq!(waits.len(), 5);
@@ -300,9 +303,9 @@ mod tests {
         tokio::join!(supervised, control);
         let begun: Vec<u64> = begun.lock().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 606, 1_207, 1_209]);
-        let slot = slot(&view);
-        assert_eq!((slot.state, slot.ready, slot.restarts), (ReplicaState::Terminated, false, 10));
-        let ends: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap()).collect();
+        let replica = shown(&view);
+        assert_eq!((replica.state, replica.ready, replica.restarts), (ReplicaState::Terminated, false, 10));
+        let ends: Vec<_> = replica.runs.iter().map(|run| run.end.clone().unwrap()).collect();
         assert_eq!(ends.len(), 6);
         assert_eq!((ends[5].signal, ends[4].exit_code), (Some(15), Some(3)));
     }
@@ -315,8 +318,8 @@ mod tests {
         let supervised = supervise(status, runner, 0, Backoff::default(), signal);
         let control = async {
             let waits = |view: &Arc<LeaseView>| {
-                let slot = view.replica(&replica()).unwrap();
-                slot.runs.iter().any(|run| run.end.is_some()) && slot.state != ReplicaState::Running
+                let replica = view.replica(&replica()).unwrap();
+                replica.runs.iter().any(|run| run.end.is_some()) && replica.state != ReplicaState::Running
             };
             view.clone().wait_for(waits).await.unwrap();
             stop.send_replace(Some(Duration::ZERO));
@@ -324,7 +327,7 @@ mod tests {
         let begin = Instant::now();
         tokio::join!(supervised, control);
         assert!(begin.elapsed() < Duration::from_secs(1));
-        assert_eq!(slot(&view).state, ReplicaState::Terminated);
+        assert_eq!(shown(&view).state, ReplicaState::Terminated);
     }
 
     #[tokio::test(start_paused = true)]
@@ -340,22 +343,25 @@ mod tests {
                 views.wait_for(|view| wanted(view.replica(&replica()).unwrap())).await.unwrap();
             };
             // Within the delay of four seconds.
-            until(|slot| slot.restarts == 2 && slot.runs.last().is_some_and(|run| run.end.is_some())).await;
+            until(|replica| {
+                replica.restarts == 2 && replica.runs.last().is_some_and(|run| run.end.is_some())
+            })
+            .await;
             restart.send_replace(Some(2));
-            until(|slot| slot.restarts == 3 && slot.state == ReplicaState::Running).await;
+            until(|replica| replica.restarts == 3 && replica.state == ReplicaState::Running).await;
             // A request for a run that has ended.
             restart.send_replace(Some(2));
             tokio::time::sleep(Duration::from_secs(5)).await;
-            assert_eq!(slot(&view).restarts, 3);
+            assert_eq!(shown(&view).restarts, 3);
             restart.send_replace(Some(3));
-            until(|slot| slot.restarts == 4 && slot.state == ReplicaState::Running).await;
+            until(|replica| replica.restarts == 4 && replica.state == ReplicaState::Running).await;
             stop.send_replace(Some(Duration::ZERO));
         };
         tokio::join!(supervised, control);
         let begun: Vec<u64> = begun.lock().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 3, 8]);
-        let slot = slot(&view);
-        let reasons: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap().reason).collect();
+        let replica = shown(&view);
+        let reasons: Vec<_> = replica.runs.iter().map(|run| run.end.clone().unwrap().reason).collect();
         assert_eq!(reasons, ["Error", "Error", "Error", "Restarted", "GatewayStopped"]);
     }
 
@@ -373,6 +379,6 @@ mod tests {
         status.ended(0, LogTime::MIN, end, ReplicaState::Terminated);
         assert!(completed.is_cancelled() && status.log_completed(&instance).is_cancelled());
         status.forget_before(1);
-        assert!(slot(&view).runs.is_empty());
+        assert!(shown(&view).runs.is_empty());
     }
 }

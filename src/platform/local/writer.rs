@@ -5,10 +5,10 @@
 //! [`LogWriter::flush_unfinished`] and at the end of the run.
 //!
 //! If the log cannot be written, output is dropped and counted. Once writing works again, a record tagged
-//! `lost=LINES/BYTES` marks the place; if the run ends before, it is in the log of the next run. If the
-//! gateway was killed, the log of the next run begins with such a record, tagged `inexact`, because the
-//! content of the pipes was in no log. Lines of either stream that are in pieces at that place are part of
-//! the loss: a reader may assume that a line that continues after such a record also began after it.
+//! `lost=LINES/BYTES` marks the place. If the run ends first, the record is written to the log of the next
+//! run. If the gateway was killed, the log of the next run begins with such a record, tagged `inexact`,
+//! because the content of the pipes was in no log. At such a record every unfinished line of both streams
+//! ends, and its remaining pieces are counted as lost. So the next record of a stream always begins a line.
 //!
 //! A full disk blocks neither reading nor the service.
 
@@ -195,6 +195,7 @@ impl<F: LogFs> LogWriter<F> {
 
     fn queue_notice(&mut self, now: LogTime) {
         if self.has_unreported_loss() {
+            // `queue` counts it again if the notice cannot be written.
             let lost = std::mem::replace(&mut self.lost, NO_LOSS);
             let notice = notice(&lost);
             self.queue(OutputStream::Stderr, notice.as_bytes(), Content::Notice(lost), now);

@@ -8,9 +8,9 @@ use crate::platform::cri::path::LogName;
 
 use super::listing::{Entry, FileId, LogFiles, OpenFile};
 
-/// The position of the file being read among the others.
+/// The place of the file being read in the order of rotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FilePosition {
+pub(super) struct RotationPlace {
     id: FileId,
     /// The suffix in the latest listing that had the file. `None` if it was active.
     rotated: Option<String>,
@@ -42,9 +42,9 @@ pub(super) enum Next<'a> {
     AfterRemoved(&'a Entry),
 }
 
-// === impl FilePosition ===
+// === impl RotationPlace ===
 
-impl FilePosition {
+impl RotationPlace {
     /// Returns the position of the file at `index` of a listing.
     pub(super) fn of(log: &LogFiles, list: &[Entry], index: usize) -> Option<Self> {
         let entry = list.get(index)?;
@@ -137,7 +137,7 @@ mod tests {
         /// Creates files with the letters `a`, `b`, … oldest first; the last one is active.
         fn new(files: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
+            let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
             let logs = Self { dir, log };
             for index in 0..files {
                 let name = if index + 1 == files { "0.log".to_owned() } else { name(index) };
@@ -167,14 +167,14 @@ mod tests {
             fs::remove_file(self.path(name)).unwrap();
         }
 
-        fn open(&self, index: usize) -> (FilePosition, OpenFile) {
+        fn open(&self, index: usize) -> (RotationPlace, OpenFile) {
             let list = self.log.list().unwrap();
-            let position = FilePosition::of(&self.log, &list, index).unwrap();
+            let position = RotationPlace::of(&self.log, &list, index).unwrap();
             (position, self.log.open(&list[index]).unwrap().unwrap())
         }
 
         /// Returns the content of the next file, prefixed with `?` if files before it may be missing.
-        fn next(&self, (position, file): &mut (FilePosition, OpenFile)) -> String {
+        fn next(&self, (position, file): &mut (RotationPlace, OpenFile)) -> String {
             let list = self.log.list().unwrap();
             let text = |entry: &Entry| String::from_utf8(self.log.prefix(entry)).unwrap();
             match position.next(&self.log, file, &list) {

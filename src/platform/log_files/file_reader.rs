@@ -40,7 +40,7 @@ pub(super) struct FileReader {
 
 /// Outcome of a read.
 #[derive(Debug)]
-pub(super) enum ReadOutcome {
+pub(super) enum FileReadOutcome {
     /// Number of bytes read.
     Bytes(usize),
     /// No further bytes for now.
@@ -92,33 +92,34 @@ impl FileReader {
         (!self.in_record && self.skip == 0).then_some(self.offset - unread)
     }
 
-    /// Reads up to `max` bytes.
-    pub(super) fn read(&mut self, max: usize) -> io::Result<ReadOutcome> {
+    /// Reads up to `max` bytes. If the file has grown since a read that found its end, an incomplete record
+    /// is read again, because its writer may have replaced it.
+    pub(super) fn read(&mut self, max: usize) -> io::Result<FileReadOutcome> {
         let outcome = if self.file.gz { self.read_gz(max) } else { self.read_plain(max) }?;
-        self.at_end = matches!(outcome, ReadOutcome::End);
+        self.at_end = matches!(outcome, FileReadOutcome::End);
         Ok(outcome)
     }
 
-    fn read_plain(&mut self, max: usize) -> io::Result<ReadOutcome> {
+    fn read_plain(&mut self, max: usize) -> io::Result<FileReadOutcome> {
         let size = self.file.size()?;
         if size < self.offset || (self.at_end && size > self.offset) {
             self.rewind_to_record();
         }
         if size < self.offset {
             *self = Self::new(self.file.clone(), 0);
-            return Ok(ReadOutcome::Truncated);
+            return Ok(FileReadOutcome::Truncated);
         }
         let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
         self.append(self.file.reader(self.offset), max.min(left))
     }
 
-    fn read_gz(&mut self, max: usize) -> io::Result<ReadOutcome> {
+    fn read_gz(&mut self, max: usize) -> io::Result<FileReadOutcome> {
         let Some(mut gunzip) = self.gunzip.take() else {
-            return Ok(ReadOutcome::End);
+            return Ok(FileReadOutcome::End);
         };
         let outcome = match self.append(&mut gunzip, max.min(GZ_READ_BYTES)) {
             // Not an error of the disk, which has a number, but of the content.
-            Err(error) if error.raw_os_error().is_none() => return Ok(ReadOutcome::Corrupt(error)),
+            Err(error) if error.raw_os_error().is_none() => return Ok(FileReadOutcome::Corrupt(error)),
             other => other?,
         };
         self.gunzip = Some(gunzip);
@@ -130,7 +131,7 @@ impl FileReader {
     }
 
     /// Appends up to `max` bytes to the buffer, with one successful read of `source`.
-    fn append(&mut self, mut source: impl Read, max: usize) -> io::Result<ReadOutcome> {
+    fn append(&mut self, mut source: impl Read, max: usize) -> io::Result<FileReadOutcome> {
         self.compact();
         let before = self.buffer.len();
         self.buffer.resize(before + max, 0);
@@ -143,7 +144,7 @@ impl FileReader {
         let read = *result.as_ref().unwrap_or(&0);
         self.buffer.truncate(before + read);
         self.offset += read as u64;
-        result.map(|read| if read == 0 { ReadOutcome::End } else { ReadOutcome::Bytes(read) })
+        result.map(|read| if read == 0 { FileReadOutcome::End } else { FileReadOutcome::Bytes(read) })
     }
 
     /// Passes complete records, and parts of a long one, to `take`.
@@ -229,7 +230,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &tempfile::TempDir, name: &str) -> OpenFile {
-        let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
         let entry = log.list().unwrap().into_iter().find(|entry| entry.name.to_string() == name).unwrap();
         log.open(&entry).unwrap().unwrap()
     }
@@ -239,8 +240,8 @@ mod tests {
         let mut records = Vec::new();
         loop {
             match reader.read(max).unwrap() {
-                ReadOutcome::Bytes(_) => reader.take_records(|record| records.push(show(record))),
-                ReadOutcome::End => return records,
+                FileReadOutcome::Bytes(_) => reader.take_records(|record| records.push(show(record))),
+                FileReadOutcome::End => return records,
                 end => records.push(format!("{end:?}")),
             }
         }
@@ -288,7 +289,7 @@ mod tests {
         fs::write(dir.path().join("0.log"), "").unwrap();
         let mut reader = FileReader::new(open(&dir, "0.log"), 0);
         let outcome = reader.append(InterruptedOnce(b"secret\n".as_slice(), false), 100).unwrap();
-        assert!(matches!(outcome, ReadOutcome::Bytes(7)));
+        assert!(matches!(outcome, FileReadOutcome::Bytes(7)));
         let shown = format!("{reader:?}");
         assert!(shown.contains("unread: 7") && !shown.contains("115"), "{shown}");
         reader.take_records(|record| assert_eq!(record, RawRecord::Whole(b"secret")));
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(read(&mut reader, 100), ["one"]);
         let file = OpenOptions::new().write(true).open(dir.path().join("0.log")).unwrap();
         file.set_len(0).unwrap();
-        assert!(matches!(reader.read(100).unwrap(), ReadOutcome::Truncated));
+        assert!(matches!(reader.read(100).unwrap(), FileReadOutcome::Truncated));
         (&file).write_all(b"new\n").unwrap();
         assert_eq!(read(&mut reader, 100), ["new"]);
     }
@@ -324,7 +325,7 @@ mod tests {
         assert_eq!(read(&mut reader, 100), ["something much longer"]);
         assert_eq!(reader.record_start(), Some(26));
         // The incomplete last record is still available.
-        assert!(matches!(reader.read(100).unwrap(), ReadOutcome::End));
+        assert!(matches!(reader.read(100).unwrap(), FileReadOutcome::End));
         reader.take_incomplete(|record| assert_eq!(show(record), "four"));
     }
 

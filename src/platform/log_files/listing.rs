@@ -42,8 +42,8 @@ const REMOVED_SUFFIX: &str = " (deleted)";
 pub struct LogFiles {
     /// Directory of the container's logs.
     pub dir: PathBuf,
-    /// Restart count of the run.
-    pub restarts: u32,
+    /// Number of the run: the container's restart count.
+    pub run_number: u32,
 }
 
 /// Identity of a file, independent of its name.
@@ -115,7 +115,7 @@ impl LogFiles {
 
     /// Returns the identity of the active file.
     pub(super) fn active(&self) -> Result<Option<FileId>, Error> {
-        match existing(fs::metadata(self.path(&LogName::active(self.restarts)))) {
+        match existing(fs::metadata(self.path(&LogName::active(self.run_number)))) {
             Ok(metadata) => Ok(metadata.as_ref().map(FileId::of)),
             Err(error) => Err(self.io_error("failed to find the active log in", error)),
         }
@@ -153,7 +153,7 @@ impl LogFiles {
     /// Lists once. Returns `None` if a file vanished meanwhile.
     fn list_once(&self) -> io::Result<Option<Vec<Entry>>> {
         let mut entries = Vec::new();
-        for name in existing(names(&self.dir, self.restarts))?.unwrap_or_default() {
+        for name in existing(names(&self.dir, self.run_number))?.unwrap_or_default() {
             let Some(metadata) = existing(fs::metadata(self.path(&name)))? else {
                 return Ok(None);
             };
@@ -173,11 +173,13 @@ pub(super) fn not_found() -> Error {
     Error::NotFound("no log of this run on this machine".to_owned())
 }
 
-fn names(dir: &Path, restarts: u32) -> io::Result<Vec<LogName>> {
+fn names(dir: &Path, run_number: u32) -> io::Result<Vec<LogName>> {
     let mut names = Vec::new();
     for (count, entry) in fs::read_dir(dir)?.enumerate() {
         let name = entry?.file_name();
-        if let Some(name) = name.to_str().and_then(LogName::parse).filter(|name| name.restarts == restarts) {
+        if let Some(name) =
+            name.to_str().and_then(LogName::parse).filter(|name| name.run_number == run_number)
+        {
             names.push(name);
         }
         if count >= ENTRIES_MAX || names.len() > FILES_MAX {
@@ -272,7 +274,7 @@ mod tests {
         for name in names {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let log = LogFiles { dir: dir.path().to_owned(), restarts: 1 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 1 };
         (dir, log)
     }
 

@@ -21,8 +21,8 @@ use crate::platform::Error;
 use crate::platform::batcher::{LineBatcher, Piece, StartFilter, unknown_gap};
 use crate::platform::cri::{Parser, Record};
 
-use super::file_order::{FilePosition, Next};
-use super::file_reader::{FileReader, RawRecord, ReadOutcome};
+use super::file_order::{Next, RotationPlace};
+use super::file_reader::{FileReadOutcome, FileReader, RawRecord};
 use super::listing::{Entry, LogFiles, OpenFile};
 
 /// Most steps of one [`LogReader::read`], however little they read: many files may be empty.
@@ -53,7 +53,7 @@ pub(super) enum ReadLimit {
 #[derive(Debug)]
 struct CurrentFile {
     reader: FileReader,
-    position: FilePosition,
+    position: RotationPlace,
     /// Whether the next file had been removed at the last attempt to open it.
     is_next_removed: bool,
 }
@@ -62,7 +62,7 @@ struct CurrentFile {
 #[derive(Debug)]
 struct NextFile {
     file: OpenFile,
-    position: FilePosition,
+    position: RotationPlace,
     /// Whether files before it may have been removed.
     follows_gap: bool,
 }
@@ -97,7 +97,7 @@ struct Assembler([Option<LogTime>; 2]);
 #[derive(Clone, Debug)]
 pub(super) struct Checkpoint {
     file: OpenFile,
-    position: FilePosition,
+    position: RotationPlace,
     offset: u64,
     assembler: Assembler,
     /// The position of the merged output.
@@ -222,24 +222,24 @@ impl LogReader {
         };
         let read = current.reader.read(max);
         match read.map_err(|error| self.log.io_error("failed to read a log in", error))? {
-            ReadOutcome::Bytes(read) => {
+            FileReadOutcome::Bytes(read) => {
                 let decoder = &mut self.decoder;
-                decoder.batcher.expect(read);
+                decoder.batcher.reserve_for(read);
                 current.reader.take_records(|record| decoder.record(record));
                 Ok(Step::Progress(read))
             }
-            ReadOutcome::End if may_leave => {
+            FileReadOutcome::End if may_leave => {
                 self.switch_to_next();
                 Ok(Step::Progress(0))
             }
-            ReadOutcome::End if self.next.is_some() => Ok(Step::Idle),
-            ReadOutcome::End => self.open_next(),
-            ReadOutcome::Truncated => {
+            FileReadOutcome::End if self.next.is_some() => Ok(Step::Idle),
+            FileReadOutcome::End => self.open_next(),
+            FileReadOutcome::Truncated => {
                 tracing::warn!(dir = %self.log.dir.display(), "log was truncated while it was read");
                 self.decoder.gap(unknown_gap(GapCause::Source));
                 Ok(Step::Progress(0))
             }
-            ReadOutcome::Corrupt(error) => {
+            FileReadOutcome::Corrupt(error) => {
                 tracing::warn!(dir = %self.log.dir.display(), %error, "failed to decompress rest of log");
                 self.finish_file();
                 self.decoder.gap(unknown_gap(GapCause::Source));
@@ -302,7 +302,7 @@ impl LogReader {
                 Next::AfterRemoved(entry) => (entry, true),
             };
             let index = list.iter().position(|other| other == entry).unwrap_or_default();
-            let next = FilePosition::of(log, list, index).zip(log.open(entry)?);
+            let next = RotationPlace::of(log, list, index).zip(log.open(entry)?);
             Ok(next.map(|(position, file)| Some(NextFile { file, position, follows_gap })))
         })?;
         Ok(if self.next.is_some() { Step::Progress(0) } else { Step::Idle })
@@ -314,13 +314,13 @@ impl LogReader {
 impl CurrentFile {
     /// Opens the file at `index` of a listing. Returns `None` if it is gone.
     fn open(log: &LogFiles, list: &[Entry], index: usize) -> Result<Option<Self>, Error> {
-        let Some(position) = FilePosition::of(log, list, index) else {
+        let Some(position) = RotationPlace::of(log, list, index) else {
             return Ok(None);
         };
         Ok(log.open(&list[index])?.map(|file| Self::new(file, 0, position)))
     }
 
-    fn new(file: OpenFile, offset: u64, position: FilePosition) -> Self {
+    fn new(file: OpenFile, offset: u64, position: RotationPlace) -> Self {
         Self { reader: FileReader::new(file, offset), position, is_next_removed: false }
     }
 }
@@ -462,7 +462,7 @@ mod tests {
         if finish {
             assembler.finish(&mut batcher);
         }
-        for item in batcher.take(true) {
+        for item in batcher.take_items(true) {
             match item {
                 TailItem::Gap(gap) => out.push(Out::Gap(gap)),
                 TailItem::FollowUnavailable => {}

@@ -106,14 +106,14 @@ impl Seek {
     }
 
     fn found(mut self, start: Position) -> Result<SeekOutcome, Error> {
-        let is_inexact = self.reader.batcher().is_inexact();
-        if !self.is_from_oldest && (is_inexact || !self.is_counted(start)) {
+        let resume_missed = self.reader.batcher().resume_missed();
+        if !self.is_from_oldest && (resume_missed || !self.is_counted(start)) {
             return self.restart();
         }
         if let ReadFrom::After(after) = self.from {
             // The lines of the oldest time may have begun in a file that was removed.
             let is_unsure = after.time == LogTime::MIN || self.reader.batcher().first() == Some(after.time);
-            if is_unsure && !is_inexact && self.is_from_oldest && self.has_several_files {
+            if is_unsure && !resume_missed && self.is_from_oldest && self.has_several_files {
                 self.reader.batcher().gap_first(unknown_gap(GapCause::Rotated));
             }
         }

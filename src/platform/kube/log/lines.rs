@@ -29,13 +29,13 @@ pub(super) enum Found<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     parser: Parser,
-    line: Line,
+    line: LineHeader,
     /// Bytes of the current line that were not returned.
     held: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Line {
+enum LineHeader {
     /// Its time was not read yet.
     #[default]
     Unread,
@@ -53,7 +53,7 @@ impl Lines {
         while let Some(end) = memchr(b'\n', data) {
             let (line, rest) = data.split_at(end + 1);
             data = rest;
-            if self.held.is_empty() && self.line == Line::Unread {
+            if self.held.is_empty() && self.line == LineHeader::Unread {
                 out(match timed(&mut self.parser, line) {
                     Some((time, bytes)) => Found::Piece { time, bytes, ends: true },
                     None => Found::Foreign(clip(line)),
@@ -75,41 +75,41 @@ impl Lines {
         self.read_time();
         let held = std::mem::take(&mut self.held);
         match std::mem::take(&mut self.line) {
-            Line::Timed(time) => Rest::Line(time, held),
-            Line::Unread if held.is_empty() => Rest::Nothing,
-            Line::Unread | Line::Foreign => Rest::Foreign(held),
+            LineHeader::Timed(time) => Rest::Line(time, held),
+            LineHeader::Unread if held.is_empty() => Rest::Nothing,
+            LineHeader::Unread | LineHeader::Foreign => Rest::Foreign(held),
         }
     }
 
     /// Returns whether bytes of an unfinished line were not returned.
     pub(super) fn holds_unfinished(&self) -> bool {
-        !self.held.is_empty() && self.line != Line::Foreign
+        !self.held.is_empty() && self.line != LineHeader::Foreign
     }
 
     /// Takes the received part of an unfinished line, if the line is not older than `not_before`.
     pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>) -> Option<(LogTime, Vec<u8>)> {
         self.read_time();
-        let Line::Timed(time) = self.line else { return None };
+        let LineHeader::Timed(time) = self.line else { return None };
         let is_due = !self.held.is_empty() && not_before.is_none_or(|earliest| time >= earliest);
         is_due.then(|| (time, std::mem::take(&mut self.held)))
     }
 
     /// Removes the time from the held bytes, if it was not read before and all of it has come.
     fn read_time(&mut self) {
-        if self.line == Line::Unread
+        if self.line == LineHeader::Unread
             && let Some((time, content)) = timed(&mut self.parser, &self.held)
         {
             let skip = self.held.len() - content.len();
             self.held.drain(..skip);
-            self.line = Line::Timed(time);
+            self.line = LineHeader::Timed(time);
         }
     }
 
     fn end_line(&mut self, out: &mut impl FnMut(Found<'_>)) {
         self.read_time();
         out(match std::mem::take(&mut self.line) {
-            Line::Timed(time) => Found::Piece { time, bytes: &self.held, ends: true },
-            Line::Unread | Line::Foreign => Found::Foreign(clip(&self.held)),
+            LineHeader::Timed(time) => Found::Piece { time, bytes: &self.held, ends: true },
+            LineHeader::Unread | LineHeader::Foreign => Found::Foreign(clip(&self.held)),
         });
         self.held.clear();
         self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
@@ -120,19 +120,19 @@ impl Lines {
     fn split_long(&mut self, out: &mut impl FnMut(Found<'_>)) {
         if self.held.len() > PREFIX_MAX_BYTES {
             self.read_time();
-            if self.line == Line::Unread {
-                self.line = Line::Foreign;
+            if self.line == LineHeader::Unread {
+                self.line = LineHeader::Foreign;
             }
         }
         match self.line {
-            Line::Timed(time) => {
+            LineHeader::Timed(time) => {
                 while self.held.len() > LINE_HELD_MAX_BYTES {
                     out(Found::Piece { time, bytes: &self.held[..LINE_HELD_MAX_BYTES], ends: false });
                     self.held.drain(..LINE_HELD_MAX_BYTES);
                 }
             }
-            Line::Foreign => self.held.truncate(FOREIGN_MAX_BYTES),
-            Line::Unread => {}
+            LineHeader::Foreign => self.held.truncate(FOREIGN_MAX_BYTES),
+            LineHeader::Unread => {}
         }
     }
 }

@@ -147,7 +147,7 @@ pub(super) struct Machine {
     /// When the container was started.
     started: LogTime,
     stage: Stage,
-    response: Response,
+    response: ResponseState,
     /// The newest lines that were read.
     window: Window,
     /// The known lines of a [`Stage::SkipKnown`] that was interrupted: the rest of its file may have more of
@@ -158,7 +158,7 @@ pub(super) struct Machine {
     /// For [`ReadFrom::Last`]: the position before these lines, and the lines until they are taken.
     last: Option<(Position, Vec<TailItem>)>,
     /// The position to resume at, until the first line has shown whether it can be trusted.
-    unchecked: Option<Position>,
+    unverified_resume: Option<Position>,
     /// Failures in a row: since a line was delivered, or a probe showed that a silent log is quiet.
     failures: u32,
     /// Whether the whole file was searched for the resume point since a line was delivered.
@@ -168,7 +168,7 @@ pub(super) struct Machine {
     /// that.
     clean_end: Option<(u64, u64)>,
     /// Whether a follow ended before its first line. Lines may have been rotated away since.
-    unproven: bool,
+    ended_before_first_line: bool,
     /// Pauses left to wait for the API server to report a later run. At 0 the kubelet is no longer asked
     /// which run it serves.
     run_pauses: u32,
@@ -177,7 +177,7 @@ pub(super) struct Machine {
 }
 
 #[derive(Debug, Default)]
-struct Response {
+struct ResponseState {
     /// Whether the run had ended before the request. Then the response has all lines that there are.
     run_ended: bool,
     lines: Lines,
@@ -204,8 +204,9 @@ struct Polling {
 /// alternates between `Live` and the stages that search for the resume point after an interruption.
 /// `ReadRest` is the last one before `Done`.
 ///
-/// Where `Live` follows, a read that does not follow the log is `Done`. An interrupted stage begins again,
-/// unless stated otherwise; but a read that does not follow, or has no start yet, fails.
+/// For a read without follow, the next stage is `Done` where `Live` is named. An interrupted stage starts
+/// again unless its text says otherwise. A read without follow, or one whose start is not known yet, fails
+/// instead.
 #[derive(Debug, Default)]
 enum Stage {
     /// Finds the start of the read in the whole file, and delivers from there.
@@ -235,25 +236,24 @@ enum Stage {
     /// Waits for new lines. After the end of the response, or an interruption: `Live` again after a pause.
     /// Resume point not found: `FindResumePoint`. Run ended: `ReadRest`.
     Live {
-        /// The search for the resume point; `None` once it was found.
-        finder: Option<OverlapFinder>,
+        search: Search,
         /// Whether the previous line had been read before.
         repeats: bool,
     },
     /// Reads the last lines of a run that has ended.
     ///
     /// Waits for the end of the response. Then: `Done`; `FindResumePoint` if the resume point was not found.
-    ReadRest { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    ReadRest { search: Search, suspect: Option<Suspect> },
     /// Searches the whole file for the resume point, and delivers the lines after it.
     ///
     /// Waits for the end of the response. Then, if found: `Live`, `ReadRest` or `Done`. If not:
     /// `SearchPreviousRun` if the run may have ended unseen; otherwise `SkipKnown`.
-    FindResumePoint { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    FindResumePoint { search: Search, suspect: Option<Suspect> },
     /// Searches the whole file of the previous run for the resume point.
     ///
     /// Waits for the resume point. Then: `ReadRest`, within this response. If it is not found, or the
     /// response is interrupted: `SkipKnown`.
-    SearchPreviousRun { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    SearchPreviousRun { search: Search, suspect: Option<Suspect> },
     /// The kubelet serves a later run than the API server knows.
     ///
     /// Waits until the API server knows it. Run ended: `ReadRest`. After each pause: `SkipKnown`, whose
@@ -268,6 +268,16 @@ enum Stage {
     /// The read has ended. Nothing follows.
     #[default]
     Done,
+}
+
+/// The search of a stage for the resume point in its response.
+#[derive(Debug)]
+enum Search {
+    /// The response was not opened.
+    NotBegun,
+    Searching(OverlapFinder),
+    /// All further lines of the response are new. Also if no line is remembered.
+    Found,
 }
 
 /// Reporting of the gap for a resume point that was rotated away.
@@ -297,7 +307,7 @@ impl Machine {
     /// started.
     pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
         let seek = |filter| Stage::FindStart { filter };
-        let (stage, unchecked) = match from {
+        let (stage, unverified_resume) = match from {
             ReadFrom::Start => (seek(StartFilter::All), None),
             ReadFrom::Since(since) => (seek(StartFilter::Since(since)), None),
             ReadFrom::After(position) => (seek(StartFilter::After(position)), Some(position)),
@@ -306,7 +316,8 @@ impl Machine {
             }
         };
         let run_pauses = if follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES };
-        let mut machine = Self { from, follow, started, stage, unchecked, run_pauses, ..Self::default() };
+        let mut machine =
+            Self { from, follow, started, stage, unverified_resume, run_pauses, ..Self::default() };
         machine.begin_file();
         machine
     }
@@ -349,12 +360,12 @@ impl Machine {
             return Vec::new();
         }
         if let Some(first) = self.batcher.first()
-            && self.unchecked.take().is_some_and(|after| self.is_uncertain(after, first))
+            && self.unverified_resume.take().is_some_and(|after| self.may_be_other_position(after, first))
         {
             self.batcher.gap_first(unknown_gap(GapCause::Rotated));
         }
         let mut items = self.last.as_mut().map(|(_, items)| std::mem::take(items)).unwrap_or_default();
-        items.extend(self.batcher.take(true));
+        items.extend(self.batcher.take_items(true));
         if let Some(polling) = &mut self.polling
             && !std::mem::replace(&mut polling.reported, true)
         {
@@ -367,7 +378,7 @@ impl Machine {
     pub(super) fn idle_verdict(&self) -> IdleVerdict {
         match &self.stage {
             Stage::Live { .. } if !self.follows() => IdleVerdict::Slow,
-            Stage::Live { finder: Some(_), .. } => IdleVerdict::Unplaced,
+            Stage::Live { search: Search::Searching(_), .. } => IdleVerdict::Unplaced,
             Stage::Live { .. } if self.polling.is_some() => IdleVerdict::Trial,
             Stage::Live { .. } => IdleVerdict::Quiet,
             _ => IdleVerdict::Slow,
@@ -380,7 +391,7 @@ impl Machine {
             Event::Opened { ended } => self.opened(ended),
             Event::Data(data) => self.data(data),
             Event::Unfinished => self.unfinished(),
-            Event::Complete { ended } => self.complete(ended),
+            Event::Complete { ended } => self.on_complete(ended),
             Event::Broken(why) => self.broken(why),
             Event::Unreachable(why) => self.unreachable(why),
             Event::Gone(why) => self.gone(why),
@@ -398,7 +409,7 @@ impl Machine {
             }
             Event::Resumed { ended } => match &self.stage {
                 Stage::Live { .. } | Stage::AwaitStatus if ended => self.go_to(Stage::READ_REST),
-                Stage::AwaitStatus => self.rotated(),
+                Stage::AwaitStatus => self.read_whole_file(),
                 _ => Action::Open(self.query()),
             },
         }
@@ -420,7 +431,7 @@ impl Machine {
     /// since a line was delivered starts at once, whatever failed before: a log that rotates every few
     /// seconds will do so again. Further ones pause first.
     fn recover(&mut self, suspect: Option<Suspect>) -> Action {
-        let open = self.go_to(Stage::FindResumePoint { finder: None, suspect });
+        let open = self.go_to(Stage::FindResumePoint { search: Search::NotBegun, suspect });
         if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
     }
 
@@ -431,10 +442,10 @@ impl Machine {
             self.run_pauses = if self.follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES };
         }
         let requested = query.tail_lines.unwrap_or(u64::MAX);
-        self.response = Response { run_ended: ended, ..Response::default() };
+        self.response = ResponseState { run_ended: ended, ..ResponseState::default() };
         self.partial.begin_response(self.batcher.at().offset);
-        if let Some(finder) = self.stage.finder_mut() {
-            *finder = self.window.finder(requested);
+        if let Some(search) = self.stage.search_mut() {
+            *search = self.window.finder(requested).map_or(Search::Found, Search::Searching);
         }
         match &mut self.stage {
             Stage::Live { repeats, .. } => *repeats = false,
@@ -449,7 +460,7 @@ impl Machine {
                 if *gap == RotationGap::Unopened {
                     *gap = RotationGap::Due;
                     if !self.partial.is_skipping() {
-                        self.lost();
+                        self.report_loss();
                     }
                 }
             }
@@ -492,15 +503,15 @@ impl Machine {
     }
 
     /// Returns whether a log whose first line has this time was not rotated yet.
-    fn is_fresh(&self, first: LogTime) -> bool {
+    fn is_unrotated(&self, first: LogTime) -> bool {
         first < self.started.saturating_add_nanos(UNROTATED)
     }
 
     /// Returns whether the position to resume at may be another one: the file's first line has its time, and
     /// a file that is gone may have had more lines of that time.
-    fn is_uncertain(&self, after: Position, first: LogTime) -> bool {
-        !self.is_fresh(first)
-            && !self.batcher.is_inexact()
+    fn may_be_other_position(&self, after: Position, first: LogTime) -> bool {
+        !self.is_unrotated(first)
+            && !self.batcher.resume_missed()
             && (after.time == LogTime::MIN || first == after.time)
     }
 }
@@ -508,18 +519,17 @@ impl Machine {
 // === impl Stage ===
 
 impl Stage {
-    const LIVE: Self = Self::Live { finder: None, repeats: false };
+    const LIVE: Self = Self::Live { search: Search::NotBegun, repeats: false };
 
-    const READ_REST: Self = Self::ReadRest { finder: None, suspect: None };
+    const READ_REST: Self = Self::ReadRest { search: Search::NotBegun, suspect: None };
 
-    /// Returns the search for the resume point, if the stage has one. The inner `None` means that it was
-    /// found.
-    fn finder_mut(&mut self) -> Option<&mut Option<OverlapFinder>> {
+    /// Returns the search for the resume point, if the stage has one.
+    fn search_mut(&mut self) -> Option<&mut Search> {
         match self {
-            Self::Live { finder, .. }
-            | Self::ReadRest { finder, .. }
-            | Self::FindResumePoint { finder, .. }
-            | Self::SearchPreviousRun { finder, .. } => Some(finder),
+            Self::Live { search, .. }
+            | Self::ReadRest { search, .. }
+            | Self::FindResumePoint { search, .. }
+            | Self::SearchPreviousRun { search, .. } => Some(search),
             _ => None,
         }
     }
@@ -536,7 +546,7 @@ impl Stage {
 
     /// Returns whether the stage follows or polls the log, and is past the resume point.
     fn is_live(&self) -> bool {
-        matches!(self, Self::Live { finder: None, .. })
+        matches!(self, Self::Live { search: Search::Found, .. })
     }
 }
 

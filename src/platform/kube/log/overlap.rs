@@ -27,8 +27,9 @@ const POLL_LINES: u64 = 256;
 /// separate tasks, and on a busy node one of them may run late.
 const REORDER_MAX_NANOS: i64 = 1_000_000_000;
 
-/// Lines in a row that identify the resume point anywhere in a response. Fewer do so only at its beginning.
-const RUN_LINES: usize = 32;
+/// Lines in a row that identify the resume point anywhere in a response. A shorter sequence is accepted only
+/// at the start of the response.
+const SEQUENCE_LINES: usize = 32;
 
 /// One line: its time, and a hash of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -255,7 +256,7 @@ fn nanos_between(from: LogTime, to: LogTime) -> i64 {
 
 impl OverlapFinder {
     /// Takes the next line of the response.
-    pub(super) fn take(&mut self, mark: Mark) -> Overlap {
+    pub(super) fn observe(&mut self, mark: Mark) -> Overlap {
         let index = self.lines;
         self.lines += 1;
         if index == self.base {
@@ -270,7 +271,7 @@ impl OverlapFinder {
             let known = &self.known;
             self.candidates.retain(|at| known.get(at + offset) == Some(&mark));
         }
-        if self.recent.len() == RUN_LINES {
+        if self.recent.len() == SEQUENCE_LINES {
             self.recent.pop_front();
         }
         self.recent.push_back(mark);
@@ -287,9 +288,10 @@ impl OverlapFinder {
         // The candidate with the longest overlap, while it matches.
         let by_beginning =
             self.candidates.first().is_some_and(|at| at + index - self.base + 1 == self.known.len());
-        let run = &self.known[self.known.len().saturating_sub(RUN_LINES)..];
+        let newest = &self.known[self.known.len().saturating_sub(SEQUENCE_LINES)..];
         by_beginning
-            || self.lines > run.len() && self.recent.iter().rev().take(run.len()).eq(run.iter().rev())
+            || self.lines > newest.len()
+                && self.recent.iter().rev().take(newest.len()).eq(newest.iter().rev())
     }
 }
 
@@ -314,7 +316,7 @@ mod tests {
     /// The index in `response` of the newest remembered line, if it is found.
     fn find(window: &Window, response: &[Mark]) -> Option<usize> {
         let mut finder = window.finder(WINDOW_LINES as u64).unwrap();
-        response.iter().position(|mark| finder.take(*mark) == Overlap::Complete)
+        response.iter().position(|mark| finder.observe(*mark) == Overlap::Complete)
     }
 
     #[test]
@@ -336,8 +338,8 @@ mod tests {
     fn response_without_overlap_is_absent_at_second_line() {
         let log: Vec<Mark> = (0..100).map(|n| mark(n, u64::try_from(n).unwrap())).collect();
         let mut finder = window(&log[..50]).finder(WINDOW_LINES as u64).unwrap();
-        assert_eq!(finder.take(log[60]), Overlap::Pending);
-        assert_eq!(finder.take(log[61]), Overlap::Absent);
+        assert_eq!(finder.observe(log[60]), Overlap::Pending);
+        assert_eq!(finder.observe(log[61]), Overlap::Absent);
     }
 
     #[test]

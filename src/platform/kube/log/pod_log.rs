@@ -64,12 +64,12 @@ impl PodLog {
     }
 
     async fn open_run(&self, query: LogQuery) -> Result<Response, OpenError> {
-        let (uid, container, number) = self.instance.parts();
+        let (uid, container, run_number) = self.instance.parts();
         let gone = || OpenError::Gone(format!("the log of run {} is gone", self.instance));
         let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
         let state = known.container.as_ref().ok_or_else(gone)?;
         let newest = state.run_number;
-        let previous = match newest.checked_sub(number) {
+        let previous = match newest.checked_sub(run_number) {
             // Between two runs the kubelet serves the last one as both the present and the previous one.
             Some(0) => query.previous || state.is_waiting(),
             Some(1) => true,

@@ -50,8 +50,8 @@ impl TailBuffer {
         self.wanted + WINDOW_LINES as u64
     }
 
-    /// Takes further lines. Returns `false` if they are too large to be held.
-    pub(super) fn take(&mut self, items: Vec<TailItem>) -> bool {
+    /// Adds further lines. Returns `false` if they are too large to be held.
+    pub(super) fn hold(&mut self, items: Vec<TailItem>) -> bool {
         for item in items {
             let TailItem::Lines(LineBatch { mut data, lines }) = item else { continue };
             let mut begin = 0;
@@ -111,10 +111,10 @@ mod tests {
         for (index, time) in times.iter().enumerate() {
             batcher.piece(format!("{index}\n").as_bytes(), LogTime::from_nanos(*time), true);
             if index % portion == 0 {
-                assert!(last.take(batcher.take(true)));
+                assert!(last.hold(batcher.take_items(true)));
             }
         }
-        assert!(last.take(batcher.take(true)));
+        assert!(last.hold(batcher.take_items(true)));
         let (start, items) = last.finish();
         let texts = items.into_iter().flat_map(|item| {
             let TailItem::Lines(batch) = item else { panic!() };
@@ -146,7 +146,7 @@ mod tests {
         let mut fits = true;
         for _ in 0..30 {
             batcher.piece(&vec![b'x'; 200_000], LogTime::from_nanos(1), true);
-            fits = last.take(batcher.take(true));
+            fits = last.hold(batcher.take_items(true));
         }
         assert!(!fits);
     }

@@ -242,7 +242,7 @@ fn ordinal_is_not_given_to_another_pod() {
 }
 
 #[test]
-fn missing_pods_have_slots_unless_scaled_down() {
+fn missing_pods_keep_replicas_unless_scaled_down() {
     let indices = |held: &[u32], count| {
         of_service(&held.iter().copied().collect(), count).into_iter().collect::<Vec<_>>()
     };

@@ -87,14 +87,18 @@ fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
     store
 }
 
-/// Index, state in one word, and number of runs of each slot.
-fn slots(view: &LeaseView) -> Vec<(u32, String, usize)> {
+/// Index, state in one word, and number of runs of each replica.
+fn replicas(view: &LeaseView) -> Vec<(u32, String, usize)> {
     let service = &view.services[&"web".parse().unwrap()];
     let word = |state: &ReplicaState| match state {
         ReplicaState::Waiting { reason, .. } => reason.clone(),
         other => format!("{other:?}"),
     };
-    service.replicas.iter().map(|(index, slot)| (*index, word(&slot.state), slot.runs.len())).collect()
+    service
+        .replicas
+        .iter()
+        .map(|(index, replica)| (*index, word(&replica.state), replica.runs.len()))
+        .collect()
 }
 
 fn last_end(view: &LeaseView, index: u32) -> Option<RunEnd> {
@@ -121,17 +125,17 @@ async fn list_replaces_missed_events() {
     let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
     let mut view = store.watch(&lease()).unwrap();
     let running = |index| (index, "Running".to_owned(), 1);
-    assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
+    assert_eq!(replicas(&view.borrow_and_update()), [running(0), running(1)]);
     // Missed: the deletion of a, and the creation of c. The view has the end of a's run, and c is in its
-    // slot.
+    // replica.
     store.apply(Change::Replace(Watched::Pods, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
     assert!(view.has_changed().unwrap());
-    let seen = slots(&view.borrow_and_update());
+    let seen = replicas(&view.borrow_and_update());
     assert_eq!(seen, [(0, "Running".to_owned(), 2), running(1)]);
     // After a while a is removed.
     tokio::time::advance(GONE_KEPT * 2).await;
     store.remove_expired();
-    assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
+    assert_eq!(replicas(&view.borrow_and_update()), [running(0), running(1)]);
     // The lease ends: its namespace is deleted.
     store.apply(Change::Replace(Watched::Namespaces, vec![]));
     assert!(view.borrow_and_update().ended);
@@ -141,21 +145,21 @@ async fn list_replaces_missed_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slot_of_replaced_pod_is_kept_until_next_one() {
+async fn replica_of_replaced_pod_is_kept_until_next_one() {
     let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
     let view = store.watch(&lease()).unwrap();
     let set = |(key, fact): (Key, Fact)| store.apply(Change::Object(key, Some(fact)));
     // A pod that is being deleted frees its index, and its log is still read.
     set(pod("a", 1, json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } })));
-    assert_eq!(slots(&view.borrow())[0], (0, "Running".to_owned(), 1));
+    assert_eq!(replicas(&view.borrow())[0], (0, "Running".to_owned(), 1));
     store.apply(Change::Object(pod("a", 1, json!({})).0, None));
-    assert_eq!(slots(&view.borrow())[0], (0, "Pending".to_owned(), 1));
+    assert_eq!(replicas(&view.borrow())[0], (0, "Pending".to_owned(), 1));
     assert_eq!(last_end(&view.borrow(), 0).unwrap().reason, "Deleted");
     let waiting = json!({ "status": { "containerStatuses": [
         { "name": "web", "image": "", "imageID": "", "ready": false, "restartCount": 0,
           "state": { "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } } } ] } });
     set(pod("c", 3, waiting));
-    assert_eq!(slots(&view.borrow())[0], (0, "ImagePullBackOff".to_owned(), 1));
+    assert_eq!(replicas(&view.borrow())[0], (0, "ImagePullBackOff".to_owned(), 1));
     assert!(
         store
             .occupant(&lease().namespace(), &Replica { service: "web".parse().unwrap(), index: 0 })
@@ -194,12 +198,12 @@ async fn runs_keep_their_numbers_through_a_crash() {
         let (key, fact) = pod("a", 1, more);
         store.apply(Change::Object(key, Some(fact)));
         let view = view.borrow();
-        let slot = view.replica(&Replica { service: "web".parse().unwrap(), index: 0 }).unwrap();
-        let runs = slot
+        let replica = view.replica(&Replica { service: "web".parse().unwrap(), index: 0 }).unwrap();
+        let runs = replica
             .runs
             .iter()
             .map(|run| (run.instance.parts().2, run.end.as_ref().map(|end| end.reason.clone())));
-        (runs.collect::<Vec<_>>(), slot.restarts)
+        (runs.collect::<Vec<_>>(), replica.restarts)
     };
     let oom = || Some("OOMKilled".to_owned());
     // It ended; it waits for its next run; the next container was created; it runs.

@@ -161,7 +161,7 @@ fn log_removed_during_seek_has_gap() {
         };
         while !reader.read(ReadLimit::Now).unwrap() {}
         let mut items = Vec::new();
-        for item in reader.batcher().take(true) {
+        for item in reader.batcher().take_items(true) {
             show(&item, &mut items);
         }
         assert!(items.contains(&gap), "{from:?}: {items:?}");

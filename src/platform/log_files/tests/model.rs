@@ -167,7 +167,7 @@ struct Kept {
 impl Model {
     fn new(removes: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
         let mut model = Self {
             _dir: dir,
             log,
@@ -381,9 +381,9 @@ fn seek(log: &LogFiles, from: ReadFrom) -> (LogReader, Position) {
 
 fn drain(reader: &mut LogReader, output: &mut Collector, until: ReadLimit) {
     while !reader.read(until).unwrap() {
-        output.add(reader.batcher().take(false));
+        output.add(reader.batcher().take_items(false));
     }
-    output.add(reader.batcher().take(true));
+    output.add(reader.batcher().take_items(true));
 }
 
 /// The follower under test.
@@ -413,7 +413,7 @@ impl Follower {
                 break;
             }
         }
-        self.output.add(self.reader.batcher().take(false));
+        self.output.add(self.reader.batcher().take_items(false));
     }
 
     fn reopen(&mut self, model: &Model) {
@@ -619,7 +619,7 @@ fn gap_causes_are_distinguished() {
     }
     let mut gaps = Vec::new();
     while !reader.read(ReadLimit::Growing).unwrap() {}
-    for item in reader.batcher().take(true) {
+    for item in reader.batcher().take_items(true) {
         if let TailItem::Gap(gap) = item {
             gaps.push((gap.cause, gap.exact));
         }

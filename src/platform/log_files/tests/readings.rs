@@ -106,7 +106,7 @@ fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Item>) {
     let mut at_end = false;
     while !at_end {
         at_end = reader.read(ReadLimit::End).unwrap();
-        for item in reader.batcher().take(at_end) {
+        for item in reader.batcher().take_items(at_end) {
             match item {
                 TailItem::FollowUnavailable => panic!("a file can be followed"),
                 TailItem::Gap(gap) => items.push(Item::Gap(gap)),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::reading::{Misplaced, printable};
 use super::{
     Action, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_INTERVAL,
-    POLLS_PER_TRIAL, Polling, RotationGap, Stage, UNCLEAR_RUN_PAUSES,
+    POLLS_PER_TRIAL, Polling, RotationGap, Search, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::Rest;
@@ -20,7 +20,7 @@ const CONTAINER_REMOVED: &str = "code = NotFound";
 const CANNOT_WATCH: [&str; 2] = ["failed to create fsnotify watcher", "failed to watch directory"];
 
 impl Machine {
-    pub(super) fn complete(&mut self, ended: bool) -> Action {
+    pub(super) fn on_complete(&mut self, ended: bool) -> Action {
         let mut is_unfinished = false;
         if self.response.run_ended && !matches!(self.stage, Stage::ProbeNewer { .. }) {
             // The last line of a run that has ended needs no newline.
@@ -56,18 +56,18 @@ impl Machine {
             }
             return self.broken(format!("the kubelet says: {text}"));
         }
-        let next = self.completed(ended);
+        let next = self.next_stage(ended);
         if is_unfinished {
             self.clean_end = None;
         }
         next
     }
 
-    fn completed(&mut self, ended: bool) -> Action {
+    fn next_stage(&mut self, ended: bool) -> Action {
         match std::mem::take(&mut self.stage) {
             Stage::FindStart { filter } if self.batcher.start().is_none() => self.not_found(filter, ended),
             Stage::ReadLast(mut last) => {
-                last.take(self.batcher.take(true));
+                last.hold(self.batcher.take_items(true));
                 if last.is_whole() {
                     self.begin_at_last(last, ended)
                 } else if last.has_certain_start(self.batcher.first()) {
@@ -86,16 +86,17 @@ impl Machine {
                         let filter = StartFilter::Lines(lines.saturating_sub(wanted));
                         self.go_to(Stage::FindStart { filter })
                     }
-                    // A busy log continues while it is read, so one read less is one step closer to following
-                    // it.
+                    // No line is wanted (`Last(0)`): start here. A second read of the file would only let a
+                    // busy log grow.
                     _ => {
                         self.batcher = LineBatcher::new(self.batcher.at(), lines, StartFilter::All);
                         self.at_end(ended)
                     }
                 }
             }
-            Stage::Live { finder, .. } => {
-                if finder.is_none() {
+            Stage::Live { search, .. } => {
+                let is_found = matches!(search, Search::Found);
+                if is_found {
                     // A log that is polled may have grown since.
                     self.clean_end = self.follows().then(|| self.delivered());
                 }
@@ -106,7 +107,7 @@ impl Machine {
                 if self.follows() {
                     return self.pause();
                 }
-                if finder.is_some() {
+                if !is_found {
                     return self.recover(None);
                 }
                 self.failures = 0;
@@ -115,26 +116,26 @@ impl Machine {
                 }
                 Action::Pause(POLL_INTERVAL)
             }
-            Stage::ReadRest { finder: Some(_), suspect } => self.recover(suspect),
-            Stage::FindResumePoint { finder: Some(_), suspect } => {
+            Stage::ReadRest { search: Search::Searching(_), suspect } => self.recover(suspect),
+            Stage::FindResumePoint { search: Search::Searching(_), suspect } => {
                 let may_have_ended = self.follow && !self.response.run_ended && !ended;
                 if may_have_ended {
-                    self.go_to(Stage::SearchPreviousRun { finder: None, suspect })
+                    self.go_to(Stage::SearchPreviousRun { search: Search::NotBegun, suspect })
                 } else {
-                    self.rotated()
+                    self.read_whole_file()
                 }
             }
-            Stage::SearchPreviousRun { .. } => self.rotated(),
+            Stage::SearchPreviousRun { .. } => self.read_whole_file(),
             Stage::ReadRest { suspect, .. } | Stage::FindResumePoint { suspect, .. } => {
                 if suspect.is_some() {
                     // The stream had a line after the last remembered one that the file does not have there.
-                    self.lost();
+                    self.report_loss();
                 }
                 self.at_end(ended)
             }
             Stage::SkipKnown { gap, .. } => {
                 if gap == RotationGap::Due {
-                    self.lost();
+                    self.report_loss();
                 }
                 self.at_end(ended)
             }
@@ -164,7 +165,7 @@ impl Machine {
     }
 
     /// Reads the whole file, because no file has the resume point any more.
-    pub(super) fn rotated(&mut self) -> Action {
+    pub(super) fn read_whole_file(&mut self) -> Action {
         let mut known = self.window.marks();
         if known.len() + self.known.len() <= KNOWN_MAX_LINES {
             known.extend(&self.known);
@@ -185,7 +186,7 @@ impl Machine {
     pub(super) fn broken(&mut self, why: String) -> Action {
         if let Stage::SearchPreviousRun { .. } = self.stage {
             // The kubelet has not noticed yet that it no longer has that run.
-            return self.rotated();
+            return self.read_whole_file();
         }
         let cannot_follow = matches!(self.stage, Stage::Live { .. })
             && self.follows()
@@ -213,8 +214,10 @@ impl Machine {
     /// # Errors
     /// [`Error::Unavailable`] if the read does not follow or has not begun: then the caller is told.
     fn interrupted(&mut self, why: &str) -> Result<(), Error> {
-        let is_past_overlap =
-            matches!(self.stage, Stage::Live { finder: None, .. } | Stage::ReadRest { finder: None, .. });
+        let is_past_overlap = matches!(
+            self.stage,
+            Stage::Live { search: Search::Found, .. } | Stage::ReadRest { search: Search::Found, .. }
+        );
         if self.leave_response() && is_past_overlap {
             // The beginning of a new line.
             self.clean_end = None;
@@ -230,8 +233,8 @@ impl Machine {
             Stage::FindStart { .. } | Stage::SkipKnown { gap: RotationGap::Reported, .. }
         );
         if delivers && !is_unread {
-            let search = Stage::FindResumePoint { finder: None, suspect: None };
-            if let Stage::SkipKnown { known, .. } = std::mem::replace(&mut self.stage, search) {
+            let resume = Stage::FindResumePoint { search: Search::NotBegun, suspect: None };
+            if let Stage::SkipKnown { known, .. } = std::mem::replace(&mut self.stage, resume) {
                 self.known = known;
             }
         }
@@ -257,10 +260,10 @@ impl Machine {
             return Action::Fail(Error::NotFound(why));
         }
         if let Stage::SearchPreviousRun { .. } = self.stage {
-            return self.rotated();
+            return self.read_whole_file();
         }
         if self.clean_end != Some(self.delivered()) {
-            self.lost();
+            self.report_loss();
         }
         self.stage = Stage::Done;
         Action::Finish

@@ -1,6 +1,6 @@
 //! Bytes of a response: lines to deliver, lines that were read before, and messages of the kubelet.
 
-use super::{Action, MESSAGE_MAX_CHARS, Machine, RotationGap, Stage, Suspect};
+use super::{Action, MESSAGE_MAX_CHARS, Machine, RotationGap, Search, Stage, Suspect};
 use crate::model::line::GapCause;
 use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
@@ -50,7 +50,7 @@ impl Machine {
             return self.recover(suspect);
         }
         if let Stage::ReadLast(last) = &mut self.stage
-            && !last.take(self.batcher.take(true))
+            && !last.hold(self.batcher.take_items(true))
         {
             return self.go_to(Stage::CountLines);
         }
@@ -88,9 +88,9 @@ impl Machine {
         self.response.line.push(bytes);
         let continues = std::mem::replace(&mut self.response.is_within_line, !ends);
         let mark = ends.then(|| Mark { time, hash: self.response.line.finish() });
-        if let Some(Some(finder)) = self.stage.finder_mut() {
+        if let Some(Search::Searching(finder)) = self.stage.search_mut() {
             let Some(mark) = mark else { return Ok(()) };
-            return match finder.take(mark) {
+            return match finder.observe(mark) {
                 Overlap::Pending => Ok(()),
                 Overlap::Complete => {
                     self.overlap_complete();
@@ -123,7 +123,7 @@ impl Machine {
                 let suspect = suspect.take();
                 if suspect.is_some_and(|suspect| !suspect.is(time, mark)) {
                     // The file has another line here than the stream had.
-                    self.lost();
+                    self.report_loss();
                 }
             }
             _ => {}
@@ -143,8 +143,8 @@ impl Machine {
 
     /// Continues after the last remembered line came: all further ones are new.
     fn overlap_complete(&mut self) {
-        if let Some(finder) = self.stage.finder_mut() {
-            *finder = None;
+        if let Some(search) = self.stage.search_mut() {
+            *search = Search::Found;
         }
         match self.stage {
             // The log is followed again, and may end in another way.
@@ -152,7 +152,7 @@ impl Machine {
             Stage::SearchPreviousRun { suspect, .. } => {
                 // This run has ended, and the response has the rest of it.
                 self.response.run_ended = true;
-                self.stage = Stage::ReadRest { finder: None, suspect };
+                self.stage = Stage::ReadRest { search: Search::Found, suspect };
             }
             _ => {}
         }
@@ -165,9 +165,9 @@ impl Machine {
 
     fn deliver(&mut self, time: LogTime, mut bytes: &[u8], ends: bool) {
         (self.failures, self.searched) = (0, false);
-        let is_first = self.batcher.lines() == 0 && self.is_fresh(time);
-        if std::mem::take(&mut self.unproven) && !is_first {
-            self.lost();
+        let is_first = self.batcher.lines() == 0 && self.is_unrotated(time);
+        if std::mem::take(&mut self.ended_before_first_line) && !is_first {
+            self.report_loss();
         }
         if self.partial.is_skipping() {
             if let Some(delivered) = self.partial.skip(time, bytes, ends) {
@@ -179,10 +179,10 @@ impl Machine {
                     return;
                 }
             } else {
-                self.lost();
+                self.report_loss();
             }
         }
-        self.emit(bytes, time, ends);
+        self.add_to_batch(bytes, time, ends);
     }
 
     /// Continues the line that was delivered in part with one of the same time and beginning. If no remembered
@@ -197,15 +197,15 @@ impl Machine {
         }
     }
 
-    fn emit(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
-        self.partial.deliver(bytes, ends);
+    fn add_to_batch(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
+        self.partial.note_delivered(bytes, ends);
         self.batcher.piece(bytes, time, ends);
     }
 
     /// Leaves the current response. An unfinished line will be read again. Returns whether there was one.
     pub(super) fn leave_response(&mut self) -> bool {
         if matches!(self.stage, Stage::Live { .. }) && self.window.is_empty() {
-            self.unproven = self.batcher.at().at_line_start();
+            self.ended_before_first_line = self.batcher.at().at_line_start();
         }
         match self.response.lines.take_rest() {
             Rest::Line(time, rest) => {
@@ -223,9 +223,9 @@ impl Machine {
     }
 
     /// Reports that lines are missing here. A line that was delivered in part ends with its last known bytes.
-    pub(super) fn lost(&mut self) {
+    pub(super) fn report_loss(&mut self) {
         if let Some((time, rest)) = self.partial.give_up() {
-            self.emit(&rest, time, true);
+            self.add_to_batch(&rest, time, true);
         }
         if let Stage::SkipKnown { gap, .. } = &mut self.stage {
             *gap = RotationGap::Reported;
@@ -287,7 +287,7 @@ impl PartialLine {
     }
 
     /// Takes delivered bytes. With `ends` the next line begins.
-    pub(super) fn deliver(&mut self, bytes: &[u8], ends: bool) {
+    pub(super) fn note_delivered(&mut self, bytes: &[u8], ends: bool) {
         self.cut = None;
         if ends {
             self.delivered = LineHash::default();
