@@ -44,7 +44,7 @@ use self::supervisor::{StopSignal, supervise};
 use self::writer::{NO_LOSS, UNKNOWN_LOSS};
 use super::log_files::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
-use crate::model::id::{LeaseId, Replica};
+use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
 use crate::model::parse::{duration, number, size};
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
@@ -303,7 +303,7 @@ impl LocalPlatform {
         if newest != *instance {
             return Err(Error::Conflict(format!("{replica} runs as another instance")));
         }
-        let number = instance.as_ref().map(|instance| instance.run_number());
+        let number = instance.as_ref().map(Instance::run_number);
         // Without a run, the first one is about to start, and there is nothing to end: `None` is never new.
         handle.restart.send_if_modified(|requested| {
             let is_new = *requested < number;
