@@ -10,8 +10,8 @@
 //!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
 //! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them.
 //!
-//! Each follower has two tasks. The ring wakes the task of its stream (`edge::stream_supervisor`), which polls
-//! the body and hands frames to HTTP/2. The task of its connection (`edge::connection`) writes them.
+//! Each follower has two tasks. The ring wakes the task of its stream (`edge::stream_supervisor`), which
+//! polls the body and hands frames to HTTP/2. The task of its connection (`edge::connection`) writes them.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,5 @@
-//! Values that all other modules use: identifiers, limits, refusals, positions, views, metrics. No runtime and no I/O.
+//! Values that all other modules use: identifiers, limits, refusals, positions, views, metrics. No runtime
+//! and no I/O.
 
 pub(crate) mod concurrency;
 pub mod id;

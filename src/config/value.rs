@@ -78,8 +78,8 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 /// Maximum length of a name in bytes, as in Kubernetes.
 const NAME_MAX_BYTES: usize = 253;
 
-/// Parses a host name for a certificate. The library removes a trailing dot, which names in certificates do not
-/// have.
+/// Parses a host name for a certificate. The library removes a trailing dot, which names in certificates do
+/// not have.
 pub(super) fn hostname(text: &str) -> Result<String, String> {
     let name = match ServerName::try_from(text) {
         Ok(ServerName::DnsName(name)) => Some(name.as_ref().to_ascii_lowercase()),

@@ -359,8 +359,8 @@ impl LeaseService {
             () = job.wait(timeout) => {}
         }
         // While the job runs, nothing is sent, so a stall is impossible. The `select!` watches the
-        // credentials. A drain waits for the job. From here on, the peer may stall. The body does not react to
-        // its control and need not: it is one message, which like the last messages of a log may take the
+        // credentials. A drain waits for the job. From here on, the peer may stall. The body does not react
+        // to its control and need not: it is one message, which like the last messages of a log may take the
         // whole drain.
         let control = self.open_stream(&call);
         Ok(response::of_message(&job.response(), control))

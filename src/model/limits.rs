@@ -138,7 +138,8 @@ pub struct Limits {
     // request less than an hour.
     #[arg(long = "token-max-lifetime", value_name = "TIME", default_value = "1h", value_parser = duration(TOKEN_LIFETIME))]
     pub token_lifetime: Duration,
-    /// Refused and rejected calls per address and minute in the audit log; further ones are only counted. 0 = no limit
+    /// Refused and rejected calls per address and minute in the audit log; further ones are only counted. 0 =
+    /// no limit
     // A peer cannot fill the disk. Equal to the authentication failures after which a peer is shut out.
     #[arg(long, value_name = "N", default_value = "60", value_parser = number(RATE))]
     pub audit_refusals_per_minute: u32,

@@ -65,7 +65,8 @@ const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_6
 /// Numbers of log files of a run. With one, rotation would delete the newest lines.
 const ROTATE_FILES: RangeInclusive<usize> = 2..=1_000;
 
-/// Settings that operators may change. Each field defines its flag. A comment gives the reason of the default.
+/// Settings that operators may change. Each field defines its flag. A comment gives the reason of the
+/// default.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(next_help_heading = "Logs on disk (--platform local)")]
 pub struct LocalOptions {

@@ -25,8 +25,8 @@ const DIGEST_BYTES: usize = 16;
 /// The restart in progress and recent requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RestartRecord {
-    /// The replica that the writer was restarting or about to restart. Stored as `hand` (the replica in hand):
-    /// gateways of other versions read and write this name, and those below.
+    /// The replica that the writer was restarting or about to restart. Stored as `hand` (the replica in
+    /// hand): gateways of other versions read and write this name, and those below.
     #[serde(rename = "hand", default, skip_serializing_if = "Option::is_none")]
     pub(super) in_progress: Option<InProgress>,
     /// Ordered by time of writing, oldest first.

@@ -1,7 +1,7 @@
 //! Usage and limits of this process, and the usage of its children.
 //!
-//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large. A few files of `/proc`
-//! are parsed here instead.
+//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large. A few files of
+//! `/proc` are parsed here instead.
 
 use std::fs;
 use std::io;

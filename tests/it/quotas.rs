@@ -1,5 +1,5 @@
-//! Quotas over real gRPC: a rejection names the quota and the time to retry, a retry then succeeds, and others
-//! are not affected.
+//! Quotas over real gRPC: a rejection names the quota and the time to retry, a retry then succeeds, and
+//! others are not affected.
 
 use std::time::Duration;
 

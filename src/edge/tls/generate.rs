@@ -82,8 +82,8 @@ pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated
     Ok(generated)
 }
 
-/// Returns the names and addresses that the certificate must have, in a form that clients can verify: with any
-/// other, [`is_usable`] would fail at every start.
+/// Returns the names and addresses that the certificate must have, in a form that clients can verify: with
+/// any other, [`is_usable`] would fail at every start.
 fn names(hosts: &[String]) -> Result<BTreeSet<String>, Error> {
     let mut names = BTreeSet::new();
     for host in LOCAL_HOSTS.into_iter().chain(hosts.iter().map(String::as_str)) {

@@ -3,8 +3,8 @@
 //! A pod of a stateful set has its ordinal. Other pods have no number in Kubernetes, so they are numbered
 //! here, per service and across replica sets. A new pod takes the lowest index that no living pod of the
 //! service has, in the order of (creation, name), and keeps it while it lives. A pod that is being deleted,
-//! has failed or has succeeded frees its index at once. Its log is still read under that index, before the log
-//! of the pod that took the index.
+//! has failed or has succeeded frees its index at once. Its log is still read under that index, before the
+//! log of the pod that took the index.
 //!
 //! The index is written on the pod, and the written index counts, so all gateways agree, also after a
 //! restart. If two living pods have the same index (an older gateway numbered each replica set separately),

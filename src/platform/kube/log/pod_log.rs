@@ -1,5 +1,5 @@
-//! Requests for the log of one run: addresses the run, limits how many logs are opened at once, and interprets
-//! errors.
+//! Requests for the log of one run: addresses the run, limits how many logs are opened at once, and
+//! interprets errors.
 
 use std::time::Duration;
 

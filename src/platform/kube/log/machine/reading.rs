@@ -185,8 +185,9 @@ impl Machine {
         self.add_to_batch(bytes, time, ends);
     }
 
-    /// Continues the line that was delivered in part with one of the same time and beginning. If no remembered
-    /// line precedes it, it may be another line with that time and beginning, so a gap precedes its rest.
+    /// Continues the line that was delivered in part with one of the same time and beginning. If no
+    /// remembered line precedes it, it may be another line with that time and beginning, so a gap precedes
+    /// its rest.
     fn partial_line_continues(&mut self) {
         let is_proven = match &mut self.stage {
             Stage::SkipKnown { gap, .. } => std::mem::replace(gap, RotationGap::Reported) != RotationGap::Due,
