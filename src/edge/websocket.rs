@@ -13,7 +13,7 @@ pub(crate) mod handshake;
 mod outgoing;
 mod session;
 
-#[expect(unused_imports, reason = "for the REST port")]
+#[allow(unused_imports, reason = "for the REST port")]
 pub(crate) use self::session::{Close, Session, SessionEnd};
 
 use crate::model::text::truncate;
@@ -36,22 +36,12 @@ pub(crate) const CONTROL_MAX_BYTES: usize = 125;
 /// Most bytes of the reason in a close frame, which begins with a code of two bytes.
 pub(crate) const CLOSE_REASON_MAX_BYTES: usize = CONTROL_MAX_BYTES - 2;
 
-/// Codes of close frames.
-pub(crate) mod close_code {
-    /// The request is complete.
-    pub(crate) const NORMAL: u16 = 1000;
-    /// The gateway shuts down.
-    pub(crate) const GOING_AWAY: u16 = 1001;
+/// Codes of the close frames that answer the client's errors.
+mod close_code {
     /// The client broke the protocol.
-    pub(crate) const PROTOCOL_ERROR: u16 = 1002;
+    pub(super) const PROTOCOL_ERROR: u16 = 1002;
     /// The client sent a frame over the limit.
-    pub(crate) const TOO_LONG: u16 = 1009;
-    /// Akash: any other failure.
-    pub(crate) const FAILED: u16 = 4000;
-    /// Akash: the lease does not exist.
-    pub(crate) const NO_LEASE: u16 = 4001;
-    /// Akash: the cluster is not reachable.
-    pub(crate) const UNREACHABLE: u16 = 4002;
+    pub(super) const TOO_LONG: u16 = 1009;
 }
 
 /// Appends a control frame to `out`; cuts its payload at [`CONTROL_MAX_BYTES`].

@@ -5,6 +5,9 @@
 
 use std::fmt::Display;
 
+use bytes::Bytes;
+
+use super::chunk::Chunk;
 use super::frame::{self, Gap};
 use crate::model::id::{Instance, Replica, ServiceName};
 use crate::model::label::{LabelValue as _, label};
@@ -121,6 +124,16 @@ impl LineEncoder {
         4 + self.head.len() + self.tail.len()
     }
 
+    /// Encodes the lines of a chunk, or its piece of a line.
+    pub fn encode_chunk(&self, chunk: &Chunk) -> Bytes {
+        let overhead = chunk.line_ends.len() * self.overhead_bytes();
+        let mut frames = Vec::with_capacity(chunk.data.len() + overhead);
+        for (line, _) in chunk.iter() {
+            self.push_line(line, chunk.is_unfinished(), &mut frames);
+        }
+        frames.into()
+    }
+
     /// Appends a line to `out`, with or without its newline: as one frame, or as several if it is longer than
     /// [`FRAME_LINE_MAX_BYTES`]. `more`: it is a piece of a line that a later piece continues.
     pub fn push_line(&self, line: &[u8], more: bool, out: &mut Vec<u8>) {
@@ -210,8 +223,12 @@ impl Notice<'_> {
             Self::Started { instance } => push_text(out, "instance", instance.as_str()),
             Self::Ended { instance, exit_code, signal, reason } => {
                 push_text(out, "instance", instance.as_str());
-                exit_code.iter().for_each(|code| push_value(out, "exit_code", code));
-                signal.iter().for_each(|signal| push_value(out, "signal", signal));
+                if let Some(code) = exit_code {
+                    push_value(out, "exit_code", code);
+                }
+                if let Some(signal) = signal {
+                    push_value(out, "signal", signal);
+                }
                 push_reason(out, reason);
             }
             Self::Waiting { reason, .. } | Self::Error { reason, .. } | Self::End { reason, .. } => {
@@ -390,7 +407,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::logs::chunk::LineEnd;
     use crate::model::line::GapCause;
+    use crate::model::position::Position;
+    use crate::model::time::LogTime;
 
     fn replica() -> Replica {
         Replica { service: "web".parse().unwrap(), index: 3 }
@@ -471,6 +491,27 @@ mod tests {
     fn piece_of_line_has_more() {
         let [object] = &encode(b"piece\r", true)[..] else { panic!("not one frame") };
         assert_eq!((&object["message"], &object["more"]), (&json!("piece\r"), &json!(true)));
+    }
+
+    #[test]
+    fn chunk_becomes_one_frame_per_line() {
+        let time = LogTime::from_nanos(1);
+        let line_ends = [4, 9].map(|end| LineEnd { end, time, stream: None });
+        let mut chunk = Chunk {
+            data: Bytes::from_static(b"one\ntwo\r\n"),
+            line_ends: Box::new(line_ends),
+            continues: false,
+            start: Position::START,
+            end: Position::START.after_line(time).after_line(time),
+        };
+        let frames = encoder().encode_chunk(&chunk);
+        let messages: Vec<Value> =
+            payloads(&frames).into_iter().map(|payload| serde_json::from_slice(payload).unwrap()).collect();
+        assert_eq!([&messages[0]["message"], &messages[1]["message"]], ["one", "two"]);
+        chunk.line_ends = Box::new([LineEnd { end: 9, time, stream: None }]);
+        chunk.end = Position::START.after_bytes(9);
+        let frames = encoder().encode_chunk(&chunk);
+        assert!(payloads(&frames)[0].ends_with(b",\"more\":true}\n"));
     }
 
     #[test]

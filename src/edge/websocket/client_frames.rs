@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn malformed_frames_are_refused() {
-        let shortest_is_one_byte = [0x82, 0x80 | 126, 0, 125, 0, 0, 0, 0];
+        let shortest_is_one_byte = [0x82, 0xfe, 0, 125, 0, 0, 0, 0];
         for bytes in [
             encode(PING, true, None, vec![1]),
             encode(PING, false, Some([0; 4]), vec![]),

@@ -152,10 +152,10 @@ impl Boundary {
 
     /// Returns the length of the payload once the header is complete.
     fn payload_length(&self) -> Option<u64> {
-        match self.header[..self.header_bytes] {
-            [_, short @ ..126] => Some(short.into()),
-            [_, 126, high, low] => Some(u16::from_be_bytes([high, low]).into()),
-            [_, 127, a, b, c, d, e, f, g, h] => Some(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
+        match &self.header[..self.header_bytes] {
+            [_, short @ ..126] => Some((*short).into()),
+            [_, 126, length @ ..] => Some(u16::from_be_bytes(length.try_into().ok()?).into()),
+            [_, _, length @ ..] => Some(u64::from_be_bytes(length.try_into().ok()?)),
             _ => None,
         }
     }

@@ -320,7 +320,7 @@ where
         };
         match data {
             Some(messages) => {
-                self.outgoing = Some(Outgoing::new(messages)).filter(|data| data.remaining() > 0)
+                self.outgoing = Some(Outgoing::new(messages)).filter(|data| data.remaining() > 0);
             }
             None => {
                 if let Some(close_of) = self.close_of.take() {

@@ -1,17 +1,19 @@
 use futures_util::{SinkExt as _, StreamExt as _};
 use proptest::prelude::*;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::super::close_code;
 use super::*;
+use crate::edge::tls::accept;
 use crate::stream::{Parts, StreamEnd};
 
 /// Capacity of a pipe that holds all data of a test.
@@ -51,22 +53,21 @@ struct Running {
 
 /// Starts a session on a pipe of this capacity. At the end of its data, the session closes with 4001.
 fn start(capacity: usize) -> (Running, DuplexStream) {
-    start_with(capacity, Bytes::new())
+    let (io, client) = duplex(capacity);
+    (run(io, Bytes::new()), client)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test owns the task")]
-fn start_with(capacity: usize, received: Bytes) -> (Running, DuplexStream) {
-    let (io, client) = duplex(capacity);
+fn run<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: IO, received: Bytes) -> Running {
     let (data, frames) = mpsc::channel(4);
     let stream = StreamControl::new();
     let source = Source { frames, stream: Arc::clone(&stream) };
-    let close =
-        Close { code: close_code::NO_LEASE, reason: "lease ended".into(), end: SessionEnd::LeaseEnded };
+    let close = Close { code: 4001, reason: "lease ended".into(), end: SessionEnd::LeaseEnded };
     let session = Session::new(io, received, source, Arc::clone(&stream), Box::new(|| close));
-    (Running { data, stream, session: tokio::spawn(session) }, client)
+    Running { data, stream, session: tokio::spawn(session) }
 }
 
-async fn websocket(io: DuplexStream) -> WebSocketStream<DuplexStream> {
+async fn websocket<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> WebSocketStream<IO> {
     WebSocketStream::from_raw_socket(io, Role::Client, None).await
 }
 
@@ -178,7 +179,8 @@ async fn ping_of_client_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_after_request_are_read_first() {
-    let (running, mut io) = start_with(WIDE, masked(OpCode::Control(Control::Ping), b"early").into());
+    let (server, mut io) = duplex(WIDE);
+    let running = run(server, masked(OpCode::Control(Control::Ping), b"early").into());
     assert_eq!(receive(&mut io).await.opcode, 9);
     assert_eq!(receive(&mut io).await.payload, b"early");
     running.session.abort();
@@ -362,6 +364,49 @@ async fn go_rule_keeps_slow_reader_connected() {
         () = read => {}
     }
     running.session.abort();
+}
+
+/// `TlsStream` defers flushes, and relies on how its task polls it.
+#[tokio::test(start_paused = true)]
+async fn tls_delivers_every_frame_at_once() {
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = key.cert.der().clone();
+    let server = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.clone()],
+            PrivatePkcs8KeyDer::from(key.signing_key.serialize_der()).into(),
+        )
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    for capacity in [3_000, WIDE] {
+        let (near, far) = duplex(capacity);
+        let accepting = accept(Arc::new(server.clone()), near);
+        let connector = TlsConnector::from(Arc::new(client.clone()));
+        let (near, far) = tokio::join!(accepting, connector.connect("localhost".try_into().unwrap(), far));
+        let running = run(near.unwrap(), Bytes::new());
+        let mut client = websocket(far.unwrap()).await;
+        for (frames, length) in [(1, 20), (300, 500), (1, 100_000), (3, 0), (40, 3_000), (1, 20)] {
+            running.data.send(text(&"x".repeat(length)).repeat(frames)).await.unwrap();
+            let started = Instant::now();
+            let mut received = 0;
+            while received < frames {
+                if let Message::Text(text) = client.next().await.unwrap().unwrap() {
+                    assert_eq!(text.len(), length);
+                    received += 1;
+                }
+            }
+            // No frame waits for a timer.
+            assert_eq!(started.elapsed(), Duration::ZERO);
+        }
+        drop(running.data);
+        while let Some(message) = client.next().await {
+            assert!(!matches!(message.unwrap(), Message::Text(_)));
+        }
+        assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+    }
 }
 
 fn lengths() -> impl Strategy<Value = Vec<Vec<usize>>> {
