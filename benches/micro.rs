@@ -14,6 +14,7 @@ use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::{Chunk, Chunker};
 use leasemux::logs::message::{self, Representation};
 use leasemux::logs::ring::{Ring, RingReader};
+use leasemux::logs::websocket::LineEncoder;
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
 use leasemux::model::line::{Line, LineBatch, OutputStream};
@@ -102,6 +103,23 @@ fn encode(bencher: Bencher<'_, '_>, line: usize, representation: Representation)
     bencher
         .counter(BytesCount::of_slice(&chunk.data))
         .bench_local(|| message::encode_lines(&replica, &instance, black_box(&chunk), representation));
+}
+
+/// Encodes the lines of a batch as websocket frames. The second argument: one quote in so many bytes.
+#[divan::bench(args = [(50, 0), (200, 0), (1_000, 0), (200, 8), (4_096, 0)])]
+fn encode_websocket_lines(bencher: Bencher<'_, '_>, (line, quotes): (usize, usize)) {
+    let mut text = vec![b'x'; line];
+    text.iter_mut()
+        .step_by(quotes.max(1))
+        .take(if quotes == 0 { 0 } else { line })
+        .for_each(|byte| *byte = b'"');
+    let encoder = LineEncoder::new("web-5cfc6c7b4b-4cl7z", &replica());
+    let lines = 16_000 / line;
+    bencher.counter(BytesCount::new(lines * line)).bench_local(|| {
+        let mut frames = Vec::with_capacity(lines * (line + encoder.overhead_bytes()));
+        (0..lines).for_each(|_| encoder.push_line(black_box(&text), false, &mut frames));
+        frames
+    });
 }
 
 /// Pushes one line, which all readers read: the cost of the ring per line and follower.

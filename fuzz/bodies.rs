@@ -8,6 +8,7 @@ use leasemux::access::cert::TenantCertificate;
 use leasemux::access::refusal::Refusal;
 use leasemux::access::token::{Token, bearer};
 use leasemux::edge::request;
+use leasemux::edge::websocket::client_frames::{ClientFrame, ClientFrames};
 use leasemux::model::limits::FILTERS_MAX;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
 use leasemux::platform::cri;
@@ -150,4 +151,37 @@ pub(crate) fn sdl(input: &[u8]) {
         }
         Err(error) => assert!(!error.faults.is_empty()),
     }
+}
+
+/// Fuzzes the frames of a websocket client. Checks that they read the same in pieces, and that all input is
+/// consumed.
+pub(crate) fn websocket(input: &[u8]) {
+    let whole = read_frames([input]);
+    assert_eq!(read_frames(input.chunks(1)), whole);
+    let middle = input.len() / 2;
+    assert_eq!(read_frames([&input[..middle], &input[middle..]]), whole);
+}
+
+/// Reads frames in pieces. Returns the control frames and errors as text, and the number of bytes thrown
+/// away.
+fn read_frames<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, u64) {
+    let (mut reader, mut read) = (ClientFrames::default(), Vec::new());
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            match reader.read(&mut piece) {
+                Ok(None) => assert!(piece.is_empty()),
+                Ok(Some(frame)) => {
+                    if let ClientFrame::Ping(payload) | ClientFrame::Pong(payload) = frame {
+                        assert!(payload.len() <= 125);
+                    }
+                    read.push(format!("{frame:?}"));
+                }
+                Err(error) => {
+                    assert!(matches!(error.close_code(), 1002 | 1009));
+                    read.push(error.to_string());
+                }
+            }
+        }
+    }
+    (read, reader.discarded_bytes())
 }

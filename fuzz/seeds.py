@@ -14,6 +14,14 @@ put("token", "seed-bearer", b"Bearer " + vectors[0]["token"].encode())
 put("cri", "seed-full", b"2026-11-23T12:00:00.123456789Z stdout F hello\n2026-11-23T12:00:00.5Z stderr P part")
 put("cri", "seed-offset", b"2026-11-23T12:00:00+02:00 stdout F\n2026-11-23T12:00:01Z stdout F:lost=3/40 x")
 put("sdl", "seed-small", b'version: "2.0"\nservices: {web: {image: x, command: [sh], env: ["A=b"]}}\ndeployment: {web: {here: {count: 1}}}\n')
+def frame(opcode, payload, final=True):
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else bytes([0xfe, size >> 8, size & 255])
+    mask = b"\1\2\3\4"
+    return bytes([0x80 * final | opcode]) + length + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+put("websocket", "seed-control", frame(9, b"ping") + frame(10, b"") + frame(8, b"\x03\xe8bye"))
+put("websocket", "seed-fragments", frame(1, b"a" * 200, False) + frame(9, b"") + frame(0, b"b") + frame(10, b"\0\0\0\1"))
+put("websocket", "seed-too-long", frame(2, b"c" * 4096) + frame(2, b"d" * 4097))
 def field(number, kind, data):
     return bytes([number << 3 | kind]) + data
 def text(number, value):

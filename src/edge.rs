@@ -20,3 +20,5 @@ pub mod server;
 pub mod service;
 mod stream_supervisor;
 pub mod tls;
+#[allow(dead_code, reason = "for the REST port")]
+pub mod websocket;

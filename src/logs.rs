@@ -30,6 +30,8 @@ pub mod chunk;
 pub mod message;
 mod replica_stream;
 pub mod ring;
+#[allow(dead_code, reason = "for the REST port")]
+pub mod websocket;
 
 /// A validated request for logs.
 #[derive(Clone, Debug, PartialEq, Eq)]

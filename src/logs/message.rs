@@ -201,11 +201,11 @@ pub(crate) fn timestamps_max_bytes(chunk: &Chunk) -> usize {
 /// Encodes a gap. `at` is the position after it, so that a client that resumes there does not read lines that
 /// were reported as lost.
 pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
-    let (cause, why) = match gap.cause {
-        GapCause::Lag => (lease::gap::Cause::Lag, "the follower fell behind"),
-        GapCause::Rotated => (lease::gap::Cause::Rotated, "the log was rotated away before it was read"),
-        GapCause::Source => (lease::gap::Cause::Source, "the source lost them"),
-        GapCause::Limit => (lease::gap::Cause::Limit, "a limit of the gateway cut them"),
+    let cause = match gap.cause {
+        GapCause::Lag => lease::gap::Cause::Lag,
+        GapCause::Rotated => lease::gap::Cause::Rotated,
+        GapCause::Source => lease::gap::Cause::Source,
+        GapCause::Limit => lease::gap::Cause::Limit,
     };
     let body = lease::Gap {
         lines: gap.lines,
@@ -216,7 +216,7 @@ pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, g
         exact: gap.exact,
     };
     let cursor = at.map(|(instance, position)| to_proto_cursor(replica, instance, position));
-    entry(ServiceLogs { logs: notice(gap, why).into(), cursor, gap: Some(body), ..named(replica) })
+    entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
 }
 
 pub(crate) fn encode_event(replica: &Replica, event: Event) -> Bytes {
@@ -272,7 +272,13 @@ fn timestamped(chunk: &Chunk) -> Bytes {
 }
 
 /// Returns the notice line of a gap. Clients that do not know the gap field see it in the log.
-fn notice(gap: &Gap, why: &str) -> String {
+pub(super) fn notice(gap: &Gap) -> String {
+    let why = match gap.cause {
+        GapCause::Lag => "the follower fell behind",
+        GapCause::Rotated => "the log was rotated away before it was read",
+        GapCause::Source => "the source lost them",
+        GapCause::Limit => "a limit of the gateway cut them",
+    };
     let unit = if gap.lines == 1 { "line" } else { "lines" };
     match (gap.exact, gap.lines) {
         (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes),

@@ -8,9 +8,11 @@ use std::fmt::Display;
 use bytes::Bytes;
 
 use super::chunk::Chunk;
-use super::frame::{self, Gap};
-use crate::model::id::{Instance, Replica, ServiceName};
+use super::message::{self, Gap};
+use crate::model::id::{Replica, ServiceName};
 use crate::model::label::{LabelValue as _, label};
+use crate::model::proto::lease::ReplicaEvent;
+use crate::model::proto::lease::replica_event::Kind;
 
 /// Most bytes of a line in one frame. Escapes lengthen a line at most sixfold, and the strictest client
 /// accepts messages of 1 MiB.
@@ -55,9 +57,9 @@ pub(crate) enum Notice<'a> {
     /// Lines are missing.
     Gap(&'a Gap),
     /// A run has started.
-    Started { instance: &'a Instance },
+    Started { instance: &'a str },
     /// A run has ended.
-    Ended { instance: &'a Instance, exit_code: Option<i32>, signal: Option<i32>, reason: &'a str },
+    Ended { instance: &'a str, exit_code: Option<i32>, signal: Option<i32>, reason: &'a str },
     /// No run is running, but one is expected to.
     Waiting { reason: &'a str, message: &'a str },
     /// The replica is no longer part of the lease.
@@ -169,7 +171,19 @@ impl<'a> NoticeSubject<'a> {
 
 // === impl Notice ===
 
-impl Notice<'_> {
+impl<'a> Notice<'a> {
+    /// Returns the notice of an event; `None` if its kind is unknown.
+    pub(crate) fn of_event(event: &'a ReplicaEvent) -> Option<Self> {
+        let ReplicaEvent { instance, exit_code, signal, reason, message, .. } = event;
+        Some(match event.kind() {
+            Kind::Started => Self::Started { instance },
+            Kind::Ended => Self::Ended { instance, exit_code: *exit_code, signal: *signal, reason },
+            Kind::Waiting => Self::Waiting { reason, message },
+            Kind::Gone => Self::Gone,
+            Kind::Unspecified => return None,
+        })
+    }
+
     pub(crate) fn kind(&self) -> NoticeKind {
         match self {
             Self::Gap(_) => NoticeKind::Gap,
@@ -190,7 +204,7 @@ impl Notice<'_> {
             NoticeSubject::Stream { .. } => "the service".to_owned(),
         };
         let text = match self {
-            Self::Gap(gap) => return frame::notice(gap).trim_end().to_owned(),
+            Self::Gap(gap) => return message::notice(gap).trim_end().to_owned(),
             Self::Started { .. } => format!("{replica} started"),
             Self::Ended { exit_code, signal, reason, .. } => {
                 let cause = match (signal, exit_code) {
@@ -220,9 +234,9 @@ impl Notice<'_> {
                 push_text(out, "cause", gap.cause.label());
                 push_value(out, "exact", gap.exact);
             }
-            Self::Started { instance } => push_text(out, "instance", instance.as_str()),
+            Self::Started { instance } => push_text(out, "instance", instance),
             Self::Ended { instance, exit_code, signal, reason } => {
-                push_text(out, "instance", instance.as_str());
+                push_text(out, "instance", instance);
                 if let Some(code) = exit_code {
                     push_value(out, "exit_code", code);
                 }
@@ -595,7 +609,7 @@ mod tests {
             json!({ "name": "web-0", "message": format!("[leasemux: {text}]"), "service": "web", "replica": 3,
                     "notice": notice })
         };
-        let instance = Instance::new("uid", "web", 7).unwrap();
+        let instance = "uid/web/7";
         let gap = Gap { cause: GapCause::Lag, lines: 12, bytes: 345, exact: true, from: None, to: None };
         assert_eq!(
             notice(subject, &Notice::Gap(&gap)),
@@ -605,11 +619,10 @@ mod tests {
             )
         );
         assert_eq!(
-            notice(subject, &Notice::Started { instance: &instance }),
+            notice(subject, &Notice::Started { instance }),
             object("replica 3 started", json!({ "kind": "started", "instance": "uid/web/7" }))
         );
-        let ended =
-            Notice::Ended { instance: &instance, exit_code: Some(137), signal: None, reason: "OOMKilled" };
+        let ended = Notice::Ended { instance, exit_code: Some(137), signal: None, reason: "OOMKilled" };
         assert_eq!(
             notice(subject, &ended),
             object(
@@ -617,7 +630,11 @@ mod tests {
                 json!({ "kind": "ended", "instance": "uid/web/7", "exit_code": 137, "reason": "OOMKilled" })
             )
         );
-        let killed = Notice::Ended { instance: &instance, exit_code: None, signal: Some(9), reason: "" };
+        let mut event =
+            ReplicaEvent { instance: instance.to_owned(), signal: Some(9), ..ReplicaEvent::default() };
+        assert!(Notice::of_event(&event).is_none());
+        event.set_kind(Kind::Ended);
+        let killed = Notice::of_event(&event).unwrap();
         assert_eq!(
             notice(subject, &killed),
             object(

@@ -31,12 +31,13 @@ fn replay(target: &str, body: Body) {
 /// The code of a fuzz target.
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 5] = [
+const TARGETS: [(&str, Body); 6] = [
     ("token", bodies::token),
     ("certificate", bodies::certificate),
     ("request", bodies::request),
     ("cri", bodies::cri),
     ("sdl", bodies::sdl),
+    ("websocket", bodies::websocket),
 ];
 
 #[test]
