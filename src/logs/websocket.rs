@@ -41,7 +41,7 @@ pub struct LineEncoder {
     tail_more: Box<[u8]>,
 }
 
-/// What a notice is about.
+/// The subject of a notice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NoticeSubject<'a> {
     /// One replica, with the name that its lines have.

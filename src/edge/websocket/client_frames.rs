@@ -1,8 +1,9 @@
 //! Reads the frames of a client. Pure.
 //!
-//! Clients have nothing to say but control frames: the payload of data frames is counted and thrown away.
-//! tungstenite's parser of headers would leave all checks here, and would add a crate to the gateway; tests
-//! compare the two.
+//! Only control frames matter. The payload of data frames is counted and thrown away.
+//!
+//! tungstenite's parser of headers would leave all checks to this module, and would add a crate to the
+//! gateway. The tests compare the two.
 
 use super::{CONTROL_MAX_BYTES, FIN, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, close_code};
 

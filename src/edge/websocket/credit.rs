@@ -1,11 +1,12 @@
 //! Limits the data on its way to a client by its pongs. Pure.
 //!
 //! A ping can reach the client only after the data before it, and some clients disconnect if they get none
-//! for 15 s. TCP alone would let a slow client fall behind by megabytes, which its kernel holds. The pong of
-//! a ping shows that the client has read everything before the ping, so the bytes sent after the last
-//! answered ping are those still on their way. They are limited to about the amount that the client reads
-//! in a few seconds: the limit doubles while pongs come soon, and halves while they come late. There is a
-//! ping after each half of the limit, so that a client with a high rate need not wait for its pong.
+//! for 15 s. TCP alone would let megabytes wait in the kernel of a slow client.
+//!
+//! A pong shows that the client has read everything before the ping, so the bytes sent after the last
+//! answered ping are still on their way. They are limited to about the amount that the client reads in a few
+//! seconds: the limit doubles while pongs come soon, and halves while they come late. A ping follows each
+//! half of the limit, so that a fast client need not wait for its pong.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -186,7 +187,7 @@ mod tests {
     async fn run(bytes_per_second: u64, round_trip: Duration) -> (u64, Duration) {
         const STEP: Duration = Duration::from_millis(10);
         let mut window = CreditWindow::new();
-        // What the client has not read: data or a ping, with the time of its arrival.
+        // Unread by the client: data or pings, each with its time of arrival.
         let mut queue: VecDeque<(Instant, Option<[u8; 4]>, u64)> = VecDeque::new();
         let mut pongs: VecDeque<(Instant, [u8; 4])> = VecDeque::new();
         let start = Instant::now();

@@ -26,8 +26,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// A client that sends nothing for this long is gone: it has not answered a dozen pings.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// Time for the closing handshake: the client has to read the data before our close frame, which is about
-/// what it reads in four seconds.
+/// Time for the closing handshake. The client first reads the data before our close frame, for which it
+/// needs about four seconds (see `credit`).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time to end TLS and to close the sending side after the closing handshake.
@@ -130,9 +130,9 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
     S: Body<Data = Messages, Error = Infallible> + Unpin,
 {
-    /// Creates a session on `io` after the handshake. `received` is what the client sent after its request.
-    /// Each data frame of `source` consists of whole websocket frames, and counts in `stream`; trailers end
-    /// it.
+    /// Creates a session on `io` after the handshake. `received` are bytes that the client sent after its
+    /// request. Each data frame of `source` consists of whole websocket frames, and counts in `stream`;
+    /// trailers end it.
     pub(crate) fn new(
         io: IO,
         received: Bytes,
@@ -162,7 +162,7 @@ where
         }
     }
 
-    /// Reads what has arrived. Fails when the connection has ended.
+    /// Reads and handles all available input. Fails when the connection has ended.
     fn receive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.received.is_empty() {
             let received = std::mem::take(&mut self.received);
@@ -228,7 +228,7 @@ where
         if !matches!(self.stage, Stage::Open) {
             return;
         }
-        // Frees what the source holds. No control frame may follow the close frame.
+        // Releases permits and subscriptions. No control frame may follow the close frame.
         self.source = None;
         self.pong = None;
         let deadline = Instant::now() + CLOSE_TIMEOUT;
@@ -406,8 +406,7 @@ where
         Poll::Ready(None)
     }
 
-    /// Returns when to act next. The end of a pause needs no deadline of its own: a ping is due every five
-    /// seconds.
+    /// Returns when to act next. Data resumes after a pause at the next ping, so that needs no deadline.
     fn next_deadline(&self) -> Instant {
         match self.stage {
             Stage::Open => self.next_ping.min(self.last_received + SILENCE_MAX),

@@ -1,4 +1,8 @@
 use futures_util::{SinkExt as _, StreamExt as _};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -6,12 +10,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::super::handshake;
 use super::*;
 use crate::edge::tls::accept;
 use crate::stream::{Parts, StreamEnd};
@@ -322,7 +327,7 @@ async fn slow_client_holds_one_portion() {
     let lines = fill(&running, &"x".repeat(1_000)).await;
     assert_eq!(lines, 5);
     assert!(running.stream.unsent_bytes() > 0);
-    // The first frame is a ping. The next one lies behind the data that was being written.
+    // The first frame is a ping. The next one follows the data that was being written.
     let mut opcodes = Vec::new();
     advance(Duration::from_secs(6)).await;
     for _ in 0..4 {
@@ -407,6 +412,47 @@ async fn tls_delivers_every_frame_at_once() {
         }
         assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
     }
+}
+
+/// The whole way: hyper's server, the handshake with an independent client, and a session on the connection.
+#[tokio::test(start_paused = true)]
+async fn upgraded_connection_becomes_session() {
+    let (near, far) = duplex(WIDE);
+    let (sender, mut receiver) = mpsc::channel(1);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let response = match handshake::check(&request) {
+            Ok(upgrade) => {
+                sender.try_send(hyper::upgrade::on(&mut request)).unwrap();
+                upgrade.response()
+            }
+            Err(error) => error.response(),
+        };
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let server = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(near), service)
+        .with_upgrades();
+    let client = async {
+        let (mut client, response) = client_async("ws://provider.test/lease/1/1/1/logs", far).await.unwrap();
+        assert_eq!(response.status(), 101);
+        let upgraded = receiver.recv().await.unwrap().await.unwrap();
+        let parts = upgraded.downcast::<TokioIo<DuplexStream>>().unwrap();
+        let running = run(parts.io.into_inner(), parts.read_buf);
+        running.data.send(text("line\n")).await.unwrap();
+        drop(running.data);
+        let mut texts = Vec::new();
+        while let Some(message) = client.next().await {
+            match message.unwrap() {
+                Message::Text(text) => texts.push(text),
+                Message::Close(frame) => texts.push(frame.unwrap().reason),
+                _ => {}
+            }
+        }
+        assert_eq!(texts, ["line\n", "lease ended"].map(Utf8Bytes::from));
+        assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+    };
+    let (result, ()) = tokio::join!(server, client);
+    result.unwrap();
 }
 
 fn lengths() -> impl Strategy<Value = Vec<Vec<usize>>> {
