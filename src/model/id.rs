@@ -2,7 +2,9 @@
 //!
 //! They are parsed once, where they enter the program, and always valid after that.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -17,6 +19,9 @@ const ADDRESS_BYTES: [usize; 2] = [20, 32];
 
 /// Maximum length of a service name: Akash uses it as a Kubernetes DNS label.
 pub(crate) const SERVICE_NAME_MAX_BYTES: usize = 63;
+
+/// Maximum length of a pod's name: that of a DNS subdomain, which Kubernetes requires.
+const POD_NAME_MAX_BYTES: usize = 253;
 
 /// A canonical (lower-case) bech32 account address with the prefix `akash`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,9 +57,15 @@ pub struct Replica {
 }
 
 /// The identifier of one run of a container: pod uid, container name and restart count
-/// (`uid/container/restarts`).
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Instance(Arc<str>);
+/// (`uid/container/restarts`). May carry the pod's name, which is not part of the identity.
+#[derive(Clone)]
+pub struct Instance {
+    /// The text form, directly followed by the pod's name: one allocation, because instances are cloned for
+    /// each entry of a ring.
+    text: Arc<str>,
+    /// Length of the text form.
+    id_bytes: usize,
+}
 
 /// A caller's own identifier of a call, by which a gateway recognises repetitions of it.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -108,7 +119,7 @@ macro_rules! text_form {
         }
     )+};
 }
-text_form!(Address, ServiceName, Instance, RequestId);
+text_form!(Address, ServiceName, RequestId);
 
 /// Implements `Debug` as `Display`: logs and test failures show identifiers as users write them.
 macro_rules! debug_as_display {
@@ -279,15 +290,33 @@ impl Instance {
         };
         let text = format!("{pod_uid}/{container}/{run_number}");
         if part(pod_uid) && part(container) && text.len() <= Self::MAX_BYTES {
-            Ok(Self(text.into()))
+            Ok(Self { id_bytes: text.len(), text: text.into() })
         } else {
             Err(IdError::Instance)
         }
     }
 
+    /// Adds the pod's name, by which REST clients know the run. Names over [`POD_NAME_MAX_BYTES`] are ignored.
+    #[must_use]
+    pub(crate) fn with_pod_name(&self, name: &str) -> Self {
+        let name = if name.len() <= POD_NAME_MAX_BYTES { name } else { "" };
+        Self { text: [self.as_str(), name].concat().into(), id_bytes: self.id_bytes }
+    }
+
+    /// Returns the name of the pod, if it is known.
+    pub(crate) fn pod_name(&self) -> Option<&str> {
+        let (_, name) = self.text.split_at(self.id_bytes);
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// Returns the text form.
+    pub fn as_str(&self) -> &str {
+        self.text.split_at(self.id_bytes).0
+    }
+
     /// Returns pod uid, container and run number.
     pub fn parts(&self) -> (&str, &str, u32) {
-        let mut parts = self.0.splitn(3, '/');
+        let mut parts = self.as_str().splitn(3, '/');
         let uid = parts.next().unwrap_or_default();
         let container = parts.next().unwrap_or_default();
         let run_number = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
@@ -303,6 +332,38 @@ impl Instance {
     pub(crate) fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());
         (uid, container) == (later_uid, later_container) && after > before.saturating_add(1)
+    }
+}
+
+impl PartialEq for Instance {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Instance {}
+
+impl PartialOrd for Instance {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Instance {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl Hash for Instance {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -367,6 +428,24 @@ mod tests {
             assert_eq!(parsed.to_string(), lease);
             assert_eq!(parsed.namespace(), namespace);
         }
+    }
+
+    #[test]
+    fn pod_name_is_not_part_of_the_identity() {
+        let bare = Instance::new("uid", "web", 3).unwrap();
+        let named = bare.with_pod_name("web-5cfc6c7b4b-4cl7z");
+        assert_eq!(named, bare);
+        assert_eq!(named.cmp(&bare), Ordering::Equal);
+        let hash = |instance: &Instance| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            instance.hash(&mut hasher);
+            hasher.finish()
+        };
+        assert_eq!(hash(&named), hash(&bare));
+        assert_eq!((named.to_string().as_str(), named.parts()), ("uid/web/3", ("uid", "web", 3)));
+        assert_eq!((named.pod_name(), bare.pod_name()), (Some("web-5cfc6c7b4b-4cl7z"), None));
+        assert_eq!(named.with_pod_name("other").pod_name(), Some("other"));
+        assert_eq!(named.with_pod_name(&"x".repeat(POD_NAME_MAX_BYTES + 1)).pod_name(), None);
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn replica(members: &Members<'_>) -> ReplicaView {
 fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
     let Some(ContainerFacts { run_number, newest, before, .. }) = &pod.container else { return Vec::new() };
     let run = |number: u32, run: &RunFacts| {
-        let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?;
+        let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?.with_pod_name(&pod.name);
         let log_is_gone = gone.is_some();
         Some(Run { instance, started: run.started, end: run.end.clone(), log_is_gone })
     };
