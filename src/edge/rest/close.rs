@@ -1,0 +1,168 @@
+//! The end of a websocket: its close frame, and the notice before it.
+
+use tonic_types::StatusExt as _;
+
+use crate::edge::errors::{CallError, of_end};
+use crate::model::text::truncate;
+use crate::stream::StreamEnd;
+
+/// Maximum length of a reason: a control frame has 125 bytes, of which the code takes two.
+const REASON_MAX_BYTES: usize = 123;
+
+/// Everything was sent.
+const NORMAL: u16 = 1000;
+/// The gateway shuts down.
+const GOING_AWAY: u16 = 1001;
+/// Any other failure, as in the Akash provider.
+const FAILED: u16 = 4000;
+/// The lease was not found, or has ended.
+const LEASE_NOT_FOUND: u16 = 4001;
+/// The platform cannot be reached.
+const CLUSTER_UNAVAILABLE: u16 = 4002;
+
+/// A close frame, and the text that explains it to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    /// At most 123 bytes.
+    pub(crate) reason: String,
+    /// The sentence of the notice before the close frame; empty if the stream ended normally.
+    pub(crate) text: String,
+    /// The reason code of gRPC's `ErrorInfo`; empty if there is none.
+    pub(crate) error: String,
+}
+
+// === impl Close ===
+
+impl Close {
+    /// Returns the close of a websocket whose request failed.
+    pub(crate) fn of_error(error: &CallError) -> Self {
+        let (code, reason) = match error {
+            CallError::NoLease => (LEASE_NOT_FOUND, "lease not found"),
+            CallError::Missing(_) => (FAILED, "service not found"),
+            CallError::Quota(exceeded) => (FAILED, exceeded.quota.label()),
+            CallError::Draining => (GOING_AWAY, ""),
+            CallError::Refused(_) | CallError::NoCredentialsBy(_) => (FAILED, "credentials refused"),
+            CallError::Platform(error) if error.is_retryable() => {
+                (CLUSTER_UNAVAILABLE, "cluster not reachable")
+            }
+            CallError::Platform(crate::platform::Error::NotFound(_)) => (LEASE_NOT_FOUND, "lease not found"),
+            _ => (FAILED, ""),
+        };
+        Self::new(code, reason, &error.to_status())
+    }
+
+    /// Returns the close of a websocket whose stream ended.
+    pub(crate) fn of_end(end: &StreamEnd) -> Self {
+        let (code, reason) = match end {
+            StreamEnd::Complete => (NORMAL, ""),
+            StreamEnd::LeaseEnded => (LEASE_NOT_FOUND, "lease ended"),
+            StreamEnd::Lagged(_) => (FAILED, "follower lagged"),
+            StreamEnd::Exceeded(exceeded) => (FAILED, exceeded.quota.label()),
+            StreamEnd::Unreadable(_) => (CLUSTER_UNAVAILABLE, "cluster not reachable"),
+            StreamEnd::Draining => (GOING_AWAY, ""),
+            StreamEnd::Refused(_) => (FAILED, "credentials no longer valid"),
+        };
+        let mut close = Self::new(code, reason, &of_end(end));
+        if let StreamEnd::Lagged(replica) = end {
+            // The text for gRPC names cursors, which this protocol does not have.
+            close.text =
+                format!("the stream lagged behind the buffer of {replica} and was closed, as requested");
+        }
+        close
+    }
+
+    /// Creates the close of a stream for which no replica runs, and that does not wait for one.
+    pub(crate) fn no_running_pods() -> Self {
+        let text = "no replica of a chosen service is deployed under this lease".to_owned();
+        Self {
+            code: FAILED,
+            reason: "no running pods".to_owned(),
+            text,
+            error: "NOTHING_DEPLOYED".to_owned(),
+        }
+    }
+
+    /// Appends lost lines to the reason of a stream without notices.
+    pub(crate) fn with_lost_lines(mut self, lines: u64) -> Self {
+        if lines > 0 {
+            let separator = if self.reason.is_empty() { "" } else { "; " };
+            let unit = if lines == 1 { "line was" } else { "lines were" };
+            self.reason.push_str(&format!("{separator}{lines} {unit} missing"));
+            self.reason.truncate(truncate(&self.reason, REASON_MAX_BYTES).len());
+        }
+        self
+    }
+
+    fn new(code: u16, reason: &str, status: &tonic::Status) -> Self {
+        let error = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let reason = truncate(reason, REASON_MAX_BYTES).to_owned();
+        Self { code, reason, text: status.message().to_owned(), error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::refusal::Refusal;
+    use crate::model::id::Replica;
+    use crate::model::quota::{Exceeded, Quota, Subject};
+    use crate::model::view::Missing;
+    use crate::platform;
+
+    fn exceeded() -> Exceeded {
+        let (quota, subject) = (Quota::StreamsPerOwner, Subject::Gateway);
+        Exceeded { quota, subject, limit: 3, retry_after: None }
+    }
+
+    fn replica() -> Replica {
+        Replica { service: "web".parse().unwrap(), index: 0 }
+    }
+
+    #[test]
+    fn failed_request_has_the_codes_of_the_provider() {
+        let unavailable = || CallError::Platform(platform::Error::Unavailable("apiserver not ready".into()));
+        let broken = || CallError::Platform(platform::Error::Broken("generic test error".into()));
+        let missing = CallError::Missing(Missing::Service("web".parse().unwrap()));
+        for (error, code, reason, name) in [
+            (CallError::NoLease, 4001, "lease not found", "LEASE_NOT_FOUND"),
+            (unavailable(), 4002, "cluster not reachable", "PLATFORM_UNAVAILABLE"),
+            (broken(), 4000, "", "INTERNAL"),
+            (missing, 4000, "service not found", "SERVICE_NOT_FOUND"),
+            (CallError::Quota(exceeded()), 4000, "streams_per_owner", "QUOTA_USED_UP"),
+            (CallError::Draining, 1001, "", "DRAINING"),
+        ] {
+            let close = Close::of_error(&error);
+            assert_eq!((close.code, close.reason.as_str(), close.error.as_str()), (code, reason, name));
+            assert!(!close.text.is_empty() && !close.text.contains("test"), "{}", close.text);
+        }
+    }
+
+    #[test]
+    fn ended_stream_has_a_code_and_a_sentence() {
+        for (end, code, reason) in [
+            (StreamEnd::Complete, 1000, ""),
+            (StreamEnd::LeaseEnded, 4001, "lease ended"),
+            (StreamEnd::Lagged(replica()), 4000, "follower lagged"),
+            (StreamEnd::Exceeded(Box::new(exceeded())), 4000, "streams_per_owner"),
+            (StreamEnd::Unreadable(vec![replica()]), 4002, "cluster not reachable"),
+            (StreamEnd::Draining, 1001, ""),
+            (StreamEnd::Refused(Refusal::CertificateRevoked), 4000, "credentials no longer valid"),
+        ] {
+            let close = Close::of_end(&end);
+            assert_eq!((close.code, close.reason.as_str()), (code, reason));
+            assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Complete), "{}", close.text);
+        }
+        assert!(!Close::of_end(&StreamEnd::Lagged(replica())).text.contains("cursor"));
+    }
+
+    #[test]
+    fn lost_lines_are_part_of_the_reason() {
+        let close = |lines| Close::of_end(&StreamEnd::LeaseEnded).with_lost_lines(lines).reason;
+        assert_eq!(close(0), "lease ended");
+        assert_eq!(close(1), "lease ended; 1 line was missing");
+        assert_eq!(Close::of_end(&StreamEnd::Complete).with_lost_lines(2).reason, "2 lines were missing");
+        let long = Close { reason: "ß".repeat(61), ..Close::no_running_pods() };
+        assert!(long.with_lost_lines(u64::MAX).reason.len() <= REASON_MAX_BYTES);
+    }
+}

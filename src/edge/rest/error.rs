@@ -1,0 +1,280 @@
+//! Error responses: status, content type and text of each.
+//!
+//! Faults of credentials have the texts of the Akash provider, which clients show and compare. All other texts
+//! come from the table of `edge::errors`, which has nothing internal.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::access::refusal::{Refusal, RefusalKind};
+use crate::edge::errors::CallError;
+use crate::model::id::IdError;
+
+/// The reason code of a refusal, as in gRPC's `ErrorInfo`. A header, because the body is that of the Akash
+/// provider.
+const REASON_HEADER: &str = "leasemux-reason";
+
+/// An error response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RestError {
+    status: StatusCode,
+    body: Body,
+    /// For programs; only refusals have one.
+    reason: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Body {
+    Empty,
+    /// `{"message":"…"}`
+    Json(Cow<'static, str>),
+    /// The text and a newline.
+    Text(Cow<'static, str>),
+}
+
+// === impl RestError ===
+
+impl RestError {
+    pub(crate) fn text(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, body: Body::Text(text.into()), reason: None, retry_after: None }
+    }
+
+    /// The response to an unknown path.
+    pub(crate) fn not_found() -> Self {
+        Self::text(StatusCode::NOT_FOUND, "404 page not found")
+    }
+
+    /// The response to a method that a native route does not have.
+    pub(crate) fn method_not_allowed() -> Self {
+        Self { body: Body::Empty, ..Self::text(StatusCode::METHOD_NOT_ALLOWED, "") }
+    }
+
+    /// The response to an invalid lease id in the path.
+    pub(crate) fn lease_id(error: &IdError) -> Self {
+        Self::text(StatusCode::BAD_REQUEST, format!("invalid lease id: {error}"))
+    }
+
+    /// The response to an invalid query, with the text of its parser.
+    pub(crate) fn query(text: String) -> Self {
+        Self::text(StatusCode::BAD_REQUEST, text)
+    }
+
+    /// The response to a caller with a certificate only, on a route that is forwarded.
+    pub(crate) fn needs_token() -> Self {
+        Self::text(StatusCode::NOT_IMPLEMENTED, "this route needs a token on this gateway")
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(crate) fn into_response(self) -> Response<Bytes> {
+        let (content_type, body) = match self.body {
+            Body::Empty => (None, Bytes::new()),
+            Body::Json(message) => {
+                let json = serde_json::json!({ "message": message }).to_string();
+                (Some(APPLICATION_JSON_ERROR), json.into())
+            }
+            Body::Text(text) => (Some("text/plain; charset=utf-8"), format!("{text}\n").into()),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        if let Some(content_type) = content_type {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        if let Some(reason) = self.reason {
+            headers.insert(REASON_HEADER, HeaderValue::from_static(reason));
+        }
+        if let Some(after) = self.retry_after {
+            // In whole seconds, rounded up.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        response
+    }
+}
+
+impl From<&CallError> for RestError {
+    fn from(error: &CallError) -> Self {
+        match error {
+            CallError::Refused(refusal) => (*refusal).into(),
+            CallError::NoCredentialsBy(_) => Refusal::NoCredentials.into(),
+            other => (&other.to_status()).into(),
+        }
+    }
+}
+
+impl From<Refusal> for RestError {
+    fn from(refusal: Refusal) -> Self {
+        let (status, text) = refusal_text(refusal);
+        let retry_after = match refusal.kind() {
+            RefusalKind::Unavailable | RefusalKind::Exhausted => Some(Duration::from_secs(1)),
+            RefusalKind::Unauthenticated | RefusalKind::PermissionDenied => None,
+        };
+        Self { status, body: Body::Json(text), reason: Some(refusal.reason()), retry_after }
+    }
+}
+
+/// Converts an error of the one table.
+impl From<&Status> for RestError {
+    fn from(status: &Status) -> Self {
+        let code = match status.code() {
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            Code::Unauthenticated | Code::PermissionDenied => StatusCode::UNAUTHORIZED,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::DeadlineExceeded => StatusCode::REQUEST_TIMEOUT,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        Self { retry_after, ..Self::text(code, status.message().to_owned()) }
+    }
+}
+
+/// Content type of the errors of credentials.
+const APPLICATION_JSON_ERROR: &str = "application/json";
+
+/// Returns status and text of a refusal. The texts do not differ by lease or service: a caller must not learn
+/// what exists.
+fn refusal_text(refusal: Refusal) -> (StatusCode, Cow<'static, str>) {
+    let reason = refusal.reason();
+    match refusal {
+        Refusal::AuthorizationMalformed => (StatusCode::BAD_REQUEST, "invalid authorization header".into()),
+        Refusal::Ambiguous => {
+            let text = "auth: ambiguous authentication. may not use mTLS and JWT at the same time";
+            (StatusCode::BAD_REQUEST, text.into())
+        }
+        Refusal::TokenExpired => (StatusCode::UNAUTHORIZED, "JWT is expired".into()),
+        Refusal::TokenTooLong
+        | Refusal::TokenMalformed
+        | Refusal::TokenHeader
+        | Refusal::TokenAlgorithm
+        | Refusal::TokenSignatureForm
+        | Refusal::TokenSignatureHigh
+        | Refusal::TokenSignature
+        | Refusal::TokenNotYetValid => (StatusCode::UNAUTHORIZED, "JWT is invalid".into()),
+        Refusal::TrustUnavailable => (StatusCode::SERVICE_UNAVAILABLE, refusal.to_string().into()),
+        Refusal::TrustBusy => (StatusCode::TOO_MANY_REQUESTS, refusal.to_string().into()),
+        // Every other fault of a token lies in its claims.
+        _ if reason.starts_with("TOKEN_") => (StatusCode::BAD_REQUEST, "JWT has invalid claims".into()),
+        _ if reason.starts_with("ACCOUNT_") => (StatusCode::UNAUTHORIZED, "JWT is invalid".into()),
+        _ => (StatusCode::UNAUTHORIZED, "unauthorized access".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::quota::{Exceeded, Quota, Subject};
+    use crate::model::view::Missing;
+    use crate::platform;
+
+    /// Returns status, content type and body.
+    fn sent(error: RestError) -> (u16, String, String) {
+        let response = error.into_response();
+        let content_type =
+            response.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap().to_owned());
+        let body = String::from_utf8(response.body().to_vec()).unwrap();
+        (response.status().as_u16(), content_type.unwrap_or_default(), body)
+    }
+
+    fn refused(refusal: Refusal) -> (u16, String) {
+        let (status, content_type, body) = sent((&CallError::Refused(refusal)).into());
+        assert_eq!(content_type, "application/json");
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+        (status, json["message"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn credential_faults_have_the_texts_of_the_provider() {
+        let ambiguous = "auth: ambiguous authentication. may not use mTLS and JWT at the same time";
+        for (refusal, status, text) in [
+            (Refusal::AuthorizationMalformed, 400, "invalid authorization header"),
+            (Refusal::Ambiguous, 400, ambiguous),
+            (Refusal::TokenIssuer, 400, "JWT has invalid claims"),
+            (Refusal::TokenScopeUnknown, 400, "JWT has invalid claims"),
+            (Refusal::TokenSignature, 401, "JWT is invalid"),
+            (Refusal::TokenMalformed, 401, "JWT is invalid"),
+            (Refusal::TokenNotYetValid, 401, "JWT is invalid"),
+            (Refusal::AccountUnknown, 401, "JWT is invalid"),
+            (Refusal::TokenExpired, 401, "JWT is expired"),
+            (Refusal::NoCredentials, 401, "unauthorized access"),
+            (Refusal::NotYours, 401, "unauthorized access"),
+            (Refusal::ScopeNotGranted, 401, "unauthorized access"),
+            (Refusal::ServiceNotGranted, 401, "unauthorized access"),
+            (Refusal::CertificateExpired, 401, "unauthorized access"),
+        ] {
+            assert_eq!(refused(refusal), (status, text.to_owned()), "{refusal:?}");
+        }
+        let expected = r#"{"message":"unauthorized access"}"#;
+        assert_eq!(sent(Refusal::NoCredentials.into()).2, expected);
+        let host = CallError::NoCredentialsBy("provider.example".into());
+        assert_eq!(sent((&host).into()).2, expected);
+    }
+
+    #[test]
+    fn refusal_has_its_reason_as_a_header() {
+        for refusal in Refusal::ALL {
+            let response = RestError::from(refusal).into_response();
+            assert_eq!(response.headers()[REASON_HEADER], refusal.reason());
+            assert!(response.status().is_client_error() || refusal.kind() == RefusalKind::Unavailable);
+        }
+        assert_eq!(RestError::from(Refusal::TrustUnavailable).status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[test]
+    fn routing_errors_are_those_of_the_provider() {
+        let plain = "text/plain; charset=utf-8".to_owned();
+        assert_eq!(sent(RestError::not_found()), (404, plain.clone(), "404 page not found\n".into()));
+        assert_eq!(sent(RestError::method_not_allowed()), (405, String::new(), String::new()));
+        let error = IdError::LeasePart { part: "dseq", reason: "must be a positive decimal number" };
+        let text = "invalid lease id: dseq must be a positive decimal number\n";
+        assert_eq!(sent(RestError::lease_id(&error)), (400, plain, text.into()));
+        assert_eq!(sent(RestError::needs_token()).0, 501);
+    }
+
+    #[test]
+    fn call_errors_have_no_internals() {
+        let status = |error: CallError| {
+            let (status, _, body) = sent((&error).into());
+            assert!(!body.contains("10.0.0.1"), "{body}");
+            status
+        };
+        let detail = || "dial tcp 10.0.0.1: refused".to_owned();
+        assert_eq!(status(CallError::Platform(platform::Error::Unavailable(detail()))), 503);
+        assert_eq!(status(CallError::Platform(platform::Error::Broken(detail()))), 500);
+        assert_eq!(status(CallError::Platform(platform::Error::NotFound(detail()))), 404);
+        assert_eq!(status(CallError::NoLease), 404);
+        assert_eq!(status(CallError::Missing(Missing::Service("web".parse().unwrap()))), 404);
+        assert_eq!(status(CallError::Draining), 503);
+        assert_eq!(status(CallError::field("x", "y")), 400);
+        assert_eq!(status(CallError::RequestTimeout), 408);
+        assert_eq!(status(CallError::Unimplemented("no")), 501);
+    }
+
+    #[test]
+    fn quota_error_says_when_to_retry() {
+        let retry_after = Some(Duration::from_millis(1_200));
+        let exceeded =
+            Exceeded { quota: Quota::RequestsPerOwner, subject: Subject::Gateway, limit: 7, retry_after };
+        let response = RestError::from(&CallError::Quota(exceeded)).into_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (429, &"2".parse().unwrap())
+        );
+        assert!(response.body().starts_with(b"requests_per_owner: "));
+    }
+}
