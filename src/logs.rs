@@ -27,7 +27,15 @@ pub(crate) mod backfill;
 pub(crate) mod backfill_limits;
 pub(crate) mod body;
 pub mod chunk;
+#[allow(dead_code, reason = "not connected yet")]
+pub(crate) mod collector;
+#[allow(dead_code, reason = "not connected yet")]
+pub(crate) mod entry_name;
 pub mod message;
+#[allow(dead_code, reason = "not connected yet")]
+pub mod notice;
+#[allow(dead_code, reason = "not connected yet")]
+mod published;
 mod replica_stream;
 pub mod ring;
 #[allow(dead_code, reason = "for the REST port")]

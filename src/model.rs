@@ -11,9 +11,12 @@ pub(crate) mod parse;
 pub(crate) mod peer;
 pub mod position;
 pub mod proto;
+pub mod published;
 pub mod quota;
 pub(crate) mod rate;
 pub mod refusal;
+#[allow(dead_code, reason = "not connected yet")]
+pub(crate) mod replica_text;
 pub(crate) mod text;
 pub mod time;
 pub mod view;

@@ -200,7 +200,7 @@ impl Updates {
 ///
 /// Counts and endpoints are those of the whole service, even if the filter selects only some replicas. Fields
 /// that the platform does not know stay empty.
-fn response(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
+pub(crate) fn response(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
     let services = view.services.iter().filter(|(name, _)| filter.selects_service(name));
     ServiceStatusResponse {
         services: services.map(|(name, service)| service_status(name, service, filter)).collect(),

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::frame::{self, Gap};
+use super::message::{self, Gap};
 use super::notice::{Notice, NoticeKind, Notices};
 use crate::model::id::Replica;
 use crate::model::line::GapCause;
@@ -179,7 +179,7 @@ impl Collector {
     /// Adds a gap.
     pub(crate) fn push_gap(&mut self, replica: &Replica, name: &str, time: LogTime, gap: Gap) {
         if self.notices.includes(NoticeKind::Gap) {
-            let line = frame::notice(&gap);
+            let line = message::notice(&gap);
             self.push_notice(replica, name, time, &line, LineKind::Gap(Box::new(gap)));
         }
     }
@@ -405,7 +405,7 @@ impl Slot {
         }
         // More lines than the limit arrived: there may be older ones, which were not read.
         let exact = !is_inexact && self.received <= limits.replica_lines;
-        Some(frame::notice(&Gap { cause: GapCause::Limit, lines, bytes, exact, from: None, to: None }))
+        Some(message::notice(&Gap { cause: GapCause::Limit, lines, bytes, exact, from: None, to: None }))
     }
 }
 

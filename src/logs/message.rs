@@ -37,7 +37,7 @@ const NOTHING_DEPLOYED: &str = "NothingDeployed";
 const NOTHING_DEPLOYED_MESSAGE: &str = "no replica of a chosen service is deployed under this lease";
 
 /// Reason of the event that a log cannot be followed.
-const FOLLOW_UNAVAILABLE: &str = "FollowUnavailable";
+pub(super) const FOLLOW_UNAVAILABLE: &str = "FollowUnavailable";
 
 /// Message of that event. Gives no details of the node to a tenant.
 const FOLLOW_UNAVAILABLE_MESSAGE: &str =
@@ -71,7 +71,7 @@ pub struct Gap {
 
 /// A change in the life cycle of a replica.
 #[derive(Clone, Debug)]
-pub(crate) struct Event(lease::ReplicaEvent);
+pub(crate) struct Event(pub(super) lease::ReplicaEvent);
 
 /// A chunk as one message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::frame::{self, Gap};
+use super::message::{self, Gap};
 use crate::model::proto::lease::ReplicaEvent;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::replica_text;
@@ -91,7 +91,7 @@ impl NoticeKind {
 impl Notice {
     /// Creates the notice of a gap, with the words that gRPC clients receive.
     pub(crate) fn of_gap(gap: &Gap) -> Self {
-        let line = frame::notice(gap);
+        let line = message::notice(gap);
         let text = line.strip_prefix("[leasemux: ").and_then(|rest| rest.strip_suffix("]\n"));
         Self { kind: NoticeKind::Gap, text: text.unwrap_or(&line).to_owned() }
     }
@@ -106,7 +106,7 @@ impl Notice {
                 (NoticeKind::Ended, replica_text::ended(index, event.exit_code, event.signal, reason))
             }
             // The run is not waiting: only its lines are late.
-            (Kind::Waiting, Some(index)) if reason == frame::FOLLOW_UNAVAILABLE => {
+            (Kind::Waiting, Some(index)) if reason == message::FOLLOW_UNAVAILABLE => {
                 (NoticeKind::Waiting, format!("replica {index}: {message}"))
             }
             (Kind::Waiting, Some(index)) => {
@@ -145,7 +145,7 @@ mod tests {
         let gap = Gap { cause: GapCause::Lag, lines: 12, bytes: 345, exact: true, from: None, to: None };
         let notice = Notice::of_gap(&gap);
         assert_eq!(notice.text, "12 lines (345 bytes) missing here: the follower fell behind");
-        assert_eq!(notice.line() + "\n", frame::notice(&gap));
+        assert_eq!(notice.line() + "\n", message::notice(&gap));
     }
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
             Some("[leasemux: replica 0 ended with exit code 137 (OOMKilled)]")
         );
         assert_eq!(text(&event(Kind::Started, "", "")).as_deref(), Some("[leasemux: replica 0 started]"));
-        let late = event(Kind::Waiting, frame::FOLLOW_UNAVAILABLE, "read later");
+        let late = event(Kind::Waiting, message::FOLLOW_UNAVAILABLE, "read later");
         assert_eq!(text(&late).as_deref(), Some("[leasemux: replica 0: read later]"));
         assert_eq!(text(&event(Kind::Unspecified, "", "")), None);
         let nothing = event(Kind::Waiting, "NothingDeployed", "no replica\nis here");

@@ -55,7 +55,7 @@ impl Close {
     /// Returns the close of a websocket whose stream ended.
     pub(crate) fn of_end(end: &StreamEnd) -> Self {
         let (code, reason) = match end {
-            StreamEnd::Complete => (NORMAL, ""),
+            StreamEnd::Done => (NORMAL, ""),
             StreamEnd::LeaseEnded => (LEASE_NOT_FOUND, "lease ended"),
             StreamEnd::Lagged(_) => (FAILED, "follower lagged"),
             StreamEnd::Exceeded(exceeded) => (FAILED, exceeded.quota.label()),
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn ended_stream_has_a_code_and_a_sentence() {
         for (end, code, reason) in [
-            (StreamEnd::Complete, 1000, ""),
+            (StreamEnd::Done, 1000, ""),
             (StreamEnd::LeaseEnded, 4001, "lease ended"),
             (StreamEnd::Lagged(replica()), 4000, "follower lagged"),
             (StreamEnd::Exceeded(Box::new(exceeded())), 4000, "streams_per_owner"),
@@ -151,7 +151,7 @@ mod tests {
         ] {
             let close = Close::of_end(&end);
             assert_eq!((close.code, close.reason.as_str()), (code, reason));
-            assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Complete), "{}", close.text);
+            assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Done), "{}", close.text);
         }
         assert!(!Close::of_end(&StreamEnd::Lagged(replica())).text.contains("cursor"));
     }
@@ -161,7 +161,7 @@ mod tests {
         let close = |lines| Close::of_end(&StreamEnd::LeaseEnded).with_lost_lines(lines).reason;
         assert_eq!(close(0), "lease ended");
         assert_eq!(close(1), "lease ended; 1 line was missing");
-        assert_eq!(Close::of_end(&StreamEnd::Complete).with_lost_lines(2).reason, "2 lines were missing");
+        assert_eq!(Close::of_end(&StreamEnd::Done).with_lost_lines(2).reason, "2 lines were missing");
         let long = Close { reason: "ß".repeat(61), ..Close::no_running_pods() };
         assert!(long.with_lost_lines(u64::MAX).reason.len() <= REASON_MAX_BYTES);
     }

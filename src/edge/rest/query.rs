@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::logs::notice::Notices;
-use crate::logs::request::{BackfillFilter, LagPolicy, ReadRange};
+use crate::logs::{BackfillFilter, LagPolicy, ReadRange};
 use crate::model::id::ServiceName;
 use crate::model::label::label;
 use crate::model::limits::FILTERS_MAX;
