@@ -7,12 +7,17 @@ use data_encoding::BASE64URL_NOPAD;
 use leasemux::access::cert::TenantCertificate;
 use leasemux::access::refusal::Refusal;
 use leasemux::access::token::{Token, bearer};
+use leasemux::edge::published::{self, RequestForm};
 use leasemux::edge::request;
+use leasemux::edge::rest::query::{StreamKind, StreamQuery};
 use leasemux::edge::websocket::client_frames::{ClientFrame, ClientFrames};
+use leasemux::model::id::ServiceName;
 use leasemux::model::limits::FILTERS_MAX;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
+use leasemux::model::published::ServicesRequest;
 use leasemux::platform::cri;
 use leasemux::platform::local::sdl::{COUNT_MAX, Sdl};
+use prost::Message as _;
 use rustls::pki_types::CertificateDer;
 
 /// A token's header for ES256K.
@@ -118,6 +123,42 @@ pub(crate) fn request(input: &[u8]) {
     }
     if let Ok(message) = request::decode::<ServiceRestartRequest>(&bytes) {
         let _ = request::restart(&message, FILTERS_MAX);
+    }
+}
+
+/// Fuzzes the distinction between the published proto and the draft. Checks that no request is read as one
+/// that selects other services than its sender meant.
+pub(crate) fn published(input: &[u8]) {
+    let form = published::classify(input);
+    if let Ok(message) = ServicesRequest::decode(input)
+        && let Some(first) = message.services.iter().find(|name| name.parse::<ServiceName>().is_ok())
+    {
+        match form {
+            Ok(RequestForm::Published(ref services)) => {
+                assert!(
+                    services.iter().map(ServiceName::as_str).eq(message.services.iter().map(String::as_str))
+                );
+            }
+            Ok(ref other) => panic!("{first} is read as {other:?}"),
+            Err(_) => {}
+        }
+    }
+    let Ok(message) = request::decode::<ServiceLogsRequest>(&Bytes::copy_from_slice(input)) else { return };
+    if message.filter.is_some() || message.follow || !message.filters.is_empty() {
+        assert!(matches!(form, Ok(RequestForm::Draft) | Err(_)), "{message:?} is read as {form:?}");
+    }
+}
+
+/// Fuzzes the query of a stream. Checks that a selection never becomes all services.
+pub(crate) fn query(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    for kind in [StreamKind::Logs, StreamKind::Events] {
+        let _ = StreamQuery::parse(text, kind);
+    }
+    let selection = format!("services={}", text.replace(['&', '#'], ""));
+    if let Ok(query) = StreamQuery::parse(&selection, StreamKind::Logs) {
+        let selects_all = query.services.is_empty() && query.unknown.is_none();
+        assert_eq!(selects_all, selection == "services=", "{selection}");
     }
 }
 

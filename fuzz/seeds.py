@@ -30,6 +30,19 @@ owner, provider = b"akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev", b"akash1nxq8g
 lease = text(1, owner) + field(2, 0, b"\x07") + field(3, 0, b"\x01") + field(4, 0, b"\x01") + text(5, provider)
 put("request", "seed-lease", text(1, lease))
 put("request", "seed-filter", text(1, lease) + text(2, text(1, b"web") + field(2, 2, b"\x01\x00")) + field(3, 0, b"\x01"))
+for name, rest in [
+    ("lease", b""),
+    ("names", text(2, b"web") + text(2, b"ha")),
+    ("empty-filter", text(2, b"")),
+    ("filter", text(2, text(1, b"web") + field(2, 0, b"\x01")) + field(3, 0, b"\x01")),
+    ("both", text(2, b"web") + field(3, 0, b"\x01")),
+    ("additions", b"\xa0\x06\x05" + b"\xc2\x06\x05" + text(1, b"web")),
+]:
+    put("published", f"seed-{name}", text(1, lease) + rest)
+put("query", "seed-cli", b"follow=true&services=web,api")
+put("query", "seed-console", b"follow=false&tail=10000000&service=web%2Capi")
+put("query", "seed-own", b"on_lag=close&notices=loss&tail=-1&follow=T")
+put("query", "seed-names", b"web%2C,,Web;x&service=*")
 put("request", "seed-names", text(1, lease) + text(2, b"web") + text(2, b"ha"))
 
 def der(tag, *parts):

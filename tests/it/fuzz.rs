@@ -31,10 +31,12 @@ fn replay(target: &str, body: Body) {
 /// The code of a fuzz target.
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 6] = [
+const TARGETS: [(&str, Body); 8] = [
     ("token", bodies::token),
     ("certificate", bodies::certificate),
     ("request", bodies::request),
+    ("published", bodies::published),
+    ("query", bodies::query),
     ("cri", bodies::cri),
     ("sdl", bodies::sdl),
     ("websocket", bodies::websocket),
