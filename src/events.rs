@@ -22,7 +22,7 @@ pub(crate) const REPORTER: &str = "leasemux";
 /// One event. Serializes as clients read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Event {
+pub(crate) struct LeaseEvent {
     #[serde(rename = "type")]
     pub(crate) severity: Severity,
     /// One word, for programs.
@@ -67,9 +67,9 @@ pub(crate) enum Severity {
     Warning,
 }
 
-// === impl Event ===
+// === impl LeaseEvent ===
 
-impl Event {
+impl LeaseEvent {
     /// Creates an event with only the keys that every event has. Cuts a long note.
     pub(crate) fn new(severity: Severity, reason: &str, note: &str, object: Object) -> Self {
         let mut cut = truncate(note, NOTE_MAX_BYTES).to_owned();
@@ -132,14 +132,14 @@ mod tests {
 
     #[test]
     fn frame_has_the_keys_of_the_provider_first() {
-        let event = Event::new(Severity::Normal, "Started", "Container started", pod());
+        let event = LeaseEvent::new(Severity::Normal, "Started", "Container started", pod());
         let expected = concat!(
             r#"{"type":"Normal","reason":"Started","note":"Container started","#,
             r#""object":{"kind":"Pod","namespace":"ns","name":"web-pod-abc"}}"#,
             "\n"
         );
         assert_eq!(event.frame(), expected);
-        let event = Event {
+        let event = LeaseEvent {
             reporting_controller: "kubelet".into(),
             service: Some("web".parse().unwrap()),
             replica: Some(0),
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn note_is_bounded_and_escaped() {
-        let event = Event::new(Severity::Warning, "Failed", &"é\n".repeat(2_000), pod());
+        let event = LeaseEvent::new(Severity::Warning, "Failed", &"é\n".repeat(2_000), pod());
         assert!(event.note.len() <= NOTE_MAX_BYTES + "…".len() && event.note.ends_with('…'));
         assert_eq!(event.frame().matches('\n').count(), 1);
         assert!(event.frame().starts_with(r#"{"type":"Warning""#));
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn filter_selects_events_of_its_services() {
         let mut filter = Filter::everything();
-        let mut event = Event::new(Severity::Normal, "Synced", "", pod());
+        let mut event = LeaseEvent::new(Severity::Normal, "Synced", "", pod());
         assert!(event.is_selected(&filter));
         filter.add("web".parse().unwrap(), &[]);
         assert!(!event.is_selected(&filter), "unknown service");

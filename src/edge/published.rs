@@ -185,7 +185,9 @@ fn decode(
     let message = ServicesRequest::decode(message.clone()).map_err(CallError::request)?;
     let lease = request::lease(message.lease_id.as_ref())?;
     let mut filter = Filter::everything();
-    services.into_iter().for_each(|service| filter.add(service, &[]));
+    for service in services {
+        filter.add(service, &[]);
+    }
     Ok(PublishedRequest { lease, filter })
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn service_of<'a>(
     own?.parse().ok()
 }
 
-/// Removes the ordinal of a StatefulSet's pod.
+/// Removes the ordinal from the name of a pod of a `StatefulSet`.
 fn without_ordinal(name: &str) -> Option<&str> {
     let (workload, ordinal) = name.rsplit_once('-')?;
     let is_ordinal = ordinal.parse::<u32>().is_ok_and(|number| number.to_string() == ordinal);

@@ -1,10 +1,10 @@
 //! Events from changes of a lease view: starts, ends, failures and removals of replicas.
 
-use super::{Event, Object, REPORTER, Severity};
+use super::{LeaseEvent, Object, REPORTER, Severity};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::replica_text;
 use crate::model::time::LogTime;
-use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run, RunEnd};
+use crate::model::view::{Filter, LeaseView, ReplicaState, ReplicaView, Run, RunEnd};
 
 /// The reason of a run that the kernel ended, as Kubernetes writes it.
 const OOM_KILLED: &str = "OOMKilled";
@@ -18,16 +18,18 @@ const NORMAL_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
 /// Returns the events between two views, oldest first. Without an old view: those of all runs that the new view
 /// has.
 ///
-/// `pod_name` returns the name of the pod of a run, or of a replica without one. Views may be skipped: a run
-/// that began and ended in between has its events if the new view still lists it.
+/// `now` is the time of changes that the view has no time for. `pod_name` returns the name of the pod of a run,
+/// or of a replica without one. Views may be skipped: a run that began and ended in between has its events if
+/// the new view still lists it.
 pub(crate) fn changes(
     lease: &LeaseId,
     old: Option<&LeaseView>,
     new: &LeaseView,
+    now: LogTime,
     pod_name: impl Fn(&Replica, Option<&Run>) -> String,
-) -> Vec<Event> {
+) -> Vec<LeaseEvent> {
     let namespace = lease.namespace();
-    let everything = crate::model::view::Filter::everything();
+    let everything = Filter::everything();
     let mut events = Vec::new();
     for (replica, after) in new.select(&everything) {
         let before = old.and_then(|old| old.replica(&replica));
@@ -35,7 +37,7 @@ pub(crate) fn changes(
             events.push(change.into_event(&replica, &namespace, pod_name(&replica, run)));
         };
         runs_changed(replica.index, before, after, &mut add);
-        if let Some(change) = wait_changed(replica.index, before, after) {
+        if let Some(change) = wait_changed(replica.index, before, after, now) {
             add(after.newest(), change);
         }
     }
@@ -45,7 +47,7 @@ pub(crate) fn changes(
                 severity: Severity::Normal,
                 reason: "Gone".to_owned(),
                 note: replica_text::gone(replica.index),
-                time: LogTime::now(),
+                time: now,
             };
             events.push(change.into_event(&replica, &namespace, pod_name(&replica, before.newest())));
         }
@@ -90,14 +92,14 @@ impl Change {
         }
     }
 
-    fn into_event(self, replica: &Replica, namespace: &str, pod: String) -> Event {
+    fn into_event(self, replica: &Replica, namespace: &str, pod: String) -> LeaseEvent {
         let object = Object { kind: "Pod".to_owned(), namespace: namespace.to_owned(), name: pod };
-        Event {
+        LeaseEvent {
             reporting_controller: REPORTER.to_owned(),
             service: Some(replica.service.clone()),
             replica: Some(replica.index),
             event_time: Some(self.time),
-            ..Event::new(self.severity, &self.reason, &self.note, object)
+            ..LeaseEvent::new(self.severity, &self.reason, &self.note, object)
         }
     }
 }
@@ -131,7 +133,12 @@ fn runs_changed(
 }
 
 /// Reports a new reason of waiting. The details, such as a back-off that grows, are not a change.
-fn wait_changed(index: u32, before: Option<&ReplicaView>, after: &ReplicaView) -> Option<Change> {
+fn wait_changed(
+    index: u32,
+    before: Option<&ReplicaView>,
+    after: &ReplicaView,
+    now: LogTime,
+) -> Option<Change> {
     let reason_of = |view: &ReplicaView| match &view.state {
         ReplicaState::Waiting { reason, .. } => Some(reason.clone()),
         ReplicaState::Running | ReplicaState::Terminated | ReplicaState::Unknown => None,
@@ -147,7 +154,7 @@ fn wait_changed(index: u32, before: Option<&ReplicaView>, after: &ReplicaView) -
         severity: if is_normal { Severity::Normal } else { Severity::Warning },
         reason: if reason.is_empty() { "Waiting".to_owned() } else { reason.clone() },
         note: replica_text::waiting(index, "", message),
-        time: LogTime::now(),
+        time: now,
     })
 }
 
@@ -188,16 +195,16 @@ mod tests {
         LeaseView { services: [("web".parse().unwrap(), web)].into(), ..LeaseView::default() }
     }
 
-    fn events(old: Option<&LeaseView>, new: &LeaseView) -> Vec<Event> {
+    fn events(old: Option<&LeaseView>, new: &LeaseView) -> Vec<LeaseEvent> {
         let name = |replica: &Replica, run: Option<&Run>| {
             format!("{}-{}", replica.service, run.map_or(9, |run| run.instance.parts().2))
         };
-        changes(&LEASE.parse().unwrap(), old, new, name)
+        changes(&LEASE.parse().unwrap(), old, new, LogTime::from_nanos(99), name)
     }
 
     /// Returns severity, reason, note and pod of each event.
     fn seen(old: Option<&LeaseView>, new: &LeaseView) -> Vec<String> {
-        let line = |event: Event| {
+        let line = |event: LeaseEvent| {
             format!("{:?} {}: {} [{}]", event.severity, event.reason, event.note, event.object.name)
         };
         events(old, new).into_iter().map(line).collect()

@@ -1,5 +1,7 @@
 //! Sentences about replicas, for notices in logs and for events.
 
+use std::fmt::Write as _;
+
 use super::text::truncate;
 
 /// Maximum size of a sentence in bytes: it is a line of a log, or the note of an event.
@@ -17,7 +19,7 @@ pub(crate) fn ended(index: u32, exit_code: Option<i32>, signal: Option<i32>, rea
         (None, None) => format!("replica {index} ended"),
     };
     if !reason.is_empty() {
-        text.push_str(&format!(" ({reason})"));
+        let _ = write!(text, " ({reason})");
     }
     one_line(&text)
 }
@@ -26,10 +28,10 @@ pub(crate) fn ended(index: u32, exit_code: Option<i32>, signal: Option<i32>, rea
 pub(crate) fn waiting(index: u32, reason: &str, message: &str) -> String {
     let mut text = format!("replica {index} is waiting");
     if !reason.is_empty() {
-        text.push_str(&format!(" ({reason})"));
+        let _ = write!(text, " ({reason})");
     }
     if !message.is_empty() {
-        text.push_str(&format!(": {message}"));
+        let _ = write!(text, ": {message}");
     }
     one_line(&text)
 }

@@ -1,9 +1,12 @@
 //! The end of a websocket: its close frame, and the notice before it.
 
+use std::fmt::Write as _;
+
 use tonic_types::StatusExt as _;
 
 use crate::edge::errors::{CallError, of_end};
 use crate::model::text::truncate;
+use crate::platform;
 use crate::stream::StreamEnd;
 
 /// Maximum length of a reason: a control frame has 125 bytes, of which the code takes two.
@@ -38,7 +41,9 @@ impl Close {
     /// Returns the close of a websocket whose request failed.
     pub(crate) fn of_error(error: &CallError) -> Self {
         let (code, reason) = match error {
-            CallError::NoLease => (LEASE_NOT_FOUND, "lease not found"),
+            CallError::NoLease | CallError::Platform(platform::Error::NotFound(_)) => {
+                (LEASE_NOT_FOUND, "lease not found")
+            }
             CallError::Missing(_) => (FAILED, "service not found"),
             CallError::Quota(exceeded) => (FAILED, exceeded.quota.label()),
             CallError::Draining => (GOING_AWAY, ""),
@@ -46,7 +51,6 @@ impl Close {
             CallError::Platform(error) if error.is_retryable() => {
                 (CLUSTER_UNAVAILABLE, "cluster not reachable")
             }
-            CallError::Platform(crate::platform::Error::NotFound(_)) => (LEASE_NOT_FOUND, "lease not found"),
             _ => (FAILED, ""),
         };
         Self::new(code, reason, &error.to_status())
@@ -79,7 +83,7 @@ impl Close {
             code: FAILED,
             reason: "no running pods".to_owned(),
             text,
-            error: "NOTHING_DEPLOYED".to_owned(),
+            error: "REPLICA_NOT_FOUND".to_owned(),
         }
     }
 
@@ -88,7 +92,7 @@ impl Close {
         if lines > 0 {
             let separator = if self.reason.is_empty() { "" } else { "; " };
             let unit = if lines == 1 { "line was" } else { "lines were" };
-            self.reason.push_str(&format!("{separator}{lines} {unit} missing"));
+            let _ = write!(self.reason, "{separator}{lines} {unit} missing");
             self.reason.truncate(truncate(&self.reason, REASON_MAX_BYTES).len());
         }
         self
@@ -108,7 +112,6 @@ mod tests {
     use crate::model::id::Replica;
     use crate::model::quota::{Exceeded, Quota, Subject};
     use crate::model::view::Missing;
-    use crate::platform;
 
     fn exceeded() -> Exceeded {
         let (quota, subject) = (Quota::StreamsPerOwner, Subject::Gateway);

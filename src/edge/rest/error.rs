@@ -150,7 +150,7 @@ const APPLICATION_JSON_ERROR: &str = "application/json";
 /// Returns status and text of a refusal. The texts do not differ by lease or service: a caller must not learn
 /// what exists.
 fn refusal_text(refusal: Refusal) -> (StatusCode, Cow<'static, str>) {
-    let reason = refusal.reason();
+    let subject = refusal.reason().split('_').next();
     match refusal {
         Refusal::AuthorizationMalformed => (StatusCode::BAD_REQUEST, "invalid authorization header".into()),
         Refusal::Ambiguous => {
@@ -169,8 +169,8 @@ fn refusal_text(refusal: Refusal) -> (StatusCode, Cow<'static, str>) {
         Refusal::TrustUnavailable => (StatusCode::SERVICE_UNAVAILABLE, refusal.to_string().into()),
         Refusal::TrustBusy => (StatusCode::TOO_MANY_REQUESTS, refusal.to_string().into()),
         // Every other fault of a token lies in its claims.
-        _ if reason.starts_with("TOKEN_") => (StatusCode::BAD_REQUEST, "JWT has invalid claims".into()),
-        _ if reason.starts_with("ACCOUNT_") => (StatusCode::UNAUTHORIZED, "JWT is invalid".into()),
+        _ if subject == Some("TOKEN") => (StatusCode::BAD_REQUEST, "JWT has invalid claims".into()),
+        _ if subject == Some("ACCOUNT") => (StatusCode::UNAUTHORIZED, "JWT is invalid".into()),
         _ => (StatusCode::UNAUTHORIZED, "unauthorized access".into()),
     }
 }

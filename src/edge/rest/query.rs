@@ -101,7 +101,9 @@ impl StreamQuery {
     /// Returns the filter of the selected services. Not for a query with an unknown name.
     pub fn filter(&self) -> Filter {
         let mut filter = Filter::everything();
-        self.services.iter().for_each(|service| filter.add(service.clone(), &[]));
+        for service in &self.services {
+            filter.add(service.clone(), &[]);
+        }
         filter
     }
 

@@ -21,19 +21,19 @@ pub(crate) const APPLICATION_JSON: &str = "application/json; charset=UTF-8";
 
 /// The status of a lease.
 #[derive(Serialize)]
-struct Lease {
-    services: BTreeMap<String, Service>,
+struct LeaseBody {
+    services: BTreeMap<String, ServiceBody>,
     /// `null` if there are none.
-    forwarded_ports: Option<BTreeMap<String, Vec<Port>>>,
+    forwarded_ports: Option<BTreeMap<String, Vec<PortBody>>>,
     /// `null` if there are none.
-    ips: Option<BTreeMap<String, Vec<Ip>>>,
+    ips: Option<BTreeMap<String, Vec<IpBody>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_since: Option<String>,
 }
 
 /// The status of a service.
 #[derive(Serialize)]
-struct Service {
+struct ServiceBody {
     name: String,
     available: i32,
     total: i32,
@@ -44,11 +44,11 @@ struct Service {
     updated_replicas: i32,
     ready_replicas: i32,
     available_replicas: i32,
-    replica_status: Vec<Replica>,
+    replica_status: Vec<ReplicaBody>,
 }
 
 #[derive(Serialize)]
-struct Replica {
+struct ReplicaBody {
     replica: u32,
     instance: String,
     state: &'static str,
@@ -67,7 +67,7 @@ struct Replica {
 }
 
 #[derive(Serialize)]
-struct Port {
+struct PortBody {
     #[serde(skip_serializing_if = "String::is_empty")]
     host: String,
     port: u32,
@@ -79,7 +79,7 @@ struct Port {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Ip {
+struct IpBody {
     port: u32,
     external_port: u32,
     protocol: String,
@@ -96,14 +96,14 @@ pub(crate) fn lease(view: &LeaseView, filter: &Filter) -> String {
         let name = service.name.clone();
         let (its_ports, its_ips) = (std::mem::take(&mut service.ports), std::mem::take(&mut service.ips));
         if !its_ports.is_empty() {
-            forwarded_ports.insert(name.clone(), its_ports.into_iter().map(Port::from).collect());
+            forwarded_ports.insert(name.clone(), its_ports.into_iter().map(PortBody::from).collect());
         }
         if !its_ips.is_empty() {
-            ips.insert(name.clone(), its_ips.into_iter().map(Ip::from).collect());
+            ips.insert(name.clone(), its_ips.into_iter().map(IpBody::from).collect());
         }
         services.insert(name, service.into());
     }
-    json(&Lease {
+    json(&LeaseBody {
         services,
         forwarded_ports: Some(forwarded_ports).filter(|ports| !ports.is_empty()),
         ips: Some(ips).filter(|ips| !ips.is_empty()),
@@ -116,7 +116,7 @@ pub(crate) fn service(view: &LeaseView, name: &ServiceName) -> Option<String> {
     let mut filter = Filter::everything();
     filter.add(name.clone(), &[]);
     let status = status::response(view, &filter).services.pop()?;
-    Some(json(&Service::from(status)))
+    Some(json(&ServiceBody::from(status)))
 }
 
 /// Returns the body of `/version`.
@@ -146,7 +146,7 @@ fn json(body: &impl Serialize) -> String {
     serde_json::to_string(body).unwrap_or_default()
 }
 
-impl From<ServiceStatus> for Service {
+impl From<ServiceStatus> for ServiceBody {
     fn from(status: ServiceStatus) -> Self {
         let LeaseServiceStatus {
             available,
@@ -168,12 +168,12 @@ impl From<ServiceStatus> for Service {
             updated_replicas,
             ready_replicas,
             available_replicas,
-            replica_status: status.replica_status.into_iter().map(Replica::from).collect(),
+            replica_status: status.replica_status.into_iter().map(ReplicaBody::from).collect(),
         }
     }
 }
 
-impl From<ReplicaStatus> for Replica {
+impl From<ReplicaStatus> for ReplicaBody {
     fn from(status: ReplicaStatus) -> Self {
         let state = match status.state() {
             State::Unspecified | State::Unknown => "unknown",
@@ -197,14 +197,14 @@ impl From<ReplicaStatus> for Replica {
     }
 }
 
-impl From<ForwarderPortStatus> for Port {
+impl From<ForwarderPortStatus> for PortBody {
     fn from(status: ForwarderPortStatus) -> Self {
         let ForwarderPortStatus { host, port, external_port, proto, name } = status;
         Self { host, port, external_port, proto, name }
     }
 }
 
-impl From<LeaseIpStatus> for Ip {
+impl From<LeaseIpStatus> for IpBody {
     fn from(status: LeaseIpStatus) -> Self {
         let LeaseIpStatus { port, external_port, protocol, ip } = status;
         Self { port, external_port, protocol, ip }
