@@ -7,7 +7,7 @@
 //! | 3 | – | `bool follow` |
 //! | from 100 | – | additions of this gateway |
 //!
-//! [`classify`] tells the two apart by the wire form, before anything is decoded. A request that could select
+//! [`classify`] distinguishes the two by the wire form, before anything is decoded. A request that could select
 //! more services when it is read in the other form is refused, so that no caller receives more than it
 //! asked for.
 
@@ -90,7 +90,7 @@ impl PublishedMethod {
 /// Fields that neither proto has do not count. The content of a draft filter is left to its decoder.
 ///
 /// # Errors
-/// [`CallError::BadRequest`] if the message is malformed, if field 2 has neither form, or if the request has
+/// `CallError::BadRequest` if the message is malformed, if field 2 has neither form, or if the request has
 /// fields of both protos.
 pub fn classify(mut message: &[u8]) -> Result<RequestForm, CallError> {
     let mut is_draft = false;
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(unary(&lease_only, DefaultProto::Draft, FILTERS_MAX).unwrap(), None);
         let request = unary(&lease_only, DefaultProto::Published, FILTERS_MAX).unwrap().unwrap();
         assert_eq!(request.filter, Filter::everything());
-        // Known for what it is on both.
+        // An empty filter is a draft request on both listeners.
         assert_eq!(unary(&with(b"\x12\x00"), DefaultProto::Published, FILTERS_MAX).unwrap(), None);
         let request = unary(&of(&["web", "web"]), DefaultProto::Draft, FILTERS_MAX).unwrap().unwrap();
         assert_eq!(request.filter.services().map(ServiceName::as_str).collect::<Vec<_>>(), ["web"]);

@@ -9,7 +9,7 @@ use crate::model::view::{Filter, LeaseView, ReplicaState, ReplicaView, Run, RunE
 /// The reason of a run that the kernel ended, as Kubernetes writes it.
 const OOM_KILLED: &str = "OOMKilled";
 
-/// Reasons of ends that somebody asked for.
+/// Reasons of requested or regular ends.
 const INTENDED_ENDS: [&str; 3] = ["Completed", "Restarted", "GatewayStopped"];
 
 /// Reasons of waiting that are part of every start.

@@ -147,8 +147,8 @@ impl From<&Status> for RestError {
 /// Content type of the errors of credentials.
 const APPLICATION_JSON_ERROR: &str = "application/json";
 
-/// Returns status and text of a refusal. The texts do not differ by lease or service: a caller must not learn
-/// what exists.
+/// Returns status and text of a refusal. The texts do not differ by lease or service: an answer must not
+/// reveal whether they exist.
 fn refusal_text(refusal: Refusal) -> (StatusCode, Cow<'static, str>) {
     let subject = refusal.reason().split('_').next();
     match refusal {
