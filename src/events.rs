@@ -96,7 +96,7 @@ impl LeaseEvent {
     /// Whether `filter` selects it. An event of no known service is only part of an unfiltered stream.
     pub(crate) fn is_selected(&self, filter: &Filter) -> bool {
         match &self.service {
-            Some(service) => filter.wants_service(service),
+            Some(service) => filter.selects_service(service),
             None => *filter == Filter::everything(),
         }
     }
