@@ -1,0 +1,281 @@
+//! Forwards gRPC calls to the provider as bytes: path, headers, messages and trailers stay as they are.
+//!
+//! All calls share one HTTP/2 connection, which is opened on demand. It presents no client certificate, so
+//! the provider sees the caller's token only. A call is sent once.
+
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Request, Response, Uri, Version};
+use http_body::{Body, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tonic::{Code, Status};
+
+use super::headers;
+use super::target::{Endpoint, Target, TargetError, Trust};
+use crate::edge::drain::Drain;
+
+/// Maximum calls in progress. Bounds the memory for their data: see [`CONNECTION_WINDOW_BYTES`].
+const CALLS_MAX: u32 = 256;
+
+/// Maximum bytes of the messages of one request: the default limit of gRPC servers, with the prefix.
+const REQUEST_MAX_BYTES: usize = 4 * 1024 * 1024 + 5;
+
+/// Receive window of a call. HTTP/2's default: the answers have a few KiB.
+const CALL_WINDOW_BYTES: u32 = 65_535;
+
+/// Receive window of the connection: the windows of all calls, so that callers that read nothing do not stop
+/// the others. 16 MiB.
+const CONNECTION_WINDOW_BYTES: u32 = CALLS_MAX * CALL_WINDOW_BYTES;
+
+/// Maximum bytes of a request that wait to be sent.
+const SEND_MAX_BYTES: usize = 64 * 1024;
+
+/// Maximum size of the headers or trailers of a response.
+const HEADERS_MAX_BYTES: u32 = 64 * 1024;
+
+/// Silence after which the provider is pinged. Go servers of Akash refuse more than one such ping in 30 s.
+const PING_AFTER: Duration = Duration::from_secs(40);
+
+/// Time limit for the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time limit for the headers of the response. The provider limits a manifest, its slowest call, to 120 s.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(130);
+
+const ALPN_HTTP2: &[u8] = b"h2";
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Forwards calls to the provider. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamGrpc(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    target: Target,
+    authority: Authority,
+    /// Locked while connecting, so that calls share one attempt.
+    connection: Mutex<Option<SendRequest<RequestBody>>>,
+    calls: Arc<Semaphore>,
+    drain: Drain,
+}
+
+/// The body of a response. If the provider fails, ends with the status `UNAVAILABLE`.
+#[derive(Debug)]
+pub(crate) struct ResponseBody {
+    /// `None` after the end.
+    body: Option<Incoming>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why a call is not forwarded. The text is for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum GrpcFailure {
+    #[error("the provider behind this gateway cannot be reached; call again later")]
+    Connect,
+    #[error("the provider behind this gateway closed the connection; check whether the call took effect")]
+    Broken,
+    #[error("the provider behind this gateway did not respond in time; check whether the call took effect")]
+    Timeout,
+    #[error("the gateway forwards too many calls at present; call again later")]
+    Busy,
+    #[error("the request is too large: at most 4 MiB are forwarded")]
+    TooLarge,
+}
+
+// === impl UpstreamGrpc ===
+
+impl UpstreamGrpc {
+    /// Creates a client of the gRPC server at `endpoint`, which presents a certificate for `name`. Connects
+    /// with the first call.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        name: Option<&str>,
+        trust: &Trust,
+        drain: Drain,
+    ) -> Result<Self, TargetError> {
+        let target = Target::new(endpoint, name, trust, ALPN_HTTP2)?;
+        let name = target.name();
+        let authority = Authority::try_from(&*name).map_err(|_| TargetError::Name(name))?;
+        let calls = Arc::new(Semaphore::new(CALLS_MAX as usize));
+        Ok(Self(Arc::new(Inner { target, authority, connection: Mutex::new(None), calls, drain })))
+    }
+
+    /// Forwards a call. Dropping the future or the body resets its stream.
+    pub(crate) async fn forward<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, GrpcFailure>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let permit = Arc::clone(&self.0.calls).try_acquire_owned().map_err(|_| GrpcFailure::Busy)?;
+        let is_too_large = Arc::new(AtomicBool::new(false));
+        let request = self.rewritten(request, Arc::clone(&is_too_large));
+        let response = tokio::time::timeout(RESPONSE_TIMEOUT, self.send(request)).await;
+        let response = response.unwrap_or(Err(GrpcFailure::Timeout));
+        let (mut head, body) = match response {
+            Ok(response) => response.into_parts(),
+            Err(_) if is_too_large.load(Relaxed) => return Err(GrpcFailure::TooLarge),
+            Err(failure) => return Err(failure),
+        };
+        headers::remove_of_http2(&mut head.headers);
+        head.extensions.clear();
+        Ok(Response::from_parts(head, ResponseBody { body: Some(body), _permit: permit }))
+    }
+
+    /// Returns the request as the provider gets it. Sets `is_too_large` when the stream is reset for that reason:
+    /// hyper does not report why a request body failed.
+    fn rewritten<B>(&self, request: Request<B>, is_too_large: Arc<AtomicBool>) -> Request<RequestBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (mut head, body) = request.into_parts();
+        headers::remove_of_http2(&mut head.headers);
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTPS);
+        uri.authority = Some(head.uri.authority().unwrap_or(&self.0.authority).clone());
+        uri.path_and_query =
+            Some(head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+        // All three parts are set, so this does not fail.
+        head.uri = Uri::from_parts(uri).unwrap_or(head.uri);
+        head.version = Version::HTTP_2;
+        head.extensions.clear();
+        let body = Limited::new(body, REQUEST_MAX_BYTES).map_err(move |error| {
+            is_too_large.fetch_or(error.is::<LengthLimitError>(), Relaxed);
+            error
+        });
+        Request::from_parts(head, body.boxed_unsync())
+    }
+
+    /// Sends a call on the shared connection. If that one closes before the call is sent, sends it on another.
+    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, GrpcFailure> {
+        let mut unsent = request;
+        for is_last in [false, true] {
+            let mut connection = self.connection().await?;
+            match connection.try_send_request(unsent).await {
+                Ok(response) => return Ok(response),
+                Err(mut error) => match error.take_message() {
+                    Some(request) if !is_last => unsent = request,
+                    _ => return Err(failure_of(&error.into_error())),
+                },
+            }
+        }
+        Err(GrpcFailure::Connect)
+    }
+
+    async fn connection(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {
+        let mut shared = self.0.connection.lock().await;
+        if let Some(connection) = shared.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let opened = self.connect().await?;
+        *shared = Some(opened.clone());
+        Ok(opened)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {
+        let tls = self.0.target.connect().await.map_err(|_| GrpcFailure::Connect)?;
+        let (_, session) = tls.get_ref();
+        if session.alpn_protocol() != Some(ALPN_HTTP2) {
+            tracing::debug!("the provider's gRPC server does not speak HTTP/2");
+            return Err(GrpcFailure::Connect);
+        }
+        let mut builder = http2::Builder::new(Background(self.0.drain.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(CALL_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_MAX_BYTES)
+            .max_header_list_size(HEADERS_MAX_BYTES)
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let (sender, connection) =
+            builder.handshake(TokioIo::new(tls)).await.map_err(|error| failure_of(&error))?;
+        self.0.drain.spawn_background(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the provider's gRPC server failed");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// Runs the tasks of the connection until the last step of shutdown.
+#[derive(Clone, Debug)]
+struct Background(Drain);
+
+impl<F> hyper::rt::Executor<F> for Background
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn_background(task);
+    }
+}
+
+fn failure_of(error: &hyper::Error) -> GrpcFailure {
+    tracing::debug!(error = error as &dyn StdError, "call to the provider failed");
+    GrpcFailure::Broken
+}
+
+// === impl GrpcFailure ===
+
+impl GrpcFailure {
+    /// Returns the status for the caller.
+    pub(crate) fn to_status(self) -> Status {
+        let code = match self {
+            Self::Connect | Self::Broken | Self::Busy => Code::Unavailable,
+            Self::Timeout => Code::DeadlineExceeded,
+            Self::TooLarge => Code::ResourceExhausted,
+        };
+        Status::new(code, self.to_string())
+    }
+}
+
+// === impl ResponseBody ===
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        if let Some(Err(error)) = &frame {
+            tracing::debug!(%error, "the provider's response failed");
+            this.body = None;
+            return Poll::Ready(Some(Ok(Frame::trailers(failure_trailers()))));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+}
+
+fn failure_trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // Fails for texts that no header can have; this one is a header.
+    let _ = GrpcFailure::Broken.to_status().add_header(&mut trailers);
+    trailers
+}

@@ -1,0 +1,249 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tonic::Code;
+
+use super::support::{NAME, Pki, endpoint, noise, pki, soon};
+use crate::edge::drain::Drain;
+use crate::edge::upstream::grpc::{GrpcFailure, UpstreamGrpc};
+use crate::edge::upstream::target::Trust;
+
+type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
+
+/// A stand-in of the provider's gRPC server. Runs until it is dropped.
+struct StandIn {
+    address: SocketAddr,
+    pki: Pki,
+    accepted: Arc<AtomicUsize>,
+    /// Closes the open connections.
+    close: Arc<Notify>,
+    _running: JoinSet<()>,
+}
+
+impl StandIn {
+    async fn start<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pki = pki(b"h2");
+        let tls = TlsAcceptor::from(Arc::new(pki.server.clone()));
+        let (accepted, close) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (counted, closing) = (Arc::clone(&accepted), Arc::clone(&close));
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                let (tls, answer, closing) = (tls.clone(), answer.clone(), Arc::clone(&closing));
+                connections.spawn(async move {
+                    let Ok(io) = tls.accept(socket).await else { return };
+                    assert!(io.get_ref().1.peer_certificates().is_none());
+                    let service = service_fn(move |request| {
+                        let answered = answer(request);
+                        async move { Ok::<_, std::convert::Infallible>(answered.await) }
+                    });
+                    let http = http2::Builder::new(TokioExecutor::new());
+                    tokio::select! {
+                        _ = http.serve_connection(TokioIo::new(io), service) => {}
+                        () = closing.notified() => {}
+                    }
+                });
+            }
+        });
+        Self { address, pki, accepted, close, _running: running }
+    }
+
+    fn client(&self) -> UpstreamGrpc {
+        let trust = Trust::Authorities(self.pki.authority.clone());
+        UpstreamGrpc::new(endpoint(self.address), Some(NAME), &trust, Drain::default()).unwrap()
+    }
+}
+
+fn call(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post(format!("https://gw.example:8444{path}"))
+        .header("content-type", "application/grpc+proto")
+        .header("te", "trailers")
+        .header("authorization", "Bearer a.b.c")
+        .header("grpc-timeout", "10S")
+        .header("x-bin", "AAEC")
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+fn body(frames: Vec<Result<Frame<Bytes>, std::io::Error>>) -> Body {
+    BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames)))
+}
+
+fn trailers(status: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([
+        (http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static(status)),
+        (http::HeaderName::from_static("x-trailer"), http::HeaderValue::from_static("1")),
+    ])
+}
+
+#[tokio::test]
+async fn call_is_forwarded_byte_for_byte() {
+    let sent = noise(3_000_000);
+    let expected = sent.clone();
+    let provider = StandIn::start(move |request| {
+        let expected = expected.clone();
+        async move {
+            assert_eq!(request.method(), "POST");
+            assert_eq!(request.uri().path(), "/akash.provider.lease.v1.LeaseRPC/SendManifest");
+            assert_eq!(request.uri().authority().unwrap(), "gw.example:8444");
+            let mut headers: Vec<_> =
+                request.headers().iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
+            headers.sort();
+            assert_eq!(
+                headers,
+                [
+                    "authorization: Bearer a.b.c",
+                    "content-type: application/grpc+proto",
+                    "grpc-timeout: 10S",
+                    "te: trailers",
+                    "x-bin: AAEC",
+                ]
+            );
+            assert!(request.into_body().collect().await.unwrap().to_bytes() == expected);
+            let frames = vec![Ok(Frame::data(Bytes::from(expected))), Ok(Frame::trailers(trailers("0")))];
+            Response::builder()
+                .header("content-type", "application/grpc+proto")
+                .header("x-any", "1")
+                .body(body(frames))
+                .unwrap()
+        }
+    })
+    .await;
+    let mut request = call("/akash.provider.lease.v1.LeaseRPC/SendManifest", sent.clone());
+    request.headers_mut().insert("connection", "x".parse().unwrap());
+    request.headers_mut().insert("keep-alive", "x".parse().unwrap());
+    let response = soon(provider.client().forward(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "application/grpc+proto");
+    assert_eq!(response.headers()["x-any"], "1");
+    let collected = soon(response.into_body().collect()).await.unwrap();
+    assert_eq!(*collected.trailers().unwrap(), trailers("0"));
+    assert!(collected.to_bytes() == sent);
+}
+
+#[tokio::test]
+async fn status_in_the_headers_passes() {
+    let provider = StandIn::start(|_| async {
+        Response::builder()
+            .header("grpc-status", "12")
+            .header("grpc-message", "unknown%20method")
+            .body(body(Vec::new()))
+            .unwrap()
+    })
+    .await;
+    let response = soon(provider.client().forward(call("/a.B/C", ""))).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "12");
+    assert_eq!(response.headers()["grpc-message"], "unknown%20method");
+    assert!(soon(response.into_body().collect()).await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn failing_stream_ends_as_unavailable() {
+    let provider = StandIn::start(|_| async {
+        let frames =
+            vec![Ok(Frame::data(Bytes::from_static(b"first"))), Err(std::io::Error::other("broken"))];
+        Response::new(body(frames))
+    })
+    .await;
+    let response = soon(provider.client().forward(call("/a.B/C", ""))).await.unwrap();
+    let collected = soon(response.into_body().collect()).await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "14");
+    assert_eq!(collected.to_bytes(), "first");
+}
+
+#[tokio::test]
+async fn absent_provider_is_unavailable_until_it_is_back() {
+    let provider =
+        StandIn::start(|_| async { Response::new(body(vec![Ok(Frame::trailers(trailers("0")))])) }).await;
+    let client = provider.client();
+    for _ in 0..3 {
+        assert!(soon(client.forward(call("/a.B/C", ""))).await.is_ok());
+    }
+    assert_eq!(provider.accepted.load(Ordering::SeqCst), 1, "calls share a connection");
+    provider.close.notify_waiters();
+    // Time for the close to arrive: a call that is sent before it fails.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    assert!(soon(client.forward(call("/a.B/C", ""))).await.is_ok());
+    assert_eq!(provider.accepted.load(Ordering::SeqCst), 2);
+    drop(provider);
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let failure = soon(client.forward(call("/a.B/C", ""))).await.unwrap_err();
+    assert_eq!(failure, GrpcFailure::Connect);
+    let status = failure.to_status();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().ends_with("call again later"), "{status:?}");
+}
+
+#[tokio::test]
+async fn request_above_the_limit_is_refused() {
+    let provider = StandIn::start(|request| async {
+        let read = request.into_body().collect().await;
+        assert!(read.is_err(), "the request must not look complete");
+        Response::new(body(Vec::new()))
+    })
+    .await;
+    let failure = soon(provider.client().forward(call("/a.B/C", vec![0; 5_000_000]))).await.unwrap_err();
+    assert_eq!(failure, GrpcFailure::TooLarge);
+    assert_eq!(failure.to_status().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn callers_that_read_nothing_do_not_stop_others() {
+    let provider = StandIn::start(|_| async {
+        Response::new(body(vec![
+            Ok(Frame::data(Bytes::from(noise(1_000_000)))),
+            Ok(Frame::trailers(trailers("0"))),
+        ]))
+    })
+    .await;
+    let client = provider.client();
+    let mut stalled = Vec::new();
+    for _ in 0..50 {
+        stalled.push(soon(client.forward(call("/a.B/C", ""))).await.unwrap());
+    }
+    let response = soon(client.forward(call("/a.B/C", ""))).await.unwrap();
+    assert!(soon(response.into_body().collect()).await.unwrap().to_bytes() == noise(1_000_000));
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn calls_above_the_limit_are_refused() {
+    let provider = StandIn::start(|_| async {
+        let waiting =
+            StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
+        Response::new(BodyExt::boxed(waiting))
+    })
+    .await;
+    let client = provider.client();
+    let mut calls = JoinSet::new();
+    for _ in 0..256 {
+        let client = client.clone();
+        calls.spawn(async move { client.forward(call("/a.B/C", "")).await });
+        tokio::task::yield_now().await;
+    }
+    let failure = soon(client.forward(call("/a.B/C", ""))).await.unwrap_err();
+    assert_eq!(failure, GrpcFailure::Busy);
+    assert_eq!(failure.to_status().code(), Code::Unavailable);
+    drop(calls);
+}
