@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Response, Uri, Version};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -55,6 +55,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(130);
 
 const ALPN_HTTP2: &[u8] = b"h2";
+
+/// The body of a request, of bounded size. Without empty frames: servers close a connection with too many of
+/// them, which would end the calls of all callers.
+struct Bounded<B> {
+    body: Pin<Box<B>>,
+    left_bytes: usize,
+    /// Set before the body fails for its size: hyper does not report why a body failed.
+    is_too_large: Arc<AtomicBool>,
+}
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -135,8 +144,7 @@ impl UpstreamGrpc {
         Ok(Response::from_parts(head, ResponseBody { body: Some(body), _permit: permit }))
     }
 
-    /// Returns the request as the provider gets it. Sets `is_too_large` when the stream is reset for that reason:
-    /// hyper does not report why a request body failed.
+    /// Returns the request as the provider gets it.
     fn rewritten<B>(&self, request: Request<B>, is_too_large: Arc<AtomicBool>) -> Request<RequestBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -153,10 +161,7 @@ impl UpstreamGrpc {
         head.uri = Uri::from_parts(uri).unwrap_or(head.uri);
         head.version = Version::HTTP_2;
         head.extensions.clear();
-        let body = Limited::new(body, REQUEST_MAX_BYTES).map_err(move |error| {
-            is_too_large.fetch_or(error.is::<LengthLimitError>(), Relaxed);
-            error
-        });
+        let body = Bounded { body: Box::pin(body), left_bytes: REQUEST_MAX_BYTES, is_too_large };
         Request::from_parts(head, body.boxed_unsync())
     }
 
@@ -242,6 +247,49 @@ impl GrpcFailure {
             Self::TooLarge => Code::ResourceExhausted,
         };
         Status::new(code, self.to_string())
+    }
+}
+
+// === impl Bounded ===
+
+impl<B> Body for Bounded<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        loop {
+            let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
+            };
+            match frame.data_ref().map(Bytes::len) {
+                Some(0) => {}
+                Some(bytes) if bytes > this.left_bytes => {
+                    this.is_too_large.store(true, Relaxed);
+                    return Poll::Ready(Some(Err(GrpcFailure::TooLarge.into())));
+                }
+                bytes => {
+                    this.left_bytes -= bytes.unwrap_or_default();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -1,11 +1,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -21,7 +23,7 @@ use crate::edge::drain::Drain;
 use crate::edge::upstream::grpc::{GrpcFailure, UpstreamGrpc};
 use crate::edge::upstream::target::Trust;
 
-type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A stand-in of the provider's gRPC server. Runs until it is dropped.
 struct StandIn {
@@ -75,19 +77,20 @@ impl StandIn {
     }
 }
 
-fn call(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+/// Returns a call whose body has a length that is not known, as one from a client has.
+fn call(path: &str, message: impl Into<Bytes>) -> Request<Body> {
     Request::post(format!("https://gw.example:8444{path}"))
         .header("content-type", "application/grpc+proto")
         .header("te", "trailers")
         .header("authorization", "Bearer a.b.c")
         .header("grpc-timeout", "10S")
         .header("x-bin", "AAEC")
-        .body(Full::new(body.into()))
+        .body(body(vec![Ok(Frame::data(message.into()))]))
         .unwrap()
 }
 
 fn body(frames: Vec<Result<Frame<Bytes>, std::io::Error>>) -> Body {
-    BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames)))
+    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
 }
 
 fn trailers(status: &'static str) -> HeaderMap {
@@ -161,9 +164,13 @@ async fn status_in_the_headers_passes() {
 #[tokio::test]
 async fn failing_stream_ends_as_unavailable() {
     let provider = StandIn::start(|_| async {
-        let frames =
-            vec![Ok(Frame::data(Bytes::from_static(b"first"))), Err(std::io::Error::other("broken"))];
-        Response::new(body(frames))
+        let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
+        // The reset would overtake the message.
+        let second = futures_util::stream::once(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(std::io::Error::other("broken"))
+        });
+        Response::new(StreamBody::new(first.chain(second)).boxed_unsync())
     })
     .await;
     let response = soon(provider.client().forward(call("/a.B/C", ""))).await.unwrap();
@@ -183,11 +190,11 @@ async fn absent_provider_is_unavailable_until_it_is_back() {
     assert_eq!(provider.accepted.load(Ordering::SeqCst), 1, "calls share a connection");
     provider.close.notify_waiters();
     // Time for the close to arrive: a call that is sent before it fails.
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(soon(client.forward(call("/a.B/C", ""))).await.is_ok());
     assert_eq!(provider.accepted.load(Ordering::SeqCst), 2);
     drop(provider);
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let failure = soon(client.forward(call("/a.B/C", ""))).await.unwrap_err();
     assert_eq!(failure, GrpcFailure::Connect);
     let status = failure.to_status();
@@ -232,7 +239,7 @@ async fn calls_above_the_limit_are_refused() {
     let provider = StandIn::start(|_| async {
         let waiting =
             StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
-        Response::new(BodyExt::boxed(waiting))
+        Response::new(waiting.boxed_unsync())
     })
     .await;
     let client = provider.client();

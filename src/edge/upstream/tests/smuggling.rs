@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::mpsc;
 
 use super::support::{Front, StandIn, read_all, read_head, soon};
 
@@ -64,6 +67,11 @@ async fn ambiguous_requests_get_400_and_go_nowhere() {
             }
             let _ = client.shutdown().await;
             let response = read_all(&mut client).await;
+            // A byte that arrives after the gateway has closed resets the connection, also before the client has
+            // read the response. hyper closes a connection that begins as HTTP/2 without a response.
+            if response.is_empty() && (parts == 1 || request.starts_with("PRI ")) {
+                continue;
+            }
             assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{request:?} {response:?}");
             assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{request:?} {response:?}");
         }
@@ -84,11 +92,12 @@ async fn bad_chunking_never_looks_complete() {
         "3 x\r\nabc\r\n0\r\n\r\n",
     ];
     for body in bodies {
-        let provider = StandIn::start(|mut io, _| async move {
-            let head = read_head(&mut io).await;
-            assert!(head.starts_with("PUT /a HTTP/1.1\r\n"), "{head}");
-            let rest = read_all(&mut io).await;
-            assert!(!rest.ends_with("0\r\n\r\n"), "{rest}");
+        let (seen, mut rest) = mpsc::channel(1);
+        let provider = StandIn::start(move |mut io, _| {
+            let seen = seen.clone();
+            async move {
+                seen.send(read_all(&mut io).await).await.unwrap();
+            }
         })
         .await;
         let front = Front::start(&provider).await;
@@ -98,6 +107,10 @@ async fn bad_chunking_never_looks_complete() {
         client.shutdown().await.unwrap();
         let response = soon(read_all(&mut client)).await;
         assert!(response.is_empty() || response.starts_with("HTTP/1.1 400 "), "{body:?} {response:?}");
+        // The connection to the provider may end within its handshake.
+        let rest = tokio::time::timeout(Duration::from_millis(200), rest.recv()).await;
+        let rest = rest.ok().flatten().unwrap_or_default();
+        assert!(!rest.ends_with("0\r\n\r\n"), "{body:?} {rest:?}");
     }
 }
 

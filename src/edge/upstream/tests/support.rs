@@ -2,7 +2,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -43,8 +43,12 @@ pub(super) struct StandIn {
     pub(super) address: SocketAddr,
     pub(super) pki: Pki,
     accepted: Arc<AtomicUsize>,
+    failed: Arc<AtomicBool>,
     _running: JoinSet<()>,
 }
+
+/// Records that the script of a connection failed.
+struct FailureFlag(Arc<AtomicBool>);
 
 /// The gateway's part: forwards everything. Runs until it is dropped.
 pub(super) struct Front {
@@ -102,7 +106,8 @@ impl StandIn {
         let pki = pki(b"http/1.1");
         let tls = TlsAcceptor::from(Arc::new(pki.server.clone()));
         let accepted = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&accepted);
+        let failed = Arc::new(AtomicBool::new(false));
+        let (counted, failing) = (Arc::clone(&accepted), Arc::clone(&failed));
         let mut running = JoinSet::new();
         running.spawn(async move {
             let mut connections = JoinSet::new();
@@ -111,11 +116,15 @@ impl StandIn {
                 let number = counted.fetch_add(1, Ordering::SeqCst);
                 let tls = tls.accept(socket).await;
                 if let Ok(tls) = tls {
-                    connections.spawn(script(tls, number));
+                    let (script, flag) = (script(tls, number), FailureFlag(Arc::clone(&failing)));
+                    connections.spawn(async move {
+                        let _flag = flag;
+                        script.await;
+                    });
                 }
             }
         });
-        Self { address, pki, accepted, _running: running }
+        Self { address, pki, accepted, failed, _running: running }
     }
 
     /// Starts a provider that must not get a request.
@@ -125,6 +134,19 @@ impl StandIn {
 
     pub(super) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for FailureFlag {
+    fn drop(&mut self) {
+        self.0.fetch_or(std::thread::panicking(), Ordering::SeqCst);
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let failed = self.failed.load(Ordering::SeqCst);
+        assert!(!failed || std::thread::panicking(), "a script of the stand-in failed");
     }
 }
 
