@@ -14,20 +14,20 @@ use rustls::PeerMisbehaved;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-/// Maximum size of a ClientHello with its record headers. Common ones have 2 KiB with a post-quantum key
+/// Maximum size of a `ClientHello` with its record headers. Common ones have 2 KiB with a post-quantum key
 /// share; TLS allows more than a client needs.
 const HELLO_MAX_BYTES: usize = 64 * 1024;
 
-/// Time limit for the ClientHello, which a client sends as soon as it has connected.
+/// Time limit for the `ClientHello`, which a client sends as soon as it has connected.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum bytes per read: one TLS record.
-const READ_MAX_BYTES: usize = 16 * 1024;
+/// Buffer space for a read: most `ClientHello`s are shorter.
+const READ_BYTES: usize = 4 * 1024;
 
 /// The protocol of certificate challenges over TLS (RFC 8737).
 const ACME_TLS: &[u8] = b"acme-tls/1";
 
-/// A ClientHello, and all bytes received with it.
+/// A `ClientHello`, and all bytes received with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientHello {
     bytes: Bytes,
@@ -53,7 +53,7 @@ pub(crate) enum Route {
     Splice,
 }
 
-/// Why there is no ClientHello. The connection must be closed.
+/// Why there is no `ClientHello`. The connection must be closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HelloError {
     #[error("no complete ClientHello within {HELLO_TIMEOUT:?}")]
@@ -73,7 +73,7 @@ pub(crate) struct Replayed<IO> {
     io: IO,
 }
 
-/// Reads the ClientHello of a client on `io`, which gets an alert if it sends something else. Not cancel safe:
+/// Reads the `ClientHello` of a client on `io`, which gets an alert if it sends something else. Not cancel safe:
 /// the bytes read so far are lost.
 pub(crate) async fn read(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<ClientHello, HelloError> {
     tokio::time::timeout(HELLO_TIMEOUT, read_untimed(io)).await.map_err(|_| HelloError::Timeout)?
@@ -88,18 +88,16 @@ async fn read_untimed(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<
             return Err(HelloError::TooLong);
         }
         let before = bytes.len();
-        let mut part = [0; READ_MAX_BYTES];
-        let read = io.read(&mut part[..room.min(READ_MAX_BYTES)]).await?;
-        if read == 0 {
+        bytes.reserve(READ_BYTES);
+        if (&mut *io).take(room as u64).read_buf(&mut bytes).await? == 0 {
             return Err(HelloError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
-        bytes.extend_from_slice(&part[..read]);
         match parser.parse(&bytes[before..]) {
             Ok(None) => {}
-            Ok(Some((server_name, is_acme))) => {
+            Ok(Some(Parsed { server_name, is_acme })) => {
                 return Ok(ClientHello { bytes: bytes.freeze(), server_name, is_acme });
             }
-            Err((error, alert)) => {
+            Err(NotHello { error, alert }) => {
                 // The peer may have closed already.
                 let _ = io.write_all(&alert).await;
                 return Err(HelloError::NotTls(error));
@@ -108,14 +106,27 @@ async fn read_untimed(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<
     }
 }
 
-/// Parses a ClientHello that arrives in parts.
+/// Parses a `ClientHello` that arrives in parts.
 #[derive(Default)]
 struct Parser(Acceptor);
 
+/// The content of a `ClientHello`.
+struct Parsed {
+    /// `None` also if it is malformed.
+    server_name: Option<String>,
+    is_acme: bool,
+}
+
+/// The first bytes are something else.
+struct NotHello {
+    error: rustls::Error,
+    /// The TLS record for the client.
+    alert: Vec<u8>,
+}
+
 impl Parser {
-    /// Takes the next bytes. Returns the server name, and whether ALPN has `acme-tls/1`, when the message is
-    /// complete. A malformed server name counts as none; terminating TLS then fails. Fails with an alert for the client.
-    fn parse(&mut self, mut new: &[u8]) -> Result<Option<(Option<String>, bool)>, (rustls::Error, Vec<u8>)> {
+    /// Takes the next bytes. Returns the content when the message is complete.
+    fn parse(&mut self, mut new: &[u8]) -> Result<Option<Parsed>, NotHello> {
         while !new.is_empty() {
             // Takes a part only if its buffer is small.
             let taken = self.0.read_tls(&mut new);
@@ -124,20 +135,22 @@ impl Parser {
                 Ok(Some(accepted)) => {
                     let hello = accepted.client_hello();
                     let is_acme = hello.alpn().is_some_and(|mut offered| offered.any(|one| one == ACME_TLS));
-                    return Ok(Some((hello.server_name().map(str::to_owned), is_acme)));
+                    return Ok(Some(Parsed { server_name: hello.server_name().map(str::to_owned), is_acme }));
                 }
-                // Old clients send `HOST:PORT`, which rustls refuses and Go's servers ignore.
+                // Old clients send `HOST:PORT`. Providers ignore it. rustls does not, so the gateway cannot
+                // terminate such a connection.
                 Err((rustls::Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName), _)) => {
-                    return Ok(Some((None, false)));
+                    return Ok(Some(Parsed { server_name: None, is_acme: false }));
                 }
-                Err((error, mut alert)) => {
-                    let mut bytes = Vec::new();
-                    let _ = alert.write_all(&mut bytes);
-                    return Err((error, bytes));
+                Err((error, mut written)) => {
+                    let mut alert = Vec::new();
+                    let _ = written.write_all(&mut alert);
+                    return Err(NotHello { error, alert });
                 }
             }
             if let Err(error) = taken {
-                return Err((rustls::Error::General(error.to_string()), Vec::new()));
+                let error = rustls::Error::General(error.to_string());
+                return Err(NotHello { error, alert: Vec::new() });
             }
         }
         Ok(None)
@@ -169,7 +182,7 @@ impl ClientHello {
         }
     }
 
-    /// Returns a stream on which a TLS server reads the ClientHello again.
+    /// Returns a stream on which a TLS server reads the `ClientHello` again.
     pub(crate) fn replay<IO>(self, io: IO) -> Replayed<IO> {
         Replayed { received: self.bytes, io }
     }

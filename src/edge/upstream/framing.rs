@@ -170,7 +170,7 @@ impl Scanner {
     fn after_line(&self) -> State {
         let is_empty = self.line.is_empty();
         match self.state {
-            State::RequestLine if is_empty => State::RequestLine,
+            State::RequestLine | State::Trailers if is_empty => State::RequestLine,
             State::RequestLine => State::Headers { length: None, is_chunked: false },
             State::Headers { length, is_chunked } if is_empty => match (length, is_chunked) {
                 (_, true) => State::ChunkSize,
@@ -184,7 +184,6 @@ impl Scanner {
                 Some(size) => size.checked_add(2).map_or(State::Rejected, State::Chunk),
                 None => State::Rejected,
             },
-            State::Trailers if is_empty => State::RequestLine,
             other => other,
         }
     }

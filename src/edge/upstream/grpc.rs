@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::headers;
@@ -77,9 +78,18 @@ struct Inner {
     target: Target,
     authority: Authority,
     /// Locked while connecting, so that calls share one attempt.
-    connection: Mutex<Option<SendRequest<RequestBody>>>,
+    connection: Mutex<Connection>,
     calls: Arc<Semaphore>,
     drain: Drain,
+}
+
+/// The shared connection.
+#[derive(Debug, Default)]
+struct Connection {
+    sender: Option<SendRequest<RequestBody>>,
+    /// Time of the last failed attempt. Calls that waited for it share its result: one attempt after the other
+    /// would let them wait for a long time.
+    failed: Option<Instant>,
 }
 
 /// The body of a response. If the provider fails, ends with the status `UNAVAILABLE`.
@@ -117,10 +127,10 @@ impl UpstreamGrpc {
         drain: Drain,
     ) -> Result<Self, TargetError> {
         let target = Target::new(endpoint, name, trust, ALPN_HTTP2)?;
-        let name = target.name();
-        let authority = Authority::try_from(&*name).map_err(|_| TargetError::Name(name))?;
+        let host = target.host();
+        let authority = Authority::try_from(&*host).map_err(|_| TargetError::Name(host))?;
         let calls = Arc::new(Semaphore::new(CALLS_MAX as usize));
-        Ok(Self(Arc::new(Inner { target, authority, connection: Mutex::new(None), calls, drain })))
+        Ok(Self(Arc::new(Inner { target, authority, connection: Mutex::default(), calls, drain })))
     }
 
     /// Forwards a call. Dropping the future or the body resets its stream.
@@ -182,13 +192,24 @@ impl UpstreamGrpc {
     }
 
     async fn connection(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {
+        let asked = Instant::now();
         let mut shared = self.0.connection.lock().await;
-        if let Some(connection) = shared.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        if let Some(sender) = shared.sender.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
         }
-        let opened = self.connect().await?;
-        *shared = Some(opened.clone());
-        Ok(opened)
+        if shared.failed.is_some_and(|failed| failed > asked) {
+            return Err(GrpcFailure::Connect);
+        }
+        match self.connect().await {
+            Ok(sender) => {
+                shared.sender = Some(sender.clone());
+                Ok(sender)
+            }
+            Err(failure) => {
+                shared.failed = Some(Instant::now());
+                Err(failure)
+            }
+        }
     }
 
     async fn connect(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {

@@ -151,8 +151,8 @@ impl UpstreamProvider {
         drain: Drain,
     ) -> Result<Self, TargetError> {
         let target = Target::new(endpoint, name, trust, ALPN_HTTP1)?;
-        let name = target.name();
-        let host = HeaderValue::from_str(&name).map_err(|_| TargetError::Name(name))?;
+        let host = target.host();
+        let host = HeaderValue::from_str(&host).map_err(|_| TargetError::Name(host))?;
         let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
         Ok(Self { target, host, pool: Pool::default(), requests, tunnels, drain })
     }
@@ -161,28 +161,16 @@ impl UpstreamProvider {
     /// is then an extension of the response. After a response 101 a task copies bytes both ways, until one side
     /// ends or the gateway drains. Dropping the future or the body closes the connection to the provider.
     pub(crate) async fn forward(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
-        let rejected = match self.checked(&request) {
-            Ok(()) => match self.handshake(&mut request) {
-                Ok(handshake) => match self.exchange(request, handshake).await {
-                    Ok(response) => return response,
-                    Err(failure) => return failed(failure),
-                },
-                Err(failure) => failure,
-            },
-            Err(failure) => failure,
-        };
-        // A client that waits for 100 gets the rejection instead. Reading would ask it for the body.
-        if !request.headers().contains_key(EXPECT) {
-            discard(request.into_body()).await;
+        match check(&request).and_then(|()| self.handshake(&mut request)) {
+            Ok(handshake) => self.exchange(request, handshake).await.unwrap_or_else(failed),
+            Err(failure) => {
+                // A client that waits for 100 gets the rejection instead. Reading would ask it for the body.
+                if !request.headers().contains_key(EXPECT) {
+                    discard(request.into_body()).await;
+                }
+                failed(failure)
+            }
         }
-        failed(rejected)
-    }
-
-    fn checked(&self, request: &Request<Incoming>) -> Result<(), Failure> {
-        if request.body().size_hint().lower() > REQUEST_MAX_BYTES as u64 {
-            return Err(Failure::TOO_LARGE);
-        }
-        check_head(request.method(), request.uri(), request.version(), request.headers())
     }
 
     /// Prepares a tunnel if `request` asks for one.
@@ -338,6 +326,13 @@ impl UpstreamProvider {
         head.extensions.clear();
         Ok(Response::from_parts(head, ResponseBody(Content::Text(None))))
     }
+}
+
+fn check(request: &Request<Incoming>) -> Result<(), Failure> {
+    if request.body().size_hint().lower() > REQUEST_MAX_BYTES as u64 {
+        return Err(Failure::TOO_LARGE);
+    }
+    check_head(request.method(), request.uri(), request.version(), request.headers())
 }
 
 /// Checks the parts of a request that the provider could understand differently.

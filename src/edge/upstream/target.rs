@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, IpAddr, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -88,10 +88,18 @@ pub(crate) struct Target {
     endpoint: Endpoint,
     name: ServerName<'static>,
     tls: TlsConnector,
-    /// Checked after the handshake, because a query takes time that a verifier of TLS does not have.
-    published: Option<(Option<Arc<WebPkiServerVerifier>>, Arc<dyn ChainVerifier>)>,
+    /// `None`: TLS checks the certificate.
+    after_handshake: Option<CertificateCheck>,
     /// Limits the log lines about failures.
     failure_log: Arc<Mutex<Bucket>>,
+}
+
+/// Checks a certificate after the handshake: a query of the chain is asynchronous, and a verifier of TLS is not.
+#[derive(Clone)]
+struct CertificateCheck {
+    /// `None`: the system has no authorities.
+    authorities: Option<Arc<WebPkiServerVerifier>>,
+    chain: Arc<dyn ChainVerifier>,
 }
 
 /// Why there is no connection.
@@ -154,16 +162,16 @@ impl Target {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(library)?;
         let authorities = Arc::new(trust.authorities()?);
-        let (config, published) = match trust {
+        let (config, after_handshake) = match trust {
             Trust::Authorities(_) | Trust::System => (builder.with_root_certificates(authorities), None),
             Trust::SystemOrChain(chain) => {
                 let verifier =
                     WebPkiServerVerifier::builder_with_provider(authorities, Arc::clone(&provider));
-                // Fails if the system has no authorities; the chain is still an answer.
-                let verifier = verifier.build().ok();
+                // Fails if the system has no authorities.
+                let check = CertificateCheck { authorities: verifier.build().ok(), chain: Arc::clone(chain) };
                 let possession = Arc::new(PossessionOnly((*provider).clone()));
                 let builder = builder.dangerous().with_custom_certificate_verifier(possession);
-                (builder, Some((verifier, Arc::clone(chain))))
+                (builder, Some(check))
             }
         };
         let mut config = config.with_no_client_auth();
@@ -172,12 +180,15 @@ impl Target {
         config.resumption = Resumption::disabled();
         let tls = TlsConnector::from(Arc::new(config));
         let failure_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL))));
-        Ok(Self { endpoint, name, tls, published, failure_log })
+        Ok(Self { endpoint, name, tls, after_handshake, failure_log })
     }
 
-    /// Returns the name that the provider must present a certificate for.
-    pub(super) fn name(&self) -> String {
-        self.name.to_str().into_owned()
+    /// Returns the provider's name, as it stands in a `Host` header.
+    pub(super) fn host(&self) -> String {
+        match &self.name {
+            ServerName::IpAddress(IpAddr::V6(_)) => format!("[{}]", self.name.to_str()),
+            name => name.to_str().into_owned(),
+        }
     }
 
     /// Opens a TLS connection. Its certificate is checked. Presents no client certificate. Logs failures.
@@ -204,7 +215,7 @@ impl Target {
     }
 
     async fn check_certificate(&self, tls: &TlsStream<TcpStream>) -> Result<(), ConnectError> {
-        let Some((authorities, chain)) = &self.published else {
+        let Some(CertificateCheck { authorities, chain }) = &self.after_handshake else {
             return Ok(());
         };
         let rejected = |error| ConnectError::Certificate(self.name.clone(), error);

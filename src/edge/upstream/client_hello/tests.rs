@@ -59,7 +59,8 @@ async fn hello_in_parts_is_read_and_replayed() {
 #[tokio::test]
 async fn route_depends_on_name_mode_and_challenge() {
     use MtlsMode::{Passthrough, Terminate};
-    let cases: &[(Option<&str>, &[&[u8]], MtlsMode, Route)] = &[
+    type Case<'a> = (Option<&'a str>, &'a [&'a [u8]], MtlsMode, Route);
+    let cases: &[Case<'_>] = &[
         (Some("gw.example"), &[], Passthrough, Route::Terminate),
         (Some("GW.example"), &[b"http/1.1"], Passthrough, Route::Terminate),
         (Some("mtls.gw.example"), &[], Passthrough, Route::Splice),

@@ -203,6 +203,21 @@ async fn absent_provider_is_unavailable_until_it_is_back() {
 }
 
 #[tokio::test]
+async fn waiting_calls_share_a_failed_attempt() {
+    // A provider that accepts connections, and never answers.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pki = pki(b"h2");
+    let trust = Trust::Authorities(pki.authority.clone());
+    let endpoint = endpoint(listener.local_addr().unwrap());
+    let client = UpstreamGrpc::new(endpoint, Some(NAME), &trust, Drain::default()).unwrap();
+    let start = tokio::time::Instant::now();
+    let calls = futures_util::future::join_all((0..5).map(|_| client.forward(call("/a.B/C", ""))));
+    let calls = soon(calls).await;
+    assert!(calls.iter().all(|call| matches!(call, Err(GrpcFailure::Connect))));
+    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn request_above_the_limit_is_refused() {
     let provider = StandIn::start(|request| async {
         let read = request.into_body().collect().await;

@@ -429,3 +429,48 @@ async fn client_that_leaves_ends_its_request() {
     drop(client);
     soon(ended.recv()).await.unwrap();
 }
+
+#[tokio::test]
+async fn request_that_stops_gets_408_after_300_s() {
+    let (seen, mut received) = mpsc::channel(1);
+    let provider = StandIn::start(move |mut io, _| {
+        let seen = seen.clone();
+        async move {
+            read_head(&mut io).await;
+            seen.send(read_bytes(&mut io, 3).await).await.unwrap();
+            assert_eq!(io.read(&mut [0]).await.unwrap_or_default(), 0);
+        }
+    })
+    .await;
+    let front = Front::start(&provider).await;
+    let mut client = front.connect().await;
+    client.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nabc").await.unwrap();
+    soon(received.recv()).await.unwrap();
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    let mut head = [0; 28];
+    client.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head[..], b"HTTP/1.1 408 Request Timeout");
+    let elapsed = start.elapsed().as_secs();
+    assert!((299..302).contains(&elapsed), "{elapsed}");
+}
+
+#[tokio::test]
+async fn response_that_stops_is_cut_after_130_s() {
+    let provider = StandIn::start(|mut io, _| async move {
+        read_head(&mut io).await;
+        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
+        assert_eq!(io.read(&mut [0]).await.unwrap_or_default(), 0);
+    })
+    .await;
+    let front = Front::start(&provider).await;
+    let mut client = front.connect().await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_head(&mut client).await;
+    assert_eq!(read_bytes(&mut client, 3).await, b"abc");
+    tokio::time::pause();
+    let start = tokio::time::Instant::now();
+    assert_eq!(client.read(&mut [0; 10]).await.unwrap_or_default(), 0);
+    let elapsed = start.elapsed().as_secs();
+    assert!((129..132).contains(&elapsed), "{elapsed}");
+}

@@ -111,7 +111,8 @@ async fn foreign_name_is_spliced_with_its_client_certificate() {
     let mut front = Front::start(listener.local_addr().unwrap(), &gateway_pki, 1).await;
 
     let expected = certificate.clone();
-    let provider = tokio::spawn(async move {
+    let mut provider = JoinSet::new();
+    provider.spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
         let io = acceptor.accept(socket).await.unwrap();
         let (_, session) = io.get_ref();
@@ -129,15 +130,15 @@ async fn foreign_name_is_spliced_with_its_client_certificate() {
     let io = soon(tls.connect(name(NAME), socket)).await.unwrap();
     assert!(front.limiter.try_acquire().is_none());
     let (mut read, mut write) = tokio::io::split(io);
-    let sent = noise(2_000_000);
+    let bytes = noise(2_000_000);
     let send = async {
-        write.write_all(&sent).await.unwrap();
+        write.write_all(&bytes).await.unwrap();
         write.shutdown().await.unwrap();
     };
-    let ((), received) = tokio::join!(send, read_bytes(&mut read, sent.len()));
-    assert!(received == sent);
+    let ((), received) = tokio::join!(send, read_bytes(&mut read, bytes.len()));
+    assert!(received == bytes);
     assert_eq!(soon(read_all(&mut read)).await, "the end");
-    assert_eq!(soon(provider).await.unwrap(), sent.len() as u64);
+    assert_eq!(soon(provider.join_next()).await.unwrap().unwrap(), bytes.len() as u64);
     drop((read, write));
     let copied = soon(front.ends.recv()).await.unwrap().unwrap();
     assert_eq!(copied.end, CopyEnd::Complete);
@@ -156,7 +157,7 @@ async fn public_name_is_terminated() {
     assert!(failed.to_string().contains("gw.example"), "{failed}");
 }
 
-/// Sends a ClientHello without a name, and no more.
+/// Sends a `ClientHello` without a name, and no more.
 async fn hello(front: &Front) -> (TcpStream, Vec<u8>) {
     let config = client(&pki(b"http/1.1"), None).config().clone();
     let mut config = (*config).clone();
