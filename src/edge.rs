@@ -24,5 +24,7 @@ pub mod server;
 pub mod service;
 mod stream_supervisor;
 pub mod tls;
+#[allow(dead_code, reason = "not connected yet")]
+mod upstream;
 #[allow(dead_code, reason = "for the REST port")]
 pub mod websocket;
