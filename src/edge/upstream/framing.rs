@@ -64,13 +64,14 @@ struct Line {
     kept: [u8; LINE_KEPT_BYTES],
     /// Bytes of the line, also those not kept.
     length: usize,
+    last: u8,
 }
 
 // === impl FramingGuard ===
 
 impl<IO> FramingGuard<IO> {
     pub(crate) fn new(io: IO) -> Self {
-        let line = Line { kept: [0; LINE_KEPT_BYTES], length: 0 };
+        let line = Line { kept: [0; LINE_KEPT_BYTES], length: 0, last: 0 };
         Self { io, scanner: Scanner { state: State::RequestLine, line } }
     }
 
@@ -170,6 +171,8 @@ impl Scanner {
     fn after_line(&self) -> State {
         let is_empty = self.line.is_empty();
         match self.state {
+            // Only a head may have lines that end without a carriage return: hyper reads on in a trailer.
+            State::ChunkSize | State::Trailers if !self.line.ends_with_return() => State::Rejected,
             State::RequestLine | State::Trailers if is_empty => State::RequestLine,
             State::RequestLine => State::Headers { length: None, is_chunked: false },
             State::Headers { length, is_chunked } if is_empty => match (length, is_chunked) {
@@ -233,6 +236,7 @@ impl Line {
             room[..taken].copy_from_slice(&part[..taken]);
         }
         self.length = self.length.saturating_add(part.len());
+        self.last = part.last().copied().unwrap_or(self.last);
     }
 
     fn is_whole(&self) -> bool {
@@ -241,6 +245,10 @@ impl Line {
 
     fn kept(&self) -> &[u8] {
         &self.kept[..self.length.min(LINE_KEPT_BYTES)]
+    }
+
+    fn ends_with_return(&self) -> bool {
+        self.length > 0 && self.last == b'\r'
     }
 
     fn is_empty(&self) -> bool {
