@@ -73,8 +73,8 @@ pub(crate) struct Replayed<IO> {
     io: IO,
 }
 
-/// Reads the `ClientHello` of a client on `io`, which gets an alert if it sends something else. Not cancel safe:
-/// the bytes read so far are lost.
+/// Reads the `ClientHello` of a client on `io`, which gets an alert if it sends something else. Not cancel
+/// safe: the bytes read so far are lost.
 pub(crate) async fn read(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<ClientHello, HelloError> {
     tokio::time::timeout(HELLO_TIMEOUT, read_untimed(io)).await.map_err(|_| HelloError::Timeout)?
 }
@@ -170,8 +170,8 @@ impl ClientHello {
         &self.bytes
     }
 
-    /// Decides what happens to the connection. `is_public` returns whether a server name is a public host name
-    /// of the gateway. A challenge of a certificate authority is the provider's, whatever its name.
+    /// Decides what happens to the connection. `is_public` returns whether a server name is a public host
+    /// name of the gateway. A challenge of a certificate authority is the provider's, whatever its name.
     pub(crate) fn route(&self, mode: MtlsMode, is_public: impl FnOnce(&str) -> bool) -> Route {
         if self.is_acme {
             Route::Splice

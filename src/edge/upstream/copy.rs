@@ -59,8 +59,8 @@ struct Counted<IO> {
     progress: Arc<Progress>,
 }
 
-/// Copies both ways between `client` and `upstream`. The end of one side closes the sending side of the other.
-/// Dropping the future drops both streams.
+/// Copies both ways between `client` and `upstream`. The end of one side closes the sending side of the
+/// other. Dropping the future drops both streams.
 pub(super) async fn copy_both(
     client: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,

@@ -6,8 +6,8 @@
 //! and hyper. It follows the framing of requests, and makes the line that completes a conflict invalid: hyper
 //! answers 400 and closes the connection. All other bytes pass unchanged.
 //!
-//! The bytes after an upgrade are scanned too. That is harmless: masked websocket frames contain the two lines
-//! by intention only, and then cost the sender its own connection.
+//! The bytes after an upgrade are scanned too. That is harmless: masked websocket frames contain the two
+//! lines by intention only, and then cost the sender its own connection.
 
 use std::io;
 use std::pin::Pin;
@@ -126,7 +126,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for FramingGuard<IO> {
 // === impl Scanner ===
 
 impl Scanner {
-    /// Takes the next bytes. Returns how many of them pass. The last one is changed if the request is rejected.
+    /// Takes the next bytes. Returns how many of them pass. The last one is changed if the request is
+    /// rejected.
     fn scan(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() {

@@ -87,8 +87,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Connection {
     sender: Option<SendRequest<RequestBody>>,
-    /// Time of the last failed attempt. Calls that waited for it share its result: one attempt after the other
-    /// would let them wait for a long time.
+    /// Time of the last failed attempt. Calls that waited for it share its result: one attempt after the
+    /// other would let them wait for a long time.
     failed: Option<Instant>,
 }
 
@@ -175,7 +175,8 @@ impl UpstreamGrpc {
         Request::from_parts(head, body.boxed_unsync())
     }
 
-    /// Sends a call on the shared connection. If that one closes before the call is sent, sends it on another.
+    /// Sends a call on the shared connection. If that one closes before the call is sent, sends it on
+    /// another.
     async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, GrpcFailure> {
         let mut unsent = request;
         for is_last in [false, true] {

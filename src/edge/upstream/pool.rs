@@ -46,7 +46,8 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Keeps a connection whose response was received whole. Drops it, which closes it, if there are too many.
+    /// Keeps a connection whose response was received whole. Drops it, which closes it, if there are too
+    /// many.
     pub(super) fn put(&self, sender: SendRequest<B>) {
         if sender.is_closed() {
             return;

@@ -157,9 +157,10 @@ impl UpstreamProvider {
         Ok(Self { target, host, pool: Pool::default(), requests, tunnels, drain })
     }
 
-    /// Forwards a request. Returns the provider's response, or a text with the status of the [`Failure`], which
-    /// is then an extension of the response. After a response 101 a task copies bytes both ways, until one side
-    /// ends or the gateway drains. Dropping the future or the body closes the connection to the provider.
+    /// Forwards a request. Returns the provider's response, or a text with the status of the [`Failure`],
+    /// which is then an extension of the response. After a response 101 a task copies bytes both ways, until
+    /// one side ends or the gateway drains. Dropping the future or the body closes the connection to the
+    /// provider.
     pub(crate) async fn forward(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
         match check(&request).and_then(|()| self.handshake(&mut request)) {
             Ok(handshake) => self.exchange(request, handshake).await.unwrap_or_else(failed),

@@ -49,8 +49,8 @@ impl Splicer {
         let copy = async {
             let mut upstream = self.endpoint.connect().await.map_err(SpliceError::Connect)?;
             let sent = hello.bytes().len() as u64;
-            // Fits into the socket's empty buffer, or waits for an upstream that reads nothing: no longer than
-            // an idle connection.
+            // Fits into the socket's empty buffer, or waits for an upstream that reads nothing: no longer
+            // than an idle connection.
             let first = tokio::time::timeout(IDLE, upstream.write_all(hello.bytes())).await;
             first
                 .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))

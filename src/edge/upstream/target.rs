@@ -94,7 +94,8 @@ pub(crate) struct Target {
     failure_log: Arc<Mutex<Bucket>>,
 }
 
-/// Checks a certificate after the handshake: a query of the chain is asynchronous, and a verifier of TLS is not.
+/// Checks a certificate after the handshake: a query of the chain is asynchronous, and a verifier of TLS is
+/// not.
 #[derive(Clone)]
 struct CertificateCheck {
     /// `None`: the system has no authorities.
@@ -256,7 +257,8 @@ impl Trust {
                 return Err(failed(PemError::NoCertificate));
             }
         } else {
-            // An unreadable authority matters only if no other one vouches for the provider; connecting reports it.
+            // An unreadable authority matters only if no other one vouches for the provider; connecting
+            // reports it.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         Ok(roots)

@@ -67,8 +67,8 @@ async fn ambiguous_requests_get_400_and_go_nowhere() {
             }
             let _ = client.shutdown().await;
             let response = read_all(&mut client).await;
-            // A byte that arrives after the gateway has closed resets the connection, also before the client has
-            // read the response. hyper closes a connection that begins as HTTP/2 without a response.
+            // A byte that arrives after the gateway has closed resets the connection, also before the client
+            // has read the response. hyper closes a connection that begins as HTTP/2 without a response.
             if response.is_empty() && (parts == 1 || request.starts_with("PRI ")) {
                 continue;
             }

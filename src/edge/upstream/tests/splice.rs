@@ -20,8 +20,8 @@ use crate::edge::upstream::copy::{Copied, CopyEnd};
 use crate::edge::upstream::splice::{SpliceError, Splicer};
 use crate::edge::upstream::tunnel_limit::TunnelLimiter;
 
-/// A gateway that splices every connection that is not for its public name, `gw.example`, to the provider, and
-/// terminates the others.
+/// A gateway that splices every connection that is not for its public name, `gw.example`, to the provider,
+/// and terminates the others.
 struct Front {
     address: SocketAddr,
     drain: Drain,
