@@ -12,6 +12,7 @@ use divan::{Bencher, black_box};
 use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::{Chunk, Chunker};
+use leasemux::logs::entry_name::NameStyle;
 use leasemux::logs::message::{self, Representation};
 use leasemux::logs::ring::{Ring, RingReader};
 use leasemux::logs::websocket::LineEncoder;
@@ -59,7 +60,7 @@ fn chunks(line: usize) -> Vec<Chunk> {
 
 fn ring() -> Arc<Ring> {
     let metrics = Exporter::new().unwrap().metrics;
-    Arc::new(Ring::new(replica(), Limits::default().ring_max_bytes, &metrics))
+    Arc::new(Ring::new(replica(), NameStyle::default(), Limits::default().ring_max_bytes, &metrics))
 }
 
 #[divan::bench(args = LINES)]
@@ -90,19 +91,19 @@ fn join_lines_to_chunks(bencher: Bencher<'_, '_>, line: usize) {
 
 #[divan::bench(args = LINES)]
 fn encode_a_chunk(bencher: Bencher<'_, '_>, line: usize) {
-    encode(bencher, line, Representation::Plain);
+    encode(bencher, line, false);
 }
 
 #[divan::bench(args = LINES)]
 fn encode_a_chunk_with_times(bencher: Bencher<'_, '_>, line: usize) {
-    encode(bencher, line, Representation::Timestamped);
+    encode(bencher, line, true);
 }
 
-fn encode(bencher: Bencher<'_, '_>, line: usize, representation: Representation) {
+fn encode(bencher: Bencher<'_, '_>, line: usize, times: bool) {
     let (replica, instance, chunk) = (replica(), instance(), chunks(line).remove(0));
     bencher
         .counter(BytesCount::of_slice(&chunk.data))
-        .bench_local(|| message::encode_lines(&replica, &instance, black_box(&chunk), representation));
+        .bench_local(|| message::encode_lines(&replica, &instance, black_box(&chunk), times));
 }
 
 /// Encodes the lines of a batch as websocket frames. The second argument: one quote in so many bytes.

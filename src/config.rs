@@ -29,6 +29,7 @@ mod demo;
 mod file;
 mod identity;
 mod resolver;
+pub(crate) mod rest;
 mod serve;
 mod shell;
 mod start_checks;

@@ -4,7 +4,8 @@
 //! 1. [`actor`] tails the replica's log, and starts with the first follower. [`actors`] is the registry.
 //! 2. [`chunk`] groups lines into chunks. A chunk leaves when it is full, at once after a quiet moment, or at
 //!    the end of the pace interval.
-//! 3. [`message`] encodes a chunk as a gRPC message, once per representation.
+//! 3. `encoder` encodes a chunk, once per representation: as a gRPC message ([`message`], `published`) or as
+//!    websocket frames ([`websocket`]).
 //! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
 //! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
 //!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
@@ -29,16 +30,14 @@ pub(crate) mod body;
 pub mod chunk;
 #[allow(dead_code, reason = "not connected yet")]
 pub(crate) mod collector;
-#[allow(dead_code, reason = "not connected yet")]
-pub(crate) mod entry_name;
+mod encoder;
+pub mod entry_name;
 pub mod message;
-#[allow(dead_code, reason = "not connected yet")]
+#[allow(dead_code, reason = "notices of errors and ends are for the REST port")]
 pub mod notice;
-#[allow(dead_code, reason = "not connected yet")]
 mod published;
 mod replica_stream;
 pub mod ring;
-#[allow(dead_code, reason = "for the REST port")]
 pub mod websocket;
 
 /// A validated request for logs.

@@ -11,15 +11,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::authenticator::Authenticator;
 use crate::access::{chain, dir};
-use crate::config::ServeConfig;
+use crate::config::{PlatformKind, ServeConfig};
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
 use crate::edge::drain::Drain;
-use crate::edge::server::{self, Server};
+use crate::edge::rest::{RestService, RestSettings};
+use crate::edge::server::{self, Protocol, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
 use crate::logs::actor::ActorContext;
 use crate::logs::actors::ActorRegistry;
+use crate::logs::entry_name::NameStyle;
 use crate::model::id::LeaseId;
 use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
@@ -127,9 +129,17 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     fd_limit::apply(&mut config.limits, config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
-    let sni_configs = sni_configs(&config, &notifier, &exporter)?;
+    let certificates = certificates(&config, &notifier, &exporter)?;
+    let sni_configs = certificates.grpc_configs(&config.public_hostnames)?;
     let bind = |flag, address| bind(address).map_err(|source| ServeError::Listen { flag, address, source });
     let socket = bind("--listen", config.listen)?;
+    let rest_port = match config.rest.rest_listen {
+        Some(address) => {
+            let tls = certificates.rest_configs(&config.public_hostnames)?;
+            Some((bind("--rest-listen", address)?, tls))
+        }
+        None => None,
+    };
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = setup::trust(&config, &notifier, &exporter.metrics).await?;
@@ -150,6 +160,10 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         platform: Arc::clone(&platform),
         limits: Arc::clone(&limits),
         metrics: exporter.metrics.clone(),
+        names: config.rest.rest_names.unwrap_or(match config.platform {
+            PlatformKind::Local => NameStyle::Replica,
+            PlatformKind::Kube | PlatformKind::Node => NameStyle::Pod,
+        }),
     };
     let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
     let actors = ActorRegistry::new(context);
@@ -161,8 +175,23 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     };
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
-    let server = Server { connections: Connections::new(service, routes), tls: sni_configs, trusted_proxies };
+    let connections = Connections::new(service.clone(), routes);
+    let server = Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
+    let mut rest_address = None;
+    if let (Some((socket, tls)), Some(provider)) = (rest_port, config.access.provider) {
+        let settings = RestSettings {
+            provider,
+            public_host: config.public_hostnames.first().cloned().unwrap_or_default(),
+            notices: config.rest.rest_notices,
+            token_grace: config.rest.token_grace(),
+        };
+        let protocol = Protocol::Rest(RestService::new(service, settings));
+        let server = Server { protocol, tls, ..server.clone() };
+        let listener = listen("--rest-listen", socket)?;
+        rest_address = Some(listener.local_addr().map_err(internal)?);
+        drain.spawn(server.serve(listener));
+    }
     drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;
     readiness.set(true);
@@ -183,25 +212,60 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         _side: side,
     };
     let (gateway, admin) = addresses;
-    tracing::info!(%gateway, %admin, platform = running.platform.name(), "ready");
-    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
+    tracing::info!(
+        %gateway,
+        %admin,
+        rest = rest_address.map(tracing::field::display),
+        platform = running.platform.name(),
+        "ready"
+    );
+    let rest = rest_address.map(|address| format!(" rest https://{address}")).unwrap_or_default();
+    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}{rest}")))
 }
 
-/// Builds the TLS configurations by host name. Certificates are reloaded when their files change.
-fn sni_configs(
+/// The certificates that the ports present.
+struct Certificates {
+    own: Arc<tls::ReloadingCert>,
+    /// The one of an authority, for the public host names.
+    public: Option<Arc<tls::ReloadingCert>>,
+}
+
+// === impl Certificates ===
+
+impl Certificates {
+    /// Builds the configurations of the gRPC port.
+    fn grpc_configs(&self, hosts: &[String]) -> Result<tls::SniConfigs, ServeError> {
+        let sni_configs = tls::SniConfigs::from(Arc::new(tls::server_config(Arc::clone(&self.own) as _)?));
+        let Some(public) = &self.public else { return Ok(sni_configs) };
+        let public = tls::public_server_config(Arc::clone(public) as _)?;
+        Ok(sni_configs.with_public(hosts, Arc::new(public)))
+    }
+
+    /// Builds the configurations of the REST port. It asks clients of the public names for a certificate too:
+    /// clients that have one and no token can then read logs.
+    fn rest_configs(&self, hosts: &[String]) -> Result<tls::SniConfigs, ServeError> {
+        let config = |certificate: &Arc<tls::ReloadingCert>| {
+            tls::http1_server_config(Arc::clone(certificate) as _).map(Arc::new)
+        };
+        let sni_configs = tls::SniConfigs::from(config(&self.own)?);
+        let Some(public) = &self.public else { return Ok(sni_configs) };
+        Ok(sni_configs.with_public(hosts, config(public)?))
+    }
+}
+
+/// Opens the certificates. They are reloaded when their files change.
+fn certificates(
     config: &ServeConfig,
     notifier: &Notifier,
     exporter: &Exporter,
-) -> Result<tls::SniConfigs, ServeError> {
-    let own = tls::server_config(Arc::new(certificate(config, notifier, exporter)?))?;
-    let sni_configs = tls::SniConfigs::from(Arc::new(own));
+) -> Result<Certificates, ServeError> {
+    let own = Arc::new(certificate(config, notifier, exporter)?);
     let (Some(certificate), Some(key)) = (&config.access.ca_tls_cert, &config.access.ca_tls_key) else {
-        return Ok(sni_configs);
+        return Ok(Certificates { own, public: None });
     };
     let ends = exporter.metrics.ca_certificate_end.clone();
-    let pair = tls::ReloadingCert::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
-    let public = tls::public_server_config(Arc::new(pair))?;
-    Ok(sni_configs.with_public(&config.public_hostnames, Arc::new(public)))
+    let public = tls::ReloadingCert::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
+    Ok(Certificates { own, public: Some(Arc::new(public)) })
 }
 
 /// Opens the configured certificate, or the gateway's own, which is created if it does not exist.

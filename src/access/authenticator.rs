@@ -66,6 +66,11 @@ impl ClientCertificate {
     pub fn new(chain: Option<&[CertificateDer<'_>]>) -> Self {
         Self(chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_presented))
     }
+
+    /// Returns whether the client presented a certificate, of any form.
+    pub(crate) fn is_present(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 // === impl Authenticator ===
@@ -202,6 +207,16 @@ impl From<Refusal> for AuthError {
 // === impl CredentialValidity ===
 
 impl CredentialValidity {
+    /// Lets a stream outlive its token until it is `grace` old. Withdrawn trust still ends it, and so does
+    /// the expiry of a certificate.
+    #[must_use]
+    pub(crate) fn with_token_grace(mut self, grace: Duration) -> Self {
+        if self.expired == Refusal::TokenExpired {
+            self.expires = self.expires.max(Instant::now() + grace);
+        }
+        self
+    }
+
     /// Waits until the credential is no longer valid and returns the reason. Cancel safe.
     pub(crate) async fn ended(&self) -> Refusal {
         tokio::select! {

@@ -11,6 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
 use super::resolver::Resolver;
+use super::rest::{self, RestOptions};
 use super::start_checks::StartChecks;
 use super::value::{
     Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be, name, network,
@@ -87,6 +88,8 @@ pub struct ServeConfig {
     pub(crate) kube: KubeOptions,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
+    #[command(flatten)]
+    pub(crate) rest: RestOptions,
     #[command(flatten)]
     pub(crate) local: LocalOptions,
     #[command(flatten)]
@@ -171,12 +174,18 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
         resolver.require("node_name", "the name of the node on which the gateway runs, as in the cluster");
         resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
     }
-    for id in ["listen", "admin_listen"] {
+    rest::check(resolver);
+    for id in ["listen", "admin_listen", "rest_listen"] {
         resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
     }
-    let address = |id| resolver.get::<SocketAddr>(id).copied();
-    if address("listen").zip(address("admin_listen")).is_some_and(|(one, other)| collide(one, other)) {
-        resolver.conflict("--listen and --admin-listen are the same address: they must differ");
+    for [one, other] in
+        [["listen", "admin_listen"], ["listen", "rest_listen"], ["admin_listen", "rest_listen"]]
+    {
+        let address = |id| resolver.get::<SocketAddr>(id).copied();
+        if address(one).zip(address(other)).is_some_and(|(one, other)| collide(one, other)) {
+            let [one, other] = [one, other].map(|id| id.replace('_', "-"));
+            resolver.conflict(&format!("--{one} and --{other} are the same address: they must differ"));
+        }
     }
     resolver.verify("data_dir", |dir: &PathBuf| (checks.data_dir)(dir));
     check_certificate(resolver, ["tls_cert", "tls_key"], checks);

@@ -17,7 +17,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
@@ -61,6 +61,8 @@ pub struct Connections {
     pub(super) limits: Arc<Limits>,
     pub(super) metrics: Metrics,
     pub(super) drain: Drain,
+    /// One for each connection that may be open, on all ports together.
+    pub(super) permits: Arc<Semaphore>,
     /// Limits the log lines about floods.
     flood_log: Arc<Mutex<Bucket>>,
     discarder: BodyDiscarder,
@@ -118,7 +120,8 @@ impl Connections {
         let drain = service.drain.clone();
         let flood_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FLOOD_LOG_INTERVAL))));
         let discarder = BodyDiscarder::new(drain.clone());
-        Self { service, routes, limits, metrics, drain, flood_log, discarder }
+        let permits = Arc::new(Semaphore::new(limits.connection.max));
+        Self { service, routes, limits, metrics, drain, permits, flood_log, discarder }
     }
 
     /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the

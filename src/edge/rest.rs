@@ -1,7 +1,310 @@
-//! The REST and websocket interface of an Akash provider: its routes, queries, errors and bodies. Pure so far.
+//! The REST and websocket interface of an Akash provider, served from the same actors as gRPC.
+//!
+//! `connection` serves HTTP/1.1 on an accepted connection, and hands each request to [`RestService`]. It
+//! checks in the order of the Akash provider: credentials, lease id, parameters, scope, handshake. Everything
+//! about the lease itself comes after the upgrade, as a notice and a close code ([`stream`]), because clients
+//! show nothing of a refused handshake. [`route`], [`query`], [`error`], [`close`] and [`status_json`] are
+//! pure.
+//!
+//! With a provider behind the gateway, requests that are not served here are forwarded to it, credentials
+//! unchecked: it checks them again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::audit::AuditRecord;
+use super::drain::Drain;
+use super::errors::CallError;
+use super::service::{ConnectionInfo, LeaseService};
+use super::upstream::provider::{ResponseBody as UpstreamBody, UpstreamProvider};
+use super::websocket::handshake;
+use crate::access::authenticator::{Authenticated, ClientCertificate};
+use crate::access::grants::TokenScope;
+use crate::logs::notice::Notices;
+use crate::model::id::{Address, LeaseId};
+use crate::model::limits::Limits;
+use crate::model::metrics::{ConnectionEnd, Method, Metrics};
+use crate::model::view::Filter;
 
 pub(crate) mod close;
+mod connection;
 pub(crate) mod error;
+mod events;
 pub mod query;
 pub(crate) mod route;
 pub(crate) mod status_json;
+mod stream;
+
+use self::connection::UpgradeSlot;
+use self::error::RestError;
+use self::query::{StreamKind, StreamQuery};
+use self::route::{LeasePath, LeaseRoute, Route};
+use self::stream::StreamRequest;
+
+/// Settings of the REST port.
+#[derive(Clone, Debug)]
+pub struct RestSettings {
+    /// The provider whose leases are served. Paths name a lease without it.
+    pub provider: Address,
+    /// The public host name, for `/status`; may be empty.
+    pub public_host: String,
+    /// The notices of a stream that does not select them.
+    pub notices: Notices,
+    /// For how long a stream may outlive the token that opened it. Zero: it ends with the token.
+    pub token_grace: Duration,
+}
+
+/// Serves the routes. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct RestService(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    service: LeaseService,
+    settings: RestSettings,
+    /// The provider behind the gateway; `None`: there is none.
+    upstream: Option<UpstreamProvider>,
+}
+
+/// The body of any response.
+pub(super) type RestBody = Either<Full<Bytes>, UpstreamBody>;
+
+// === impl RestService ===
+
+impl RestService {
+    /// Creates a service without a provider behind it. Limits, quotas and metrics are those of `service`.
+    pub fn new(service: LeaseService, settings: RestSettings) -> Self {
+        Self(Arc::new(Inner { service, settings, upstream: None }))
+    }
+
+    /// Forwards requests that are not served here to `upstream`.
+    #[must_use]
+    pub(crate) fn with_upstream(&self, upstream: UpstreamProvider) -> Self {
+        let Inner { service, settings, .. } = &*self.0;
+        let (service, settings) = (service.clone(), settings.clone());
+        Self(Arc::new(Inner { service, settings, upstream: Some(upstream) }))
+    }
+
+    /// Serves an accepted connection until it ends. Returns why it ended. Dropping the future cuts the
+    /// connection.
+    pub(super) async fn serve<IO>(&self, io: IO, info: ConnectionInfo) -> ConnectionEnd
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        connection::serve(self, io, info).await
+    }
+
+    fn service(&self) -> &LeaseService {
+        &self.0.service
+    }
+
+    fn settings(&self) -> &RestSettings {
+        &self.0.settings
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.service().actors.context().limits
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.service().actors.context().metrics
+    }
+
+    fn drain(&self) -> &Drain {
+        &self.service().drain
+    }
+
+    /// Answers one request on a connection with this IO. A websocket is set as the task of `slot`.
+    async fn respond<IO>(
+        &self,
+        request: Request<Incoming>,
+        info: ConnectionInfo,
+        slot: &UpgradeSlot,
+    ) -> Response<RestBody>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let path = request.uri().path().to_owned();
+        let route = Route::of(&path);
+        let template = route.template();
+        let response = match self.answer::<IO>(route, request, info, slot).await {
+            Ok(response) => response,
+            Err(error) => error.into_response().map(|body| Either::Left(Full::new(body))),
+        };
+        self.metrics().rest_requests.of((template, response.status().into())).increment(1);
+        response
+    }
+
+    async fn answer<IO>(
+        &self,
+        route: Route<'_>,
+        request: Request<Incoming>,
+        info: ConnectionInfo,
+        slot: &UpgradeSlot,
+    ) -> Result<Response<RestBody>, RestError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if let Some(upstream) = &self.0.upstream
+            && !matches!(route, Route::Lease(..))
+        {
+            self.admit_without_credentials(&info)?;
+            if info.certificate.is_present() && !request.headers().contains_key(AUTHORIZATION) {
+                return Err(RestError::needs_token());
+            }
+            return Ok(upstream.forward(request).await.map(Either::Right));
+        }
+        if !route.allows(request.method()) {
+            return Err(RestError::method_not_allowed());
+        }
+        let Inner { settings, .. } = &*self.0;
+        let body = match route {
+            Route::Lease(path, route) => return self.lease::<IO>(path, route, request, info, slot).await,
+            Route::Other(_) => return Err(RestError::not_found()),
+            Route::Version => status_json::version(),
+            Route::Address => status_json::address(&settings.provider),
+            Route::Status => status_json::provider(&settings.provider, &settings.public_host),
+        };
+        self.admit_without_credentials(&info)?;
+        Ok(json(body))
+    }
+
+    /// Counts a request that needs no credentials here.
+    fn admit_without_credentials(&self, info: &ConnectionInfo) -> Result<(), RestError> {
+        let Some(net) = info.net() else { return Ok(()) };
+        let now = Instant::now().into_std();
+        let peers = &self.service().peers;
+        let checked = if info.auth.is_authenticated() { Ok(()) } else { peers.check_shut_out(net, now) };
+        let counted = checked.and_then(|()| peers.count_message(net, now));
+        counted.map_err(|exceeded| {
+            let audit = self.service().audit.call(None, Some(net));
+            self.fail(&exceeded.into(), &audit)
+        })
+    }
+
+    /// Answers a request below a lease.
+    async fn lease<IO>(
+        &self,
+        path: LeasePath<'_>,
+        route: LeaseRoute<'_>,
+        mut request: Request<Incoming>,
+        info: ConnectionInfo,
+        slot: &UpgradeSlot,
+    ) -> Result<Response<RestBody>, RestError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let method = if matches!(route, LeaseRoute::Logs) { Method::Logs } else { Method::Status };
+        let audit = self.service().audit.call(Some(method), info.net());
+        let caller = self.authenticate(&info, request.headers(), &audit).await?;
+        let provider = &self.settings().provider;
+        let lease = path.lease(caller.identity.owner(), provider).map_err(|e| RestError::lease_id(&e))?;
+        audit.set_lease(&lease);
+        let kind = match route {
+            LeaseRoute::Status | LeaseRoute::ServiceStatus(_) => {
+                return self.status(&caller, &lease, route, &audit).await.map(json);
+            }
+            LeaseRoute::Logs => StreamKind::Logs,
+            LeaseRoute::Events => StreamKind::Events,
+        };
+        let query =
+            StreamQuery::parse(request.uri().query().unwrap_or_default(), kind).map_err(RestError::query)?;
+        self.metrics().rest_filters.of(query.spelling).increment(1);
+        let services = caller
+            .identity
+            .authorize(&lease, route.scope())
+            .map_err(|refusal| self.fail(&refusal.into(), &audit))?;
+        let mut filter = query.filter();
+        services.narrow(&mut filter).map_err(|refusal| self.fail(&refusal.into(), &audit))?;
+        let upgrade = match handshake::check(&request) {
+            Ok(upgrade) => upgrade,
+            Err(error) => return Ok(error.response().map(Either::Left)),
+        };
+        let upgraded = hyper::upgrade::on(&mut request);
+        let validity = caller.validity.clone().with_token_grace(self.settings().token_grace);
+        let owner = caller.identity.owner().clone();
+        let stream = StreamRequest { lease, kind, query, filter, owner, validity, info, audit };
+        let service = self.clone();
+        slot.set(async move {
+            match upgraded.await {
+                Ok(upgraded) => stream.run::<IO>(&service, upgraded).await,
+                Err(error) => tracing::debug!(%error, "websocket upgrade failed"),
+            }
+        });
+        Ok(upgrade.response::<Full<Bytes>>().map(Either::Left))
+    }
+
+    /// Authenticates the caller. Where the certificate of an authority is presented, a token counts even
+    /// beside a client certificate, as at the Akash provider.
+    async fn authenticate(
+        &self,
+        info: &ConnectionInfo,
+        headers: &HeaderMap,
+        audit: &AuditRecord,
+    ) -> Result<Authenticated, RestError> {
+        let authorization: Vec<&[u8]> =
+            headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes).collect();
+        let mut info = info.clone();
+        if info.public_name.take().is_some() && !authorization.is_empty() {
+            info.certificate = ClientCertificate::new(None);
+        }
+        let result = self.service().authenticate(&info, &authorization, audit).await;
+        result.map_err(|error| self.fail(&error, audit))
+    }
+
+    /// Returns the status of a lease, or of one service.
+    async fn status(
+        &self,
+        caller: &Authenticated,
+        lease: &LeaseId,
+        route: LeaseRoute<'_>,
+        audit: &AuditRecord,
+    ) -> Result<String, RestError> {
+        let fail = |error: CallError| self.fail(&error, audit);
+        let services = caller.identity.authorize(lease, TokenScope::Status).map_err(|e| fail(e.into()))?;
+        let mut filter = Filter::everything();
+        if let LeaseRoute::ServiceStatus(_) = route {
+            // A name that no service can have is that of no service.
+            let service = route.service().ok_or_else(RestError::no_service)?;
+            filter.add(service, &[]);
+        }
+        services.narrow(&mut filter).map_err(|e| fail(e.into()))?;
+        if self.drain().is_draining() {
+            return Err(fail(CallError::Draining));
+        }
+        let owner = caller.identity.owner();
+        let _permit = self
+            .service()
+            .quotas
+            .admit_call(owner, Instant::now().into_std())
+            .map_err(|exceeded| fail(exceeded.into()))?;
+        let view = self.service().view(lease).await.map_err(fail)?;
+        let view = view.borrow();
+        match route.service() {
+            Some(service) => status_json::service(&view, &service).ok_or_else(RestError::no_service),
+            None => Ok(status_json::lease(&view, &filter)),
+        }
+    }
+
+    /// Counts a failed request, and converts its error.
+    fn fail(&self, error: &CallError, audit: &AuditRecord) -> RestError {
+        self.service().count_failure(error, audit);
+        error.into()
+    }
+}
+
+fn json(body: String) -> Response<RestBody> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+    *response.status_mut() = StatusCode::OK;
+    let json = HeaderValue::from_static(status_json::APPLICATION_JSON);
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}

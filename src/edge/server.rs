@@ -1,4 +1,4 @@
-//! The gateway's main port: accepts connections within their limits, and completes TLS.
+//! The gateway's ports: accept connections within their limits, and complete TLS.
 //!
 //! A connection over a limit is closed at once, before a TLS handshake costs anything, instead of left
 //! waiting, so that the client can try another gateway, or later. Rejections are counted by reason. For each
@@ -13,13 +13,14 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::connection::Connections;
 use super::proxy;
+use super::rest::RestService;
 use super::service::{ConnectionInfo, SERVICE};
 use super::tls::SniConfigs;
 use super::tls::stream::{self, TlsStream};
@@ -38,6 +39,10 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// bookkeeping.)
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
+/// Unsent bytes in the kernel at which a socket of the REST port counts as full. Pings of a websocket wait
+/// behind this data, and some clients give up after 15 s without one.
+const REST_UNSENT_BYTES: u32 = 128 * 1024;
+
 /// Time beyond the stall limit of streams after which the kernel gives up a connection whose data is not
 /// acknowledged, or whose window stays shut. Later than the streams, whose ends are logged and counted.
 const UNACKNOWLEDGED_BEYOND_STALL: Duration = Duration::from_secs(30);
@@ -49,9 +54,11 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// connections does not flood the log.
 const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The server of the gateway's main port.
+/// The server of one port.
 #[derive(Clone, Debug)]
 pub struct Server {
+    /// The protocol after the TLS handshake.
+    pub protocol: Protocol,
     /// Serves accepted connections. Their limits and drain apply to the port, too.
     pub connections: Connections,
     /// The certificate for each requested server name.
@@ -60,10 +67,18 @@ pub struct Server {
     pub trusted_proxies: Arc<[IpNet]>,
 }
 
+/// The protocol of a port.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// The REST and websocket interface over HTTP/1.1.
+    Rest(RestService),
+}
+
 /// The limits of connections.
 struct ConnectionLimiter {
     server: Server,
-    connections: Arc<Semaphore>,
     /// By index of [`ConnectionRejection`].
     logs: Mutex<Vec<RejectionLog>>,
 }
@@ -150,7 +165,7 @@ impl Server {
     }
 
     async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, limiter: &ConnectionLimiter) {
-        if let Err(error) = configure(&socket, self.connections.limits.stall) {
+        if let Err(error) = configure(&socket, self.connections.limits.stall, &self.protocol) {
             tracing::debug!(%error, %address, "failed to set socket options");
         }
         let accepted = tokio::select! {
@@ -191,7 +206,10 @@ impl Server {
                 return ConnectionEnd::ShutOut;
             }
         }
-        connections.serve_connection(io, info).await
+        match &self.protocol {
+            Protocol::Grpc => connections.serve_connection(io, info).await,
+            Protocol::Rest(service) => service.serve(io, info).await,
+        }
     }
 
     async fn handshake(
@@ -232,14 +250,13 @@ impl ConnectionLimiter {
         let log =
             || RejectionLog { bucket: Bucket::new(Rate::new(1, REJECTION_LOG_INTERVAL)), not_logged: 0 };
         let logs = Mutex::new(ConnectionRejection::ALL.iter().map(|_| log()).collect());
-        let connections = Arc::new(Semaphore::new(server.connections.limits.connection.max));
-        Self { server, connections, logs }
+        Self { server, logs }
     }
 
     /// Takes a permit for one more connection. `None`: the limit is reached, and the caller closes the
     /// connection.
     fn try_acquire(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.connections).try_acquire_owned().ok();
+        let permit = Arc::clone(&self.server.connections.permits).try_acquire_owned().ok();
         if permit.is_none() {
             let max = self.server.connections.limits.connection.max;
             let why = format_args!("limit of {max} connections reached");
@@ -307,10 +324,13 @@ impl Drop for ConnectionCounter {
     }
 }
 
-fn configure(socket: &TcpStream, stall: Duration) -> std::io::Result<()> {
+fn configure(socket: &TcpStream, stall: Duration, protocol: &Protocol) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    if let Protocol::Rest(_) = protocol {
+        socket.set_tcp_notsent_lowat(REST_UNSENT_BYTES)?;
+    }
     socket.set_tcp_user_timeout(Some(stall.saturating_add(UNACKNOWLEDGED_BEYOND_STALL)))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }

@@ -21,13 +21,13 @@ use super::request;
 use super::request_body::{Encoding, MessageMeter, RequestBody};
 use super::response::{self, ResponseBody};
 use super::stream_supervisor::SupervisorHandle;
-use crate::access::authenticator::{Authenticated, Authenticator, ClientCertificate};
+use crate::access::authenticator::{Authenticated, Authenticator, ClientCertificate, CredentialValidity};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::{Refusal, RefusalKind};
-use crate::logs::ReadRange;
 use crate::logs::actors::ActorRegistry;
 use crate::logs::backfill_limits::BackfillLimiter;
-use crate::logs::body::LogsBody;
+use crate::logs::body::{LogsBody, Trailers};
+use crate::logs::{LogsRequest, ReadRange};
 use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::LeaseId;
 use crate::model::limits::QuotaLimits;
@@ -67,8 +67,8 @@ pub struct LeaseService {
     pub(super) actors: ActorRegistry,
     backfill: BackfillLimiter,
     restarts: RestartManager,
-    audit: AuditLog,
-    quotas: Quotas,
+    pub(super) audit: AuditLog,
+    pub(super) quotas: Quotas,
     pub(super) peers: PeerLimits,
     pub(super) drain: Drain,
 }
@@ -79,7 +79,7 @@ struct Call<'a> {
     audit: &'a AuditRecord,
 }
 
-type ViewReceiver = watch::Receiver<Arc<LeaseView>>;
+pub(super) type ViewReceiver = watch::Receiver<Arc<LeaseView>>;
 
 /// Returns the method of the lease service at a request path.
 pub(super) fn method_of(path: &str) -> Option<Method> {
@@ -170,8 +170,16 @@ impl LeaseService {
         Ok(Some(permit))
     }
 
-    /// Creates the response to a failed call. Counts and logs refusals and rejections by their reason.
+    /// Creates the response to a failed call, and counts it.
     fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
+        self.count_failure(error, audit);
+        let status = error.to_status();
+        tracing::debug!(code = ?status.code(), message = status.message(), "call failed");
+        response::of_status(status)
+    }
+
+    /// Counts and logs refusals and rejections by their reason.
+    pub(super) fn count_failure(&self, error: &CallError, audit: &AuditRecord) {
         let refused = |refusal: Refusal| {
             self.metrics().auth_refusals.of(refusal).increment(1);
             audit.log("call refused", refusal.reason());
@@ -182,9 +190,6 @@ impl LeaseService {
             CallError::Quota(exceeded) => count_rejection(exceeded, self.metrics(), audit),
             _ => {}
         }
-        let status = error.to_status();
-        tracing::debug!(code = ?status.code(), message = status.message(), "call failed");
-        response::of_status(status)
     }
 
     async fn try_call(
@@ -233,7 +238,7 @@ impl LeaseService {
 
     /// Authenticates the caller, unless its peer is shut out and the last call on this connection did not
     /// authenticate.
-    async fn authenticate(
+    pub(super) async fn authenticate(
         &self,
         info: &ConnectionInfo,
         authorization: &[&[u8]],
@@ -310,14 +315,21 @@ impl LeaseService {
         tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.range.follows(), "log stream opened");
         let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
         let trailers = Box::new(move |end: &StreamEnd| {
-            // Rejected only when it started to read; counts like any other rejection.
-            if let StreamEnd::Exceeded(exceeded) = end {
-                count_rejection(exceeded, &metrics, &audit);
-            }
+            count_end(end, &metrics, &audit);
             trailers(end)
         });
-        let (actors, backfill) = (self.actors.clone(), self.backfill.clone());
-        Ok(response::of_stream(LogsBody::new(request, actors, backfill, view, control, trailers)))
+        Ok(response::of_stream(self.logs_body(request, view, control, trailers)))
+    }
+
+    /// Creates the body of a log stream.
+    pub(super) fn logs_body(
+        &self,
+        request: LogsRequest,
+        view: ViewReceiver,
+        control: Arc<StreamControl>,
+        trailers: Trailers,
+    ) -> LogsBody {
+        LogsBody::new(request, self.actors.clone(), self.backfill.clone(), view, control, trailers)
     }
 
     /// Answers `ServiceStatus`.
@@ -368,7 +380,11 @@ impl LeaseService {
 
     /// Returns the view of `lease`. It has everything that `filter` names, and at most as many replicas as
     /// one call may select.
-    async fn checked_view(&self, lease: &LeaseId, filter: &Filter) -> Result<ViewReceiver, CallError> {
+    pub(super) async fn checked_view(
+        &self,
+        lease: &LeaseId,
+        filter: &Filter,
+    ) -> Result<ViewReceiver, CallError> {
         let receiver = self.view(lease).await?;
         let view = receiver.borrow();
         if let Some(missing) = filter.missing(&view) {
@@ -393,7 +409,8 @@ impl LeaseService {
         Ok(receiver)
     }
 
-    async fn view(&self, lease: &LeaseId) -> Result<ViewReceiver, CallError> {
+    /// Returns the view of `lease`.
+    pub(super) async fn view(&self, lease: &LeaseId) -> Result<ViewReceiver, CallError> {
         let context = self.actors.context();
         let view = context.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
@@ -412,9 +429,21 @@ impl LeaseService {
     /// gateway drains.
     fn open_stream(&self, call: &Call<'_>) -> Arc<StreamControl> {
         let control = StreamControl::new();
+        self.supervise(call.supervisor, call.audit, call.caller.validity.clone(), Arc::clone(&control));
+        control
+    }
+
+    /// Starts the supervision of a stream: it ends with its credentials, or when the gateway drains.
+    pub(super) fn supervise(
+        &self,
+        supervisor: &SupervisorHandle,
+        audit: &AuditRecord,
+        credentials: CredentialValidity,
+        control: Arc<StreamControl>,
+    ) {
         // A stream keeps this token instead of the whole `Drain`.
-        let (credentials, draining) = (call.caller.validity.clone(), self.drain.draining.clone());
-        let audit = call.audit.clone();
+        let draining = self.drain.draining.clone();
+        let audit = audit.clone();
         let ends = async move {
             tokio::select! {
                 biased;
@@ -425,8 +454,14 @@ impl LeaseService {
                 () = draining.cancelled() => StreamEnd::Draining,
             }
         };
-        call.supervisor.supervise(Arc::clone(&control), Box::pin(ends));
-        control
+        supervisor.supervise(control, Box::pin(ends));
+    }
+}
+
+/// Counts a stream that was rejected only when it started to read, like any other rejection.
+pub(super) fn count_end(end: &StreamEnd, metrics: &Metrics, audit: &AuditRecord) {
+    if let StreamEnd::Exceeded(exceeded) = end {
+        count_rejection(exceeded, metrics, audit);
     }
 }
 

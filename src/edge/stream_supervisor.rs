@@ -103,6 +103,20 @@ impl Handoff {
     }
 }
 
+/// Returns the handle of a stream that does not run on the executor, and its supervisor. The supervisor
+/// resolves when the stream must be dropped. Poll it before the stream in the same task, so that the stream
+/// notices that it must end.
+pub(super) fn supervised(
+    address: Option<SocketAddr>,
+    stall: Duration,
+    metrics: Metrics,
+) -> (SupervisorHandle, impl Future<Output = ()>) {
+    let handoff = Handoff::default();
+    let handle = handoff.begin();
+    let receiver = handoff.0.lock().take().map(|(_, receiver)| receiver);
+    (handle, supervise(receiver, address, stall, metrics))
+}
+
 // === impl SupervisorHandle ===
 
 impl SupervisorHandle {

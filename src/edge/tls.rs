@@ -80,6 +80,9 @@ pub enum Error {
     Library(String),
 }
 
+/// The same on the port with HTTP/1.1. A client that offers none is accepted.
+const ALPN_HTTP1: &[u8] = b"http/1.1";
+
 /// Checks that a client holds the key of its certificate, and nothing else.
 #[derive(Debug)]
 struct Possession {
@@ -108,6 +111,16 @@ struct PublicConfig {
 pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
     let possession = Possession { algorithms: provider().signature_verification_algorithms };
     config_with(Arc::new(possession), resolver)
+}
+
+/// Creates the configuration of a port with HTTP/1.1, which is otherwise that of [`server_config`].
+///
+/// # Errors
+/// As [`server_config`].
+pub fn http1_server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
+    let mut config = server_config(resolver)?;
+    config.alpn_protocols = vec![ALPN_HTTP1.to_vec()];
+    Ok(config)
 }
 
 /// Creates a configuration that requests no client certificate.

@@ -15,7 +15,7 @@ mod outgoing;
 mod session;
 
 #[allow(unused_imports, reason = "for the REST port")]
-pub(crate) use self::session::{Close, Session, SessionEnd};
+pub(crate) use self::session::{Close, Session};
 
 use crate::model::text::truncate;
 

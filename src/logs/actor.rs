@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Chunk, Chunker};
+use super::entry_name::NameStyle;
 use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -54,6 +55,8 @@ pub struct ActorContext {
     pub limits: Arc<Limits>,
     /// The gateway's metrics.
     pub metrics: Metrics,
+    /// Names of replicas in protocols that have one name per line.
+    pub names: NameStyle,
 }
 
 /// Talks to a running actor. Cheap to clone.
@@ -166,7 +169,8 @@ pub(crate) fn new(
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
     context.metrics.actor_starts.increment(1);
-    let ring = Arc::new(Ring::new(replica.clone(), context.limits.ring_max_bytes, &context.metrics));
+    let ring =
+        Arc::new(Ring::new(replica.clone(), context.names, context.limits.ring_max_bytes, &context.metrics));
     let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring) };
     let mut actor = Actor {
         context,

@@ -22,7 +22,7 @@ use self::log::{JoinAttempt, Log};
 use super::actor::{ActorContext, Subscription};
 use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
-use super::message::{Event, Gap, Message, Representation};
+use super::message::{Content, Event, Gap, Representation};
 use super::ring::{AmbiguousRange, JoinOutcome};
 use super::{BackfillFilter, ReadRange};
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -65,8 +65,8 @@ pub(crate) struct Backfill {
     /// The ring to join; `None` without follow.
     live: Option<Subscription>,
     stage: Stage,
-    /// Messages and chunks to send next.
-    ready: VecDeque<Ready>,
+    /// What to send next.
+    ready: VecDeque<Content>,
     /// Position after all lines sent and in `ready`.
     position: Option<(Instance, Position)>,
     /// Time of the newest line sent or in `ready`.
@@ -107,7 +107,7 @@ pub(crate) struct BackfillParams {
 /// Output of a backfill. All but `Send` are the last one.
 #[derive(Debug)]
 pub(crate) enum BackfillEvent {
-    Send(Message),
+    Send(Content),
     /// The following entries are in the ring, from the reader on.
     Joined(Box<Subscription>),
     /// The actor ended before the backfill could join: subscribe again and continue after the messages sent.
@@ -118,11 +118,6 @@ pub(crate) enum BackfillEvent {
     Unreadable,
     /// All requested lines were sent.
     Done,
-}
-
-enum Ready {
-    Chunk(Instance, Chunk),
-    Message(Message),
 }
 
 /// What follows a failure of a log.
@@ -206,9 +201,9 @@ impl Backfill {
 
     async fn next(&mut self) -> BackfillEvent {
         loop {
-            if let Some(ready) = self.ready.pop_front() {
+            if let Some(content) = self.ready.pop_front() {
                 self.control.mark_started();
-                return BackfillEvent::Send(self.message(ready));
+                return BackfillEvent::Send(content);
             }
             self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::Begin => self.begin().await,
@@ -328,32 +323,23 @@ impl Backfill {
 
     fn queue_gap(&mut self, gap: &SourceGap) {
         let gap = Gap::of_source(gap, self.last_time);
-        let message = Message::of_gap(&self.params.replica, self.position.clone(), gap);
-        self.ready.push_back(Ready::Message(message));
+        self.ready.push_back(Content::Gap(self.position.clone(), gap));
     }
 
-    fn queue_event(&mut self, event: Event) {
-        self.ready.push_back(Ready::Message(Message::of_event(&self.params.replica, event)));
+    /// Queues an event of the run of `instance`, if there is one.
+    fn queue_event(&mut self, instance: Option<&Instance>, event: Event) {
+        self.ready.push_back(Content::Event(instance.cloned(), event));
     }
 
     fn queue_chunks(&mut self, instance: &Instance, chunks: Vec<Chunk>) {
-        self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+        self.ready.extend(chunks.into_iter().map(|chunk| Content::Lines(instance.clone(), chunk)));
     }
 
     /// Queues the reason why no run is running, if nothing was sent that would show it.
     fn queue_waiting_reason(&mut self) {
         let sent_nothing = self.last_time.is_none() && self.params.resume.is_none();
         if sent_nothing && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
-            self.queue_event(Event::waiting(reason, message));
-        }
-    }
-
-    fn message(&self, ready: Ready) -> Message {
-        match ready {
-            Ready::Message(message) => message,
-            Ready::Chunk(instance, chunk) => {
-                Message::of_chunk(&self.params.replica, &instance, &chunk, self.params.representation)
-            }
+            self.queue_event(None, Event::waiting(reason, message));
         }
     }
 }
@@ -397,7 +383,7 @@ impl Backfill {
             return self.join_at_head().await;
         };
         if self.params.is_new {
-            self.queue_event(Event::started(run));
+            self.queue_event(Some(&run.instance), Event::started(run));
         }
         Stage::Open(run.instance.clone(), read_from(last, filter.since))
     }
@@ -412,7 +398,7 @@ impl Backfill {
         self.queue_unknown_gap(GapCause::Rotated);
         match view.runs.first() {
             Some(run) => {
-                self.queue_event(Event::started(run));
+                self.queue_event(Some(&run.instance), Event::started(run));
                 Stage::Open(run.instance.clone(), ReadFrom::Start)
             }
             None => Stage::Done,
@@ -433,7 +419,7 @@ impl Backfill {
         // Otherwise the ring will send the reason.
         let must_report = !has_runs || live.reader.has_missed_event();
         if must_report && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
-            self.queue_event(Event::waiting(reason, message));
+            self.queue_event(None, Event::waiting(reason, message));
         }
         Stage::Done
     }
@@ -524,9 +510,9 @@ impl Backfill {
             // The ring has the events of the newest run, but not those of earlier ones.
             if let Some(next) = view.run_after(&instance) {
                 if let Some(event) = view.run(&instance).and_then(Event::ended) {
-                    self.queue_event(event);
+                    self.queue_event(Some(&instance), event);
                 }
-                self.queue_event(Event::started(next));
+                self.queue_event(Some(&next.instance), Event::started(next));
                 if instance.skips_to(&next.instance) {
                     self.position = Some((next.instance.clone(), Position::START));
                     self.queue_unknown_gap(GapCause::Rotated);
@@ -555,13 +541,13 @@ impl Backfill {
     /// sent.
     fn finish_gone(&mut self, view: &ReplicaView, instance: &Instance) -> Stage {
         if let Some(event) = view.run(instance).and_then(Event::ended) {
-            self.queue_event(event);
+            self.queue_event(Some(instance), event);
         }
         let newest = self.live.as_ref().and_then(|live| live.reader.ring().head());
         if newest.is_some_and(|(newest, _)| newest != *instance) {
             self.queue_unknown_gap(GapCause::Rotated);
         }
-        self.queue_event(Event::gone());
+        self.queue_event(Some(instance), Event::gone());
         Stage::End(BackfillEvent::Done)
     }
 }

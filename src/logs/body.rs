@@ -1,6 +1,6 @@
 //! The response body of a log request: merges the streams of its replicas.
 //!
-//! A body works only when it is polled, and HTTP/2 polls it only while the peer takes data. So a slow
+//! A body works only when it is polled, and the connection polls it only while the peer takes data. So a slow
 //! follower delays no other one: its reads stop, and the rings count the lines that it misses until it is
 //! polled again.
 
@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::stream::BoxStream;
@@ -15,20 +16,30 @@ use futures_util::StreamExt as _;
 use http::HeaderMap;
 use http_body::Frame;
 use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
 
 use super::actors::ActorRegistry;
 use super::backfill::BackfillParams;
 use super::backfill_limits::BackfillLimiter;
-use super::message::{Batch, Message, encode_cursors, encode_nothing_deployed};
+use super::encoder;
+use super::message::{Batch, Gap, Message, Representation};
+use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
-use crate::model::id::Replica;
+use crate::model::id::{Replica, ServiceName};
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
 use crate::platform;
 use crate::stream::{Messages, StreamControl, StreamEnd};
 use crate::sys::gated_poll::Gated;
+
+/// A websocket that waits for lines gets a notice after this time: its clients give up on a stream that is
+/// silent for three seconds.
+const WAIT_NOTICE_AFTER: Duration = Duration::from_secs(1);
+
+/// Without follow, the notice is repeated as often, since these clients take a longer pause for the end.
+const WAIT_NOTICE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The body of a response to `ServiceLogs`.
 pub(crate) struct LogsBody {
@@ -47,6 +58,9 @@ pub(crate) struct LogsBody {
     unreadable: Vec<Replica>,
     /// Sent first, if no replica is deployed.
     notice: Option<Message>,
+    /// Sends notices that the stream waits; `None` if it sends none, or no more.
+    wait_timer: Option<WaitTimer>,
+    lost_lines: u64,
     /// The lease has ended: the stream ends after the remaining lines.
     lease_ended: bool,
     stage: Stage,
@@ -71,6 +85,31 @@ enum Stage {
     Done,
 }
 
+/// When the next notice is due that the stream waits.
+struct WaitTimer(Pin<Box<Sleep>>);
+
+// === impl WaitTimer ===
+
+impl WaitTimer {
+    /// Returns `None` if the representation has no such notices.
+    fn new(representation: Representation) -> Option<Self> {
+        match representation {
+            Representation::WebSocket(notices) if notices.includes(NoticeKind::Wait) => {
+                Some(Self(Box::pin(tokio::time::sleep(WAIT_NOTICE_AFTER))))
+            }
+            _ => None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().poll(cx)
+    }
+
+    fn restart(&mut self, delay: Duration) {
+        self.0.as_mut().reset(Instant::now() + delay);
+    }
+}
+
 // === impl LogsBody ===
 
 impl LogsBody {
@@ -93,6 +132,8 @@ impl LogsBody {
             last_polled: 0,
             unreadable: Vec::new(),
             notice: None,
+            wait_timer: None,
+            lost_lines: 0,
             lease_ended: false,
             stage: Stage::Running,
             remainder: None,
@@ -101,7 +142,12 @@ impl LogsBody {
         };
         let view = Arc::clone(&body.view.borrow());
         body.add_streams(&view, false);
-        body.notice = body.streams.is_empty().then(|| Message::bare(encode_nothing_deployed()));
+        let representation = body.request.representation;
+        body.notice = body
+            .streams
+            .is_empty()
+            .then(|| Message::bare(encoder::nothing_deployed(representation, only_service(&body.request))));
+        body.wait_timer = WaitTimer::new(representation);
         body
     }
 
@@ -264,6 +310,36 @@ impl LogsBody {
                 StreamEnd::Done | StreamEnd::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),
                 _ => Stage::Closing(end),
             };
+        } else if self.wait_timer.is_some() {
+            self.poll_wait(cx, batch);
+        }
+    }
+
+    /// Adds a notice that the stream waits, if it is due. With follow there is at most one.
+    fn poll_wait(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
+        let Some(timer) = &mut self.wait_timer else { return };
+        let follows = self.request.range.follows();
+        if batch.log_bytes > 0 {
+            if follows {
+                self.wait_timer = None;
+            } else {
+                timer.restart(WAIT_NOTICE_AFTER);
+            }
+            return;
+        }
+        // A notice that goes out now does the same.
+        if !batch.parts.is_empty() || timer.poll(cx).is_pending() {
+            return;
+        }
+        let is_waiting = self.streams.iter().any(ReplicaStream::is_waiting);
+        if is_waiting {
+            let notice = encoder::wait(self.request.representation, only_service(&self.request));
+            batch.add(Message::bare(notice), None);
+        }
+        if follows || !is_waiting {
+            self.wait_timer = None;
+        } else {
+            timer.restart(WAIT_NOTICE_INTERVAL);
         }
     }
 
@@ -288,24 +364,36 @@ impl LogsBody {
         };
     }
 
-    fn make_frame(&self, batch: Batch) -> Frame<Messages> {
+    /// Returns how many lines were lost so far, for protocols that can report it at the end.
+    #[allow(dead_code, reason = "for the REST port")]
+    pub(crate) fn lost_lines(&self) -> u64 {
+        self.lost_lines
+    }
+
+    fn count_gaps(&mut self, gaps: &[Gap]) {
         let metrics = &self.actors.context().metrics;
-        metrics.messages_delivered.increment(batch.messages);
-        metrics.lines_delivered.increment(batch.lines);
-        metrics.bytes_delivered.increment(batch.log_bytes);
-        for gap in &batch.gaps {
+        for gap in gaps {
+            self.lost_lines += gap.lines;
             metrics.gaps.of(gap.cause).increment(1);
             metrics.lines_lost.of(gap.cause).increment(gap.lines);
             metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
         }
+    }
+
+    fn make_frame(&mut self, batch: Batch) -> Frame<Messages> {
+        self.count_gaps(&batch.gaps);
+        let metrics = &self.actors.context().metrics;
+        metrics.messages_delivered.increment(batch.messages);
+        metrics.lines_delivered.increment(batch.lines);
+        metrics.bytes_delivered.increment(batch.log_bytes);
         if let Some(oldest) = batch.oldest {
             metrics.delivery_delay.record(oldest.elapsed().as_secs_f64());
         }
         Frame::data(Messages::new(batch.parts, Arc::clone(&self.control)))
     }
 
-    /// Encodes the cursors of all replicas. Without follow, also those of replicas that are done: a
-    /// client that resumes without such a cursor would get all of their lines again.
+    /// Encodes the cursors of all replicas, if the protocol has them. Without follow, also those of replicas
+    /// that are done: a client that resumes without such a cursor would get all of their lines again.
     fn cursors(&self) -> Option<Bytes> {
         let mut cursors: Vec<_> = self.streams.iter().filter_map(ReplicaStream::cursor).collect();
         if !self.request.range.follows() {
@@ -315,7 +403,7 @@ impl LogsBody {
                 position: *position,
             }));
         }
-        (!cursors.is_empty()).then(|| encode_cursors(&cursors))
+        (!cursors.is_empty()).then(|| encoder::cursors(self.request.representation, &cursors))
     }
 }
 
@@ -358,12 +446,15 @@ impl http_body::Body for LogsBody {
                 }
             }
             if !batch.parts.is_empty() {
-                // Not in later stages: `Trailers` may return `Pending`, and would lose a remainder.
-                if matches!(this.stage, Stage::Running) {
+                // Not in later stages: `Trailers` may return `Pending`, and would lose a remainder. Not within
+                // websocket frames, so that pings and the close frame can go between any two portions.
+                if matches!(this.stage, Stage::Running) && !this.request.representation.is_websocket() {
                     this.remainder = batch.cut(STREAM_SEND_MAX_BYTES);
                 }
                 return Poll::Ready(Some(Ok(this.make_frame(batch))));
             }
+            // Their messages were left out.
+            this.count_gaps(&std::mem::take(&mut batch.gaps));
             if matches!(this.stage, Stage::Running) {
                 return Poll::Pending;
             }
@@ -373,6 +464,12 @@ impl http_body::Body for LogsBody {
     fn is_end_stream(&self) -> bool {
         matches!(self.stage, Stage::Done)
     }
+}
+
+/// Returns the service that was asked for, if it was a single one.
+fn only_service(request: &LogsRequest) -> Option<&ServiceName> {
+    let mut services = request.filter.services();
+    services.next().filter(|_| services.next().is_none())
 }
 
 impl std::fmt::Debug for LogsBody {

@@ -241,7 +241,8 @@ impl Chunker {
         let mut remainder = bytes;
         let mut continues = line.continues;
         loop {
-            let piece = remainder.start..remainder.end.min(remainder.start + CHUNK_MAX_BYTES);
+            let piece =
+                remainder.start..remainder.start + text_end(&batch[remainder.clone()], CHUNK_MAX_BYTES);
             remainder.start = piece.end;
             let is_end = line.ends && remainder.is_empty();
             let after = if is_end { line.after } else { self.end.after_bytes(piece.len()) };
@@ -264,6 +265,17 @@ impl Chunker {
         self.line_ends.push(LineEnd { end, time: line.time, stream: line.stream });
         self.end = after;
     }
+}
+
+/// Returns the end of the longest text at the start of `line` that has at most `max_bytes`, which are more
+/// than three, and that ends between characters.
+pub(super) fn text_end(line: &[u8], max_bytes: usize) -> usize {
+    if line.len() <= max_bytes {
+        return line.len();
+    }
+    // A character has at most three continuation bytes; more of them are not UTF-8.
+    let is_start = |end: &usize| line[*end] & 0xc0 != 0x80;
+    (max_bytes - 3..=max_bytes).rev().find(is_start).unwrap_or(max_bytes)
 }
 
 #[cfg(test)]
@@ -395,6 +407,33 @@ mod tests {
             };
             prop_assert_eq!(skipped.len(), whole + usize::try_from(at.offset).unwrap());
         }
+    }
+
+    #[test]
+    fn long_line_is_cut_between_characters() {
+        // The limit is within the second character, the third and so on.
+        for before in 1..6 {
+            let text =
+                format!("{}{}\n", "y".repeat(CHUNK_MAX_BYTES - before), "日本\u{10ffff}".repeat(4_000));
+            let mut chunker = Chunker::new(Position::START);
+            let mut pieces = Vec::new();
+            let after = Position::START.after_line(LogTime::from_nanos(1));
+            let line = Line::whole(text.len(), LogTime::from_nanos(1), after);
+            chunker.push(&LineBatch { data: text.clone().into(), lines: vec![line] }, &mut pieces);
+            let mut joined = String::new();
+            for piece in &pieces {
+                let part = std::str::from_utf8(&piece.data).unwrap();
+                assert!(
+                    part.len() > CHUNK_MAX_BYTES - 4 && part.len() <= CHUNK_MAX_BYTES
+                        || !piece.is_unfinished()
+                );
+                assert_eq!(piece.start.offset, joined.len() as u64);
+                joined.push_str(part);
+            }
+            assert_eq!((joined, chunker.position()), (text, after));
+        }
+        // No character begins near the limit.
+        assert_eq!(text_end(&[0x80; CHUNK_MAX_BYTES + 1], CHUNK_MAX_BYTES), CHUNK_MAX_BYTES);
     }
 
     #[test]

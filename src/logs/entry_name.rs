@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use crate::model::id::Replica;
 
 /// How replicas are named (`--rest-names`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NameStyle {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NameStyle {
     /// By pod, as the Akash provider does: `web-5cfc6c7b4b-4cl7z`, `db-0`. A restarted container keeps the
     /// name, a new pod has a new one.
     Pod,
     /// By service and index: `web-0`. Stable across restarts and pods.
+    #[default]
     Replica,
 }
 

@@ -1,13 +1,13 @@
 //! The gRPC messages of a log stream: complete, length prefix included. Pure.
 //!
 //! A chunk is encoded once per [`Representation`], whatever the number of followers: they share the bytes. A
-//! `Message` adds the attributes that positions and metrics need, and a `Batch` is what HTTP/2 gets at
-//! once.
+//! `Message` adds the attributes that metrics need, and a `Batch` is what the connection gets at once.
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::chunk::Chunk;
+use super::notice::Notices;
 use crate::model::id::{Instance, Replica};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::line::{GapCause, OutputStream, SourceGap};
@@ -50,6 +50,10 @@ pub enum Representation {
     Plain,
     /// Each with a prefix of its RFC 3339 time with nanoseconds and a space, as by kubectl.
     Timestamped,
+    /// As websocket text frames, with these notices.
+    WebSocket(Notices),
+    /// As entries of the published proto, with these notices.
+    Published(Notices),
 }
 
 /// Lines that were lost, as reported to a follower.
@@ -82,22 +86,29 @@ pub struct EncodedLines {
     pub logs: Bytes,
 }
 
+/// Content of a message that is encoded for one follower.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Lines(Instance, Chunk),
+    /// With the position after it, if that is known.
+    Gap(Option<(Instance, Position)>, Gap),
+    /// With the run that it belongs to, if there is one.
+    Event(Option<Instance>, Event),
+    Cursor(Cursor),
+}
+
 /// One message and its attributes.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
-    /// The complete gRPC message.
+    /// Complete. Empty if the representation leaves it out; its gap counts all the same.
     pub(crate) bytes: Bytes,
-    /// The position after it, if it has one.
-    pub(crate) position: Option<(Instance, Position)>,
     /// Lines that end in it.
     pub(crate) lines: u64,
     pub(crate) log_bytes: u64,
-    /// Time of its last line.
-    pub(crate) last_time: Option<LogTime>,
     pub(crate) gap: Option<Gap>,
 }
 
-/// Messages that go to HTTP/2 as one frame.
+/// Messages that go to the connection as one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) parts: Parts,
@@ -110,6 +121,19 @@ pub(crate) struct Batch {
     /// When the oldest live line was read, for the delivery delay. A backfill has no such delay.
     pub(crate) oldest: Option<Instant>,
     pub(crate) gaps: Vec<Gap>,
+}
+
+// === impl Representation ===
+
+impl Representation {
+    /// Whether messages are those of the draft, which are the same for all followers.
+    pub(crate) fn is_draft(self) -> bool {
+        matches!(self, Self::Plain | Self::Timestamped)
+    }
+
+    pub(crate) fn is_websocket(self) -> bool {
+        matches!(self, Self::WebSocket(_))
+    }
 }
 
 // === impl Gap ===
@@ -157,6 +181,11 @@ impl Event {
         Self::waiting(FOLLOW_UNAVAILABLE.to_owned(), FOLLOW_UNAVAILABLE_MESSAGE.to_owned())
     }
 
+    /// No selected replica is deployed.
+    pub(crate) fn nothing_deployed() -> Self {
+        Self::waiting(NOTHING_DEPLOYED.to_owned(), NOTHING_DEPLOYED_MESSAGE.to_owned())
+    }
+
     /// The replica is no longer part of the lease.
     pub(crate) fn gone() -> Self {
         Self(Self::of(Kind::Gone))
@@ -171,17 +200,9 @@ impl Event {
     }
 }
 
-/// Encodes a chunk as one message.
-pub fn encode_lines(
-    replica: &Replica,
-    instance: &Instance,
-    chunk: &Chunk,
-    representation: Representation,
-) -> EncodedLines {
-    let logs = match representation {
-        Representation::Plain => chunk.data.clone(),
-        Representation::Timestamped => timestamped(chunk),
-    };
+/// Encodes a chunk as one message, with or without times.
+pub fn encode_lines(replica: &Replica, instance: &Instance, chunk: &Chunk, times: bool) -> EncodedLines {
+    let logs = if times { timestamped(chunk) } else { chunk.data.clone() };
     let length = logs.len();
     let cursor = to_proto_cursor(replica, instance, chunk.end);
     // Prost writes fields in the order of their numbers: only cursor and part follow the log bytes.
@@ -219,14 +240,9 @@ pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, g
     entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
 }
 
-pub(crate) fn encode_event(replica: &Replica, event: Event) -> Bytes {
-    entry(ServiceLogs { event: Some(event.0), ..named(replica) })
-}
-
-/// Encodes the waiting event, without a service name, that no selected replica is deployed.
-pub(crate) fn encode_nothing_deployed() -> Bytes {
-    let event = Event::waiting(NOTHING_DEPLOYED.to_owned(), NOTHING_DEPLOYED_MESSAGE.to_owned());
-    entry(ServiceLogs { event: Some(event.0), ..ServiceLogs::default() })
+/// Encodes an event; one of no replica has no service name.
+pub(crate) fn encode_event(replica: Option<&Replica>, event: Event) -> Bytes {
+    entry(ServiceLogs { event: Some(event.0), ..replica.map(named).unwrap_or_default() })
 }
 
 /// Encodes one response with the given cursors and nothing else.
@@ -307,37 +323,9 @@ fn to_proto_time(time: LogTime) -> Option<prost_types::Timestamp> {
 // === impl Message ===
 
 impl Message {
-    /// Creates a message without lines, position and gap.
+    /// Creates a message without lines and gap.
     pub(crate) fn bare(bytes: Bytes) -> Self {
-        Self { bytes, position: None, lines: 0, log_bytes: 0, last_time: None, gap: None }
-    }
-
-    /// Encodes a gap. `position` is the one after it.
-    pub(crate) fn of_gap(replica: &Replica, position: Option<(Instance, Position)>, gap: Gap) -> Self {
-        let at = position.as_ref().map(|(instance, position)| (instance, *position));
-        let bytes = encode_gap(replica, at, &gap);
-        Self { position, gap: Some(gap), ..Self::bare(bytes) }
-    }
-
-    pub(crate) fn of_event(replica: &Replica, event: Event) -> Self {
-        Self::bare(encode_event(replica, event))
-    }
-
-    /// Encodes a chunk for one follower.
-    pub(crate) fn of_chunk(
-        replica: &Replica,
-        instance: &Instance,
-        chunk: &Chunk,
-        representation: Representation,
-    ) -> Self {
-        Self {
-            bytes: encode_lines(replica, instance, chunk, representation).message,
-            position: Some((instance.clone(), chunk.end)),
-            lines: chunk.lines(),
-            log_bytes: chunk.data.len() as u64,
-            last_time: chunk.line_ends.last().map(|line| line.time),
-            gap: None,
-        }
+        Self { bytes, lines: 0, log_bytes: 0, gap: None }
     }
 }
 
@@ -367,8 +355,13 @@ impl Batch {
         Some(remainder)
     }
 
-    /// Appends a message; `read_at` is when the oldest line of a live message was read.
+    /// Appends a message; `read_at` is when the oldest line of a live message was read. A message that was
+    /// left out only counts its gap.
     pub(crate) fn add(&mut self, message: Message, read_at: Option<Instant>) {
+        self.gaps.extend(message.gap);
+        if message.bytes.is_empty() {
+            return;
+        }
         self.bytes += message.bytes.len();
         self.messages += 1;
         self.lines += message.lines;
@@ -377,7 +370,6 @@ impl Batch {
             (Some(oldest), Some(read_at)) => Some(oldest.min(read_at)),
             (oldest, read_at) => oldest.or(read_at),
         };
-        self.gaps.extend(message.gap);
         self.parts.push(message.bytes);
     }
 }
@@ -425,7 +417,7 @@ mod tests {
 
     #[test]
     fn log_bytes_share_memory_of_message() {
-        let encoded = encode_lines(&replica(), &instance(), &chunk(Position::START), Representation::Plain);
+        let encoded = encode_lines(&replica(), &instance(), &chunk(Position::START), false);
         assert_eq!(&encoded.logs[..], b"one\ntwo\n");
         let message = encoded.message.as_ptr_range();
         assert!(message.contains(&encoded.logs.as_ptr()));
@@ -440,8 +432,7 @@ mod tests {
 
     #[test]
     fn timestamps_prefix_each_line() {
-        let encoded =
-            encode_lines(&replica(), &instance(), &chunk(Position::START), Representation::Timestamped);
+        let encoded = encode_lines(&replica(), &instance(), &chunk(Position::START), true);
         let timestamp = "1970-01-01T00:00:01.000000005Z";
         assert_eq!(timestamp.len() + 1, TIMESTAMP_BYTES);
         assert_eq!(encoded.logs, format!("{timestamp} one\n{timestamp} two\n"));
@@ -456,7 +447,7 @@ mod tests {
             start: Position::START.after_bytes(9),
             end: Position::START.after_line(LogTime::from_nanos(1)),
         };
-        let encoded = encode_lines(&replica(), &instance(), &piece, Representation::Timestamped);
+        let encoded = encode_lines(&replica(), &instance(), &piece, true);
         assert_eq!(&encoded.logs[..], b"end\n");
         let part = decode(&encoded.message).part.unwrap();
         assert_eq!(
@@ -465,7 +456,7 @@ mod tests {
         );
         // A whole line of the other stream, within a line of the merged output.
         let whole = Chunk { continues: false, ..piece };
-        let encoded = encode_lines(&replica(), &instance(), &whole, Representation::Timestamped);
+        let encoded = encode_lines(&replica(), &instance(), &whole, true);
         assert_eq!(&encoded.logs[..], b"1970-01-01T00:00:00.000000001Z end\n");
         assert_eq!(decode(&encoded.message).part, None);
     }
@@ -525,7 +516,7 @@ mod tests {
         };
         let run = Run { instance: instance(), started: LogTime::MIN, end: Some(end), log_is_gone: false };
         let body = Event::ended(&run).unwrap();
-        let entry = decode(&encode_event(&replica(), body));
+        let entry = decode(&encode_event(Some(&replica()), body));
         assert!(entry.logs.is_empty() && entry.cursor.is_none());
         let event = entry.event.unwrap();
         assert_eq!((event.kind(), event.exit_code, event.signal), (Kind::Ended, Some(0), None));

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use super::message::{self, Gap};
+use crate::model::label::label;
 use crate::model::proto::lease::ReplicaEvent;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::replica_text;
@@ -19,28 +20,43 @@ pub enum Notices {
     None,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoticeKind {
-    /// Lines were lost.
-    Gap,
-    Started,
-    Ended,
-    Waiting,
-    Gone,
-    /// The stream waits for a limit of the gateway.
-    Wait,
-    /// The request failed.
-    Error,
-    /// The stream ends early.
-    End,
+label! {
+    /// The kind of a notice, by a name for programs that never changes.
+    pub(crate) enum NoticeKind as "kind" {
+        /// Lines are missing.
+        Gap = "gap",
+        Started = "started",
+        Ended = "ended",
+        /// No run is running, but one is expected to.
+        Waiting = "waiting",
+        /// The replica is no longer part of the lease.
+        Gone = "gone",
+        /// The stream waits for a limit of the gateway, or for a log.
+        Wait = "wait",
+        /// The request failed.
+        Error = "error",
+        /// The stream ends early.
+        End = "end",
+    }
 }
 
 /// One notice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Notice<'a> {
     pub(crate) kind: NoticeKind,
     /// A sentence on one line, without brackets.
     pub(crate) text: String,
+    pub(crate) details: Details<'a>,
+}
+
+/// The parts of a notice for programs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Details<'a> {
+    None,
+    Gap(&'a Gap),
+    Event(&'a ReplicaEvent),
+    /// The stable reason of an error or end.
+    Reason(&'a str),
 }
 
 // === impl Notices ===
@@ -68,37 +84,19 @@ impl FromStr for Notices {
     }
 }
 
-// === impl NoticeKind ===
-
-impl NoticeKind {
-    /// Returns its name for programs, which never changes.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Started => "started",
-            Self::Ended => "ended",
-            Self::Waiting => "waiting",
-            Self::Gone => "gone",
-            Self::Wait => "wait",
-            Self::Error => "error",
-            Self::End => "end",
-        }
-    }
-}
-
 // === impl Notice ===
 
-impl Notice {
+impl<'a> Notice<'a> {
     /// Creates the notice of a gap, with the words that gRPC clients receive.
-    pub(crate) fn of_gap(gap: &Gap) -> Self {
+    pub(crate) fn of_gap(gap: &'a Gap) -> Self {
         let line = message::notice(gap);
         let text = line.strip_prefix("[leasemux: ").and_then(|rest| rest.strip_suffix("]\n"));
-        Self { kind: NoticeKind::Gap, text: text.unwrap_or(&line).to_owned() }
+        Self { kind: NoticeKind::Gap, text: text.unwrap_or(&line).to_owned(), details: Details::Gap(gap) }
     }
 
     /// Creates the notice of an event of the replica with this index; `None` = of no replica. Returns `None`
     /// for an event of an unknown kind.
-    pub(crate) fn of_event(index: Option<u32>, event: &ReplicaEvent) -> Option<Self> {
+    pub(crate) fn of_event(index: Option<u32>, event: &'a ReplicaEvent) -> Option<Self> {
         let ReplicaEvent { reason, message, .. } = event;
         let (kind, text) = match (event.kind(), index) {
             (Kind::Started, Some(index)) => (NoticeKind::Started, replica_text::started(index)),
@@ -116,12 +114,22 @@ impl Notice {
             (Kind::Gone, Some(index)) => (NoticeKind::Gone, replica_text::gone(index)),
             (Kind::Unspecified, _) | (_, None) => return None,
         };
-        Some(Self { kind, text })
+        Some(Self { kind, text, details: Details::Event(event) })
+    }
+
+    /// Creates the notice that the stream waits for a permit to read older lines, or for their log.
+    pub(crate) fn wait() -> Self {
+        Self::new(NoticeKind::Wait, "waiting for a backfill slot")
     }
 
     /// Creates a notice with this sentence.
     pub(crate) fn new(kind: NoticeKind, text: &str) -> Self {
-        Self { kind, text: replica_text::one_line(text) }
+        Self { kind, text: replica_text::one_line(text), details: Details::None }
+    }
+
+    /// Adds the stable reason of an error or end.
+    pub(crate) fn with_reason(self, reason: &'a str) -> Self {
+        Self { details: Details::Reason(reason), ..self }
     }
 
     /// Returns the line, without a newline.
@@ -133,6 +141,7 @@ impl Notice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::label::LabelValue as _;
     use crate::model::line::GapCause;
 
     fn event(kind: Kind, reason: &str, message: &str) -> ReplicaEvent {
@@ -167,11 +176,11 @@ mod tests {
 
     #[test]
     fn loss_setting_includes_loss_and_ends() {
-        use NoticeKind::{End, Ended, Error, Gap, Gone, Started, Wait, Waiting};
-        for kind in [Gap, Started, Ended, Waiting, Gone, Wait, Error, End] {
-            assert!(Notices::All.includes(kind) && !Notices::None.includes(kind), "{}", kind.name());
-            assert_eq!(Notices::Loss.includes(kind), matches!(kind, Gap | Error | End), "{}", kind.name());
+        for kind in NoticeKind::ALL {
+            assert!(Notices::All.includes(*kind) && !Notices::None.includes(*kind));
         }
+        let of_loss = NoticeKind::ALL.iter().filter(|kind| Notices::Loss.includes(**kind));
+        assert_eq!(of_loss.map(|kind| kind.label()).collect::<Vec<_>>(), ["gap", "error", "end"]);
         assert_eq!("loss".parse(), Ok(Notices::Loss));
         assert!("some".parse::<Notices>().is_err());
     }

@@ -21,7 +21,7 @@ pub(crate) fn lines(name: &str, chunk: &Chunk) -> Bytes {
 
 /// Encodes a notice if `notices` includes it. `within_line`: the entry before it ended within a line, which a
 /// newline must end first.
-pub(crate) fn notice(name: &str, notice: &Notice, notices: Notices, within_line: bool) -> Option<Bytes> {
+pub(crate) fn notice(name: &str, notice: &Notice<'_>, notices: Notices, within_line: bool) -> Option<Bytes> {
     let newline = if within_line { "\n" } else { "" };
     notices.includes(notice.kind).then(|| entry(name, format!("{newline}{}\n", notice.line()).into()))
 }

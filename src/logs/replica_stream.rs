@@ -13,7 +13,8 @@ use super::actor::Subscription;
 use super::actors::ActorRegistry;
 use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
-use super::message::{Batch, Event, Gap, Message, encode_cursors};
+use super::encoder::{self, Encoder};
+use super::message::{Batch, Content, Event, Gap, Message};
 use super::ring::{Entry, EntryKind, ReadOutcome};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -33,12 +34,14 @@ pub(crate) struct ReplicaStream {
     limiter: BackfillLimiter,
     control: Arc<StreamControl>,
     mode: Mode,
-    /// Messages that go before those of `mode`.
-    pending: VecDeque<Message>,
+    /// Goes before the messages of `mode`.
+    pending: VecDeque<Content>,
     /// The position after the last message sent.
     position: Option<(Instance, Position)>,
     /// Time of the last line sent.
     last_time: Option<LogTime>,
+    /// The last message sent ends within a line.
+    within_line: bool,
 }
 
 /// The result of [`ReplicaStream::poll_send`].
@@ -90,6 +93,7 @@ impl ReplicaStream {
             mode: Mode::Ended(Ending::Done),
             pending: VecDeque::new(),
             last_time: None,
+            within_line: false,
         };
         if stream.params.range.follows() {
             stream.subscribe();
@@ -114,6 +118,11 @@ impl ReplicaStream {
         matches!(self.mode, Mode::Live(_))
     }
 
+    /// Whether it waits for the actor, or for a permit or log of its backfill.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.mode, Mode::Subscribing(_) | Mode::Backfill(_))
+    }
+
     pub(crate) fn is_ended(&self) -> bool {
         matches!(self.mode, Mode::Ended(_)) && self.pending.is_empty()
     }
@@ -128,12 +137,12 @@ impl ReplicaStream {
     /// added before, so check the batch.
     pub(crate) fn poll_send(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
         for _ in 0..MESSAGES_PER_POLL {
-            if let Some(message) = self.pending.pop_front() {
+            if let Some(content) = self.pending.pop_front() {
                 if self.pending.is_empty() {
                     // Frees the memory: most streams use it once, and there are many.
                     self.pending = VecDeque::new();
                 }
-                self.send(message, batch);
+                self.send(content, batch);
             } else {
                 match &mut self.mode {
                     Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
@@ -141,7 +150,7 @@ impl ReplicaStream {
                         None => self.mode = Mode::Ended(Ending::Done),
                     },
                     Mode::Backfill(events) => match ready!(events.poll_next_unpin(cx)) {
-                        Some(BackfillEvent::Send(message)) => self.send(message, batch),
+                        Some(BackfillEvent::Send(content)) => self.send(content, batch),
                         Some(BackfillEvent::Joined(subscription)) => self.go_live(*subscription),
                         Some(BackfillEvent::ActorEnded) => self.resubscribe(),
                         Some(BackfillEvent::Rejected(exceeded)) => {
@@ -162,14 +171,17 @@ impl ReplicaStream {
     }
 
     fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
-        let Self { mode: Mode::Live(subscription), params, position, last_time, .. } = self else {
+        let Self { mode: Mode::Live(subscription), params, position, last_time, within_line, .. } = self
+        else {
             return Poll::Ready(SendStep::More);
         };
         match ready!(subscription.reader.poll_read(batch.room(), params.representation, cx)) {
             ReadOutcome::Entries { entries, more } => {
                 for entry in entries.into_iter().flatten() {
-                    let bytes = entry.message(subscription.reader.ring(), params.representation);
-                    batch.add(live_message(bytes, &entry, position, last_time), Some(entry.read_at));
+                    let ring = subscription.reader.ring();
+                    let bytes = entry.message(ring, params.representation, *within_line);
+                    let message = live_message(bytes, &entry, position, last_time, within_line);
+                    batch.add(message, Some(entry.read_at));
                 }
                 if more { Poll::Ready(SendStep::More) } else { Poll::Pending }
             }
@@ -217,9 +229,7 @@ impl ReplicaStream {
             && let Some((instance, position)) = subscription.reader.position()
         {
             let cursor = Cursor { replica: self.params.replica.clone(), instance, position };
-            let bytes = encode_cursors([&cursor]);
-            let position = Some((cursor.instance, position));
-            self.pending.push_back(Message { position, ..Message::bare(bytes) });
+            self.pending.push_back(Content::Cursor(cursor));
         }
         self.mode = Mode::Live(subscription);
     }
@@ -229,9 +239,10 @@ impl ReplicaStream {
         let gap =
             Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
         let run = self.unannounced_run(next);
-        self.pending.push_back(Message::of_gap(&self.params.replica, position, gap));
+        self.pending.push_back(Content::Gap(position, gap));
         if let Some(run) = run {
-            self.pending.push_back(Message::of_event(&self.params.replica, Event::started(&run)));
+            let event = Event::started(&run);
+            self.pending.push_back(Content::Event(Some(run.instance), event));
         }
     }
 
@@ -239,35 +250,75 @@ impl ReplicaStream {
     fn unannounced_run(&self, next: &Entry) -> Option<Run> {
         let instance = next.instance.as_ref()?;
         let (current, _) = self.position.as_ref()?;
-        if current == instance || matches!(next.kind, EntryKind::Event) {
+        if current == instance || matches!(next.kind, EntryKind::Event(_)) {
             return None;
         }
         let view = self.params.view.borrow();
         view.replica(&self.params.replica)?.run(instance).cloned()
     }
 
-    fn send(&mut self, mut message: Message, batch: &mut Batch) {
-        if let Some(position) = message.position.take() {
-            self.position = Some(position);
-        }
-        self.last_time = message.last_time.or(self.last_time);
+    /// Encodes the content for this follower.
+    fn send(&mut self, content: Content, batch: &mut Batch) {
+        let BackfillParams { context, replica, representation, .. } = &self.params;
+        let encoder = Encoder { replica, names: context.names, representation: *representation };
+        let within_line = self.within_line;
+        let message = match content {
+            Content::Lines(instance, chunk) => {
+                let message = Message {
+                    lines: chunk.lines(),
+                    log_bytes: chunk.data.len() as u64,
+                    ..Message::bare(encoder.lines(&instance, &chunk))
+                };
+                self.within_line = chunk.is_unfinished();
+                self.last_time = chunk.line_ends.last().map(|line| line.time).or(self.last_time);
+                self.position = Some((instance, chunk.end));
+                message
+            }
+            Content::Gap(position, gap) => {
+                let at = position.as_ref().map(|(instance, position)| (instance, *position));
+                let bytes = encoder.gap(at, &gap, within_line);
+                self.within_line &= bytes.is_empty();
+                self.position = position.or(self.position.take());
+                Message { gap: Some(gap), ..Message::bare(bytes) }
+            }
+            Content::Event(instance, event) => {
+                let bytes = encoder.event(instance.as_ref(), &event, within_line);
+                self.within_line &= bytes.is_empty();
+                Message::bare(bytes)
+            }
+            Content::Cursor(cursor) => {
+                let bytes = encoder::cursors(*representation, [&cursor]);
+                self.position = Some((cursor.instance, cursor.position));
+                Message::bare(bytes)
+            }
+        };
         batch.add(message, None);
     }
 }
 
-/// Makes the message of a ring entry, and advances the position and time of the stream.
+/// Makes the message of a ring entry, and advances the stream's position, time and place in the line.
 fn live_message(
     bytes: Bytes,
     entry: &Entry,
     position: &mut Option<(Instance, Position)>,
     last_time: &mut Option<LogTime>,
+    within_line: &mut bool,
 ) -> Message {
     let (lines, log_bytes) = entry.size();
     let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
     match &entry.kind {
-        EntryKind::Event => return message,
-        EntryKind::Lines(chunk, _) => *last_time = chunk.line_ends.last().map(|line| line.time),
-        EntryKind::Gap(gap) => message.gap = Some(*gap),
+        EntryKind::Event(_) => {
+            *within_line &= message.bytes.is_empty();
+            return message;
+        }
+        EntryKind::Lines(chunk, _) => {
+            *within_line = chunk.is_unfinished();
+            *last_time = chunk.line_ends.last().map(|line| line.time);
+        }
+        EntryKind::Gap(gap) => {
+            *within_line &= message.bytes.is_empty();
+            message.gap = Some(*gap);
+        }
     }
     // In place, without a copy of the instance: the usual case.
     match (position, &entry.instance) {

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use self::entry::{BEFORE_RING, Contiguity, OpenLines, Totals};
 use self::lag::FollowerProgress;
 use super::chunk::Chunk;
+use super::encoder::Encoder;
+use super::entry_name::NameStyle;
 use super::message::{self, Event, Gap, Representation};
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
@@ -38,6 +40,8 @@ pub use self::reader::{Entries, ReadOutcome, RingReader};
 #[derive(Debug)]
 pub struct Ring {
     replica: Replica,
+    /// How published entries and websocket frames name the replica.
+    names: NameStyle,
     max_bytes: usize,
     /// Counts encoded messages.
     encoded: Counter,
@@ -92,9 +96,10 @@ struct Head {
 
 impl Ring {
     /// Creates an empty ring that holds at most `max_bytes`, or one entry if that is larger.
-    pub fn new(replica: Replica, max_bytes: usize, metrics: &Metrics) -> Self {
+    pub fn new(replica: Replica, names: NameStyle, max_bytes: usize, metrics: &Metrics) -> Self {
         Self {
             replica,
+            names,
             max_bytes,
             encoded: metrics.frames_encoded.clone(),
             followers: Mutex::default(),
@@ -118,11 +123,11 @@ impl Ring {
 
     /// Pushes the event that a run has started. Its log is read from the first line.
     pub(crate) fn begin_run(&self, instance: &Instance, event: Event) {
-        let message = message::encode_event(&self.replica, event);
+        let message = message::encode_event(Some(&self.replica), event.clone());
         let span = (Position::START, Position::START);
         let mut state = self.state.lock();
         state.forget_lines();
-        state.push(Some(instance.clone()), EntryKind::Event, span, message, Instant::now());
+        state.push(Some(instance.clone()), EntryKind::Event(Box::new(event)), span, message, Instant::now());
         state.set_head(instance, Position::START, Contiguity::Contiguous);
         self.evict_and_notify(state);
     }
@@ -130,7 +135,7 @@ impl Ring {
     /// Encodes chunks and pushes them, in order. Leaves `chunks` empty.
     pub fn push_lines(&self, instance: &Instance, chunks: &mut Vec<Chunk>, read_at: Instant) {
         let encoded = chunks.drain(..).map(|mut chunk| {
-            let encoded = message::encode_lines(&self.replica, instance, &chunk, Representation::Plain);
+            let encoded = message::encode_lines(&self.replica, instance, &chunk, false);
             self.encoded.increment(1);
             // Points into the message, so that the log bytes are in memory once.
             chunk.data = encoded.logs;
@@ -154,10 +159,11 @@ impl Ring {
 
     /// Pushes an event of the replica, at the head.
     pub(crate) fn push_event(&self, instance: Option<&Instance>, event: Event) {
-        let message = message::encode_event(&self.replica, event);
+        let message = message::encode_event(Some(&self.replica), event.clone());
         let mut state = self.state.lock();
         let at = state.head_position();
-        state.push(instance.cloned(), EntryKind::Event, (at, at), message, Instant::now());
+        let kind = EntryKind::Event(Box::new(event));
+        state.push(instance.cloned(), kind, (at, at), message, Instant::now());
         self.evict_and_notify(state);
     }
 
@@ -206,12 +212,17 @@ impl Ring {
         }
     }
 
+    /// Encodes for the followers that have this representation.
+    fn encoder(&self, representation: Representation) -> Encoder<'_> {
+        Encoder { replica: &self.replica, names: self.names, representation }
+    }
+
     /// Adds a representation that a reader has made to the ring's size, unless its entry was evicted
     /// meanwhile.
     fn count_lazy_bytes(&self, entry: &Entry, bytes: usize) {
         let mut state = self.state.lock();
         if entry.sequence >= state.first {
-            entry.lazy_bytes.store(bytes, Ordering::Relaxed);
+            entry.lazy_bytes.fetch_add(bytes, Ordering::Relaxed);
             state.lazy_bytes += bytes;
             state.evict(self.max_bytes);
         }
@@ -264,7 +275,7 @@ impl State {
             open: self.open,
             sequence: self.next(),
             message,
-            timestamped: OnceLock::new(),
+            lazy: OnceLock::new(),
             lazy_bytes: AtomicUsize::new(0),
         };
         self.totals = entry.totals_after();

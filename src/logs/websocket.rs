@@ -7,12 +7,10 @@ use std::fmt::Display;
 
 use bytes::Bytes;
 
-use super::chunk::Chunk;
-use super::message::{self, Gap};
+use super::chunk::{Chunk, text_end};
+use super::notice::{Details, Notice, Notices};
 use crate::model::id::{Replica, ServiceName};
-use crate::model::label::{LabelValue as _, label};
-use crate::model::proto::lease::ReplicaEvent;
-use crate::model::proto::lease::replica_event::Kind;
+use crate::model::label::LabelValue as _;
 
 /// Most bytes of a line in one frame. Escapes lengthen a line at most sixfold, and the strictest client
 /// accepts messages of 1 MiB.
@@ -50,58 +48,33 @@ pub(crate) enum NoticeSubject<'a> {
     Stream { service: Option<&'a ServiceName> },
 }
 
-/// Information in a stream that has only lines: sent as a line in brackets, with its details under the key
-/// `notice`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Notice<'a> {
-    /// Lines are missing.
-    Gap(&'a Gap),
-    /// A run has started.
-    Started { instance: &'a str },
-    /// A run has ended.
-    Ended { instance: &'a str, exit_code: Option<i32>, signal: Option<i32>, reason: &'a str },
-    /// No run is running, but one is expected to.
-    Waiting { reason: &'a str, message: &'a str },
-    /// The replica is no longer part of the lease.
-    Gone,
-    /// The stream waits for a permit to read older lines.
-    Wait,
-    /// The request failed: a sentence, and the stable reason.
-    Error { text: &'a str, reason: &'a str },
-    /// The stream ends before its request is complete: a sentence, and the stable reason.
-    End { text: &'a str, reason: &'a str },
+/// Appends `text` to `out`, as a frame.
+pub(crate) fn push_text_message(text: &[u8], out: &mut Vec<u8>) {
+    push_text_frame(out, text.len(), |out| out.extend_from_slice(text));
 }
 
-label! {
-    /// The kind of a notice.
-    pub(crate) enum NoticeKind as "kind" {
-        Gap = "gap",
-        Started = "started",
-        Ended = "ended",
-        Waiting = "waiting",
-        Gone = "gone",
-        Wait = "wait",
-        Error = "error",
-        End = "end",
+/// Encodes a notice as a frame, with its details under the key `notice`. Returns nothing if `notices` does
+/// not include it.
+pub(crate) fn notice(subject: NoticeSubject<'_>, notice: &Notice<'_>, notices: Notices) -> Bytes {
+    if !notices.includes(notice.kind) {
+        return Bytes::new();
     }
-}
-
-/// Appends one notice to `out`, as a frame.
-pub(crate) fn push_notice(subject: NoticeSubject<'_>, notice: &Notice<'_>, out: &mut Vec<u8>) {
-    push_text_frame(out, 0, |out| {
+    let mut frame = Vec::new();
+    push_text_frame(&mut frame, 0, |out| {
         out.push(b'{');
         push_text(out, "name", subject.name());
-        push_text(out, "message", &notice.message(subject));
+        push_text(out, "message", &notice.line());
         if let NoticeSubject::Replica { replica, .. } = subject {
             push_text(out, "service", replica.service.as_str());
             push_value(out, "replica", replica.index);
         }
         push_key(out, "notice");
         out.push(b'{');
-        push_text(out, "kind", notice.kind().label());
-        notice.push_details(out);
+        push_text(out, "kind", notice.kind.label());
+        push_details(out, notice.details);
         out.extend_from_slice(b"}}\n");
     });
+    frame.into()
 }
 
 // === impl LineEncoder ===
@@ -119,6 +92,12 @@ impl LineEncoder {
             tail: format!("{rest}}}\n").into_bytes().into(),
             tail_more: format!("{rest},\"more\":true}}\n").into_bytes().into(),
         }
+    }
+
+    /// Returns an upper bound on the bytes of a frame besides the text of its line.
+    pub(crate) fn overhead_max_bytes(name: &str, replica: &Replica) -> usize {
+        // Keys and punctuation are 62 bytes, an index has at most ten digits. Names are not escaped.
+        HEADER_MAX_BYTES + name.len() + replica.service.as_str().len() + 80
     }
 
     /// Returns about how many bytes [`LineEncoder::push_line`] appends for each line in addition to its text.
@@ -141,7 +120,7 @@ impl LineEncoder {
     pub fn push_line(&self, line: &[u8], more: bool, out: &mut Vec<u8>) {
         let mut rest = if more { line } else { without_line_end(line) };
         loop {
-            let (text, after) = rest.split_at(text_end(rest));
+            let (text, after) = rest.split_at(text_end(rest, FRAME_LINE_MAX_BYTES));
             let tail = if more || !after.is_empty() { &self.tail_more } else { &self.tail };
             push_text_frame(out, self.head.len() + text.len() + tail.len(), |out| {
                 out.extend_from_slice(&self.head);
@@ -161,7 +140,7 @@ impl LineEncoder {
 impl<'a> NoticeSubject<'a> {
     /// Returns the name of the frame. Clients drop frames whose name does not begin with the service that
     /// they asked for.
-    fn name(self) -> &'a str {
+    pub(super) fn name(self) -> &'a str {
         match self {
             Self::Replica { name, .. } => name,
             Self::Stream { service } => service.map_or(GATEWAY_NAME, ServiceName::as_str),
@@ -169,107 +148,33 @@ impl<'a> NoticeSubject<'a> {
     }
 }
 
-// === impl Notice ===
-
-impl<'a> Notice<'a> {
-    /// Returns the notice of an event; `None` if its kind is unknown.
-    pub(crate) fn of_event(event: &'a ReplicaEvent) -> Option<Self> {
-        let ReplicaEvent { instance, exit_code, signal, reason, message, .. } = event;
-        Some(match event.kind() {
-            Kind::Started => Self::Started { instance },
-            Kind::Ended => Self::Ended { instance, exit_code: *exit_code, signal: *signal, reason },
-            Kind::Waiting => Self::Waiting { reason, message },
-            Kind::Gone => Self::Gone,
-            Kind::Unspecified => return None,
-        })
-    }
-
-    pub(crate) fn kind(&self) -> NoticeKind {
-        match self {
-            Self::Gap(_) => NoticeKind::Gap,
-            Self::Started { .. } => NoticeKind::Started,
-            Self::Ended { .. } => NoticeKind::Ended,
-            Self::Waiting { .. } => NoticeKind::Waiting,
-            Self::Gone => NoticeKind::Gone,
-            Self::Wait => NoticeKind::Wait,
-            Self::Error { .. } => NoticeKind::Error,
-            Self::End { .. } => NoticeKind::End,
+/// Appends the keys after `kind`.
+fn push_details(out: &mut Vec<u8>, details: Details<'_>) {
+    match details {
+        Details::None => {}
+        Details::Gap(gap) => {
+            push_value(out, "lines", gap.lines);
+            push_value(out, "bytes", gap.bytes);
+            push_text(out, "cause", gap.cause.label());
+            push_value(out, "exact", gap.exact);
         }
-    }
-
-    /// Returns the line that people see.
-    fn message(&self, subject: NoticeSubject<'_>) -> String {
-        let replica = match subject {
-            NoticeSubject::Replica { replica, .. } => format!("replica {}", replica.index),
-            NoticeSubject::Stream { .. } => "the service".to_owned(),
-        };
-        let text = match self {
-            Self::Gap(gap) => return message::notice(gap).trim_end().to_owned(),
-            Self::Started { .. } => format!("{replica} started"),
-            Self::Ended { exit_code, signal, reason, .. } => {
-                let cause = match (signal, exit_code) {
-                    (Some(signal), _) => format!(" by signal {signal}"),
-                    (None, Some(code)) => format!(" with exit code {code}"),
-                    (None, None) => String::new(),
-                };
-                format!("{replica} ended{cause}{}", in_brackets(reason))
+        Details::Event(event) => {
+            push_text_unless_empty(out, "instance", &event.instance);
+            if let Some(code) = event.exit_code {
+                push_value(out, "exit_code", code);
             }
-            Self::Waiting { reason, message: "" } => format!("{replica} is waiting{}", in_brackets(reason)),
-            Self::Waiting { reason, message } => {
-                format!("{replica} is waiting{}: {message}", in_brackets(reason))
+            if let Some(signal) = event.signal {
+                push_value(out, "signal", signal);
             }
-            Self::Gone => format!("{replica} is no longer part of the lease"),
-            Self::Wait => "waiting for a backfill slot".to_owned(),
-            Self::Error { text, .. } | Self::End { text, .. } => (*text).to_owned(),
-        };
-        format!("[leasemux: {text}]")
-    }
-
-    /// Appends the keys after `kind`.
-    fn push_details(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Gap(gap) => {
-                push_value(out, "lines", gap.lines);
-                push_value(out, "bytes", gap.bytes);
-                push_text(out, "cause", gap.cause.label());
-                push_value(out, "exact", gap.exact);
-            }
-            Self::Started { instance } => push_text(out, "instance", instance),
-            Self::Ended { instance, exit_code, signal, reason } => {
-                push_text(out, "instance", instance);
-                if let Some(code) = exit_code {
-                    push_value(out, "exit_code", code);
-                }
-                if let Some(signal) = signal {
-                    push_value(out, "signal", signal);
-                }
-                push_reason(out, reason);
-            }
-            Self::Waiting { reason, .. } | Self::Error { reason, .. } | Self::End { reason, .. } => {
-                push_reason(out, reason);
-            }
-            Self::Gone | Self::Wait => {}
+            push_text_unless_empty(out, "reason", &event.reason);
         }
+        Details::Reason(reason) => push_text_unless_empty(out, "reason", reason),
     }
 }
 
-// === impl NoticeKind ===
-
-impl NoticeKind {
-    /// Whether a client that wants no other notices needs this one: lines are missing, or the stream fails or
-    /// ends early.
-    pub(crate) fn is_loss(self) -> bool {
-        matches!(self, Self::Gap | Self::Error | Self::End)
-    }
-}
-
-fn in_brackets(reason: &str) -> String {
-    if reason.is_empty() { String::new() } else { format!(" ({reason})") }
-}
-
-fn push_reason(out: &mut Vec<u8>, reason: &str) {
-    if !reason.is_empty() {
-        push_text(out, "reason", reason);
+fn push_text_unless_empty(out: &mut Vec<u8>, key: &str, text: &str) {
+    if !text.is_empty() {
+        push_text(out, key, text);
     }
 }
 
@@ -335,16 +240,6 @@ fn frame_header(payload: usize) -> ([u8; HEADER_MAX_BYTES], usize) {
 fn without_line_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// Returns the end of the longest text for one frame that ends between characters.
-fn text_end(line: &[u8]) -> usize {
-    if line.len() <= FRAME_LINE_MAX_BYTES {
-        return line.len();
-    }
-    // A character has at most three continuation bytes; more of them are not UTF-8.
-    let is_start = |end: &usize| line[*end] & 0xc0 != 0x80;
-    (FRAME_LINE_MAX_BYTES - 3..=FRAME_LINE_MAX_BYTES).rev().find(is_start).unwrap_or(FRAME_LINE_MAX_BYTES)
 }
 
 /// Appends the inside of a JSON string. Replaces invalid UTF-8.
@@ -416,15 +311,30 @@ fn push_escape(out: &mut Vec<u8>, byte: u8) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::io::Cursor;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket};
 
     use super::*;
     use crate::logs::chunk::LineEnd;
+    use crate::logs::message::Gap;
+    use crate::logs::notice::NoticeKind;
     use crate::model::line::GapCause;
     use crate::model::position::Position;
+    use crate::model::proto::lease::ReplicaEvent;
+    use crate::model::proto::lease::replica_event::Kind;
     use crate::model::time::LogTime;
+
+    /// Decodes whole frames with an independent implementation.
+    pub(in crate::logs) fn decode(frames: &[u8]) -> Vec<Value> {
+        let count = payloads(frames).len();
+        let mut socket = WebSocket::from_raw_socket(Cursor::new(frames.to_vec()), Role::Client, None);
+        let decoded = (0..count).map(|_| socket.read().unwrap().into_text().unwrap());
+        decoded.map(|text| serde_json::from_str(&text).unwrap()).collect()
+    }
 
     fn replica() -> Replica {
         Replica { service: "web".parse().unwrap(), index: 3 }
@@ -593,10 +503,9 @@ mod tests {
         }
     }
 
-    fn notice(subject: NoticeSubject<'_>, notice: &Notice<'_>) -> Value {
-        let mut frames = Vec::new();
-        push_notice(subject, notice, &mut frames);
-        let [payload] = payloads(&frames)[..] else { panic!("not one frame") };
+    fn notice_object(subject: NoticeSubject<'_>, of: &Notice<'_>) -> Value {
+        let frame = notice(subject, of, Notices::All);
+        let [payload] = payloads(&frame)[..] else { panic!("not one frame") };
         assert!(payload.ends_with(b"\n"));
         serde_json::from_slice(payload).unwrap()
     }
@@ -609,49 +518,48 @@ mod tests {
             json!({ "name": "web-0", "message": format!("[leasemux: {text}]"), "service": "web", "replica": 3,
                     "notice": notice })
         };
-        let instance = "uid/web/7";
         let gap = Gap { cause: GapCause::Lag, lines: 12, bytes: 345, exact: true, from: None, to: None };
         assert_eq!(
-            notice(subject, &Notice::Gap(&gap)),
+            notice_object(subject, &Notice::of_gap(&gap)),
             object(
                 "12 lines (345 bytes) missing here: the follower fell behind",
                 json!({ "kind": "gap", "lines": 12, "bytes": 345, "cause": "lag", "exact": true })
             )
         );
+        let of_event = |kind: Kind, event: ReplicaEvent| {
+            let event = ReplicaEvent { kind: kind.into(), ..event };
+            notice_object(subject, &Notice::of_event(Some(3), &event).unwrap())
+        };
+        let run = || ReplicaEvent { instance: "uid/web/7".to_owned(), ..ReplicaEvent::default() };
         assert_eq!(
-            notice(subject, &Notice::Started { instance }),
+            of_event(Kind::Started, run()),
             object("replica 3 started", json!({ "kind": "started", "instance": "uid/web/7" }))
         );
-        let ended = Notice::Ended { instance, exit_code: Some(137), signal: None, reason: "OOMKilled" };
+        let ended = ReplicaEvent { exit_code: Some(137), reason: "OOMKilled".to_owned(), ..run() };
         assert_eq!(
-            notice(subject, &ended),
+            of_event(Kind::Ended, ended),
             object(
                 "replica 3 ended with exit code 137 (OOMKilled)",
                 json!({ "kind": "ended", "instance": "uid/web/7", "exit_code": 137, "reason": "OOMKilled" })
             )
         );
-        let mut event =
-            ReplicaEvent { instance: instance.to_owned(), signal: Some(9), ..ReplicaEvent::default() };
-        assert!(Notice::of_event(&event).is_none());
-        event.set_kind(Kind::Ended);
-        let killed = Notice::of_event(&event).unwrap();
         assert_eq!(
-            notice(subject, &killed),
+            of_event(Kind::Ended, ReplicaEvent { signal: Some(9), ..run() }),
             object(
-                "replica 3 ended by signal 9",
+                "replica 3 ended with signal 9",
                 json!({ "kind": "ended", "instance": "uid/web/7", "signal": 9 })
             )
         );
-        let waiting = Notice::Waiting { reason: "CrashLoopBackOff", message: "back-off 10s" };
+        let (reason, message) = ("CrashLoopBackOff".to_owned(), "back-off 10s".to_owned());
         assert_eq!(
-            notice(subject, &waiting),
+            of_event(Kind::Waiting, ReplicaEvent { reason, message, ..ReplicaEvent::default() }),
             object(
                 "replica 3 is waiting (CrashLoopBackOff): back-off 10s",
                 json!({ "kind": "waiting", "reason": "CrashLoopBackOff" })
             )
         );
         assert_eq!(
-            notice(subject, &Notice::Gone),
+            of_event(Kind::Gone, ReplicaEvent::default()),
             object("replica 3 is no longer part of the lease", json!({ "kind": "gone" }))
         );
     }
@@ -660,27 +568,21 @@ mod tests {
     fn notices_about_stream_have_service_as_name() {
         let service = "web".parse().unwrap();
         assert_eq!(
-            notice(NoticeSubject::Stream { service: Some(&service) }, &Notice::Wait),
+            notice_object(NoticeSubject::Stream { service: Some(&service) }, &Notice::wait()),
             json!({ "name": "web", "message": "[leasemux: waiting for a backfill slot]",
                     "notice": { "kind": "wait" } })
         );
-        let error = Notice::Error { text: "lease not found", reason: "LEASE_NOT_FOUND" };
+        let error = Notice::new(NoticeKind::Error, "lease not found").with_reason("LEASE_NOT_FOUND");
         assert_eq!(
-            notice(NoticeSubject::Stream { service: None }, &error),
+            notice_object(NoticeSubject::Stream { service: None }, &error),
             json!({ "name": "leasemux", "message": "[leasemux: lease not found]",
                     "notice": { "kind": "error", "reason": "LEASE_NOT_FOUND" } })
         );
-        let end = Notice::End { text: "the gateway is shutting down", reason: "DRAINING" };
+        let end = Notice::new(NoticeKind::End, "the gateway is shutting down").with_reason("DRAINING");
         assert_eq!(
-            notice(NoticeSubject::Stream { service: None }, &end)["message"],
+            notice_object(NoticeSubject::Stream { service: None }, &end)["message"],
             "[leasemux: the gateway is shutting down]"
         );
-    }
-
-    #[test]
-    fn loss_notices_are_gap_error_and_end() {
-        let loss: Vec<_> =
-            NoticeKind::ALL.iter().filter(|kind| kind.is_loss()).map(|kind| kind.label()).collect();
-        assert_eq!(loss, ["gap", "error", "end"]);
+        assert!(notice(NoticeSubject::Stream { service: None }, &end, Notices::None).is_empty());
     }
 }

@@ -15,9 +15,9 @@ pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
-    PlatformName, ReadKind, RestartResult,
+    PlatformName, ReadKind, RestartResult, RouteTemplate, WebsocketEnd,
 };
-pub use labels::{ConnectionEnd, SourceError};
+pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 
 pub mod catalogue;
 pub(crate) mod declare;

@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::Chunker;
+use leasemux::logs::entry_name::NameStyle;
 use leasemux::logs::message::Representation;
 use leasemux::logs::ring::{ReadOutcome, Ring};
 use leasemux::model::id::{Instance, Replica};
@@ -106,7 +107,8 @@ async fn ingest(dir: &Path) -> Result<()> {
     let tail = log_files::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
     let (replica, instance) =
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);
-    let ring = Ring::new(replica, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);
+    let names = NameStyle::default();
+    let ring = Ring::new(replica, names, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);
     let ring = Arc::new(ring);
     ring.begin_log(&instance, tail.start);
     let mut reader = ring.reader();

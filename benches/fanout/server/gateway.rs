@@ -13,10 +13,11 @@ use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
 use leasemux::edge::admin::{Admin, Exporter, Readiness};
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
-use leasemux::edge::server::{self, Server};
+use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
+use leasemux::logs::entry_name::NameStyle;
 use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
 use leasemux::restart::RestartManager;
@@ -54,8 +55,12 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         limits.connection.max_per_peer = limits.connection.max;
         limits.quota.streams_per_owner = limits.quota.streams;
         limits.quota.requests_per_second = u32::MAX;
-        let context =
-            ActorContext { platform: Arc::new(source), limits: Arc::new(limits), metrics: metrics.clone() };
+        let context = ActorContext {
+            platform: Arc::new(source),
+            limits: Arc::new(limits),
+            metrics: metrics.clone(),
+            names: NameStyle::default(),
+        };
         let drain = Drain::default();
         if let Some(listener) = listeners.admin {
             let readiness = Readiness::default();
@@ -75,7 +80,9 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
                 Some(tls) => {
                     let tls = tls.into();
                     let trusted_proxies = Arc::default();
-                    Server { connections, tls, trusted_proxies }.serve(followers).await;
+                    Server { protocol: Protocol::Grpc, connections, tls, trusted_proxies }
+                        .serve(followers)
+                        .await;
                 }
                 None => serve_plain(connections, drain, followers, &chain).await,
             }

@@ -4,7 +4,11 @@ use std::fmt::Write as _;
 
 use tonic_types::StatusExt as _;
 
+use crate::access::refusal::Refusal;
 use crate::edge::errors::{CallError, of_end};
+use crate::edge::websocket::Close;
+use crate::model::label::LabelValue as _;
+use crate::model::metrics::WebsocketEnd;
 use crate::model::text::truncate;
 use crate::platform;
 use crate::stream::StreamEnd;
@@ -23,9 +27,9 @@ const LEASE_NOT_FOUND: u16 = 4001;
 /// The platform cannot be reached.
 const CLUSTER_UNAVAILABLE: u16 = 4002;
 
-/// A close frame, and the text that explains it to people.
+/// The end of a websocket stream: a close frame, and the text that explains it to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Close {
+pub(crate) struct Ending {
     pub(crate) code: u16,
     /// At most 123 bytes.
     pub(crate) reason: String,
@@ -33,13 +37,20 @@ pub(crate) struct Close {
     pub(crate) text: String,
     /// The reason code of gRPC's `ErrorInfo`; empty if there is none.
     pub(crate) error: String,
+    /// For metrics.
+    pub(crate) label: WebsocketEnd,
 }
 
-// === impl Close ===
+// === impl Ending ===
 
-impl Close {
+impl Ending {
     /// Returns the close of a websocket whose request failed.
     pub(crate) fn of_error(error: &CallError) -> Self {
+        let label = match error {
+            CallError::Quota(_) => WebsocketEnd::Quota,
+            CallError::Draining => WebsocketEnd::Drain,
+            _ => WebsocketEnd::Error,
+        };
         let (code, reason) = match error {
             CallError::NoLease | CallError::Platform(platform::Error::NotFound(_)) => {
                 (LEASE_NOT_FOUND, "lease not found")
@@ -53,7 +64,7 @@ impl Close {
             }
             _ => (FAILED, ""),
         };
-        Self::new(code, reason, &error.to_status())
+        Self::new(code, reason, &error.to_status(), label)
     }
 
     /// Returns the close of a websocket whose stream ended.
@@ -67,7 +78,16 @@ impl Close {
             StreamEnd::Draining => (GOING_AWAY, ""),
             StreamEnd::Refused(_) => (FAILED, "credentials no longer valid"),
         };
-        let mut close = Self::new(code, reason, &of_end(end));
+        let label = match end {
+            StreamEnd::Done => WebsocketEnd::Complete,
+            StreamEnd::LeaseEnded => WebsocketEnd::LeaseEnded,
+            StreamEnd::Draining => WebsocketEnd::Drain,
+            StreamEnd::Exceeded(_) => WebsocketEnd::Quota,
+            StreamEnd::Lagged(_) | StreamEnd::Unreadable(_) => WebsocketEnd::Error,
+            StreamEnd::Refused(Refusal::TokenExpired | Refusal::CertificateExpired) => WebsocketEnd::Expired,
+            StreamEnd::Refused(_) => WebsocketEnd::Revoked,
+        };
+        let mut close = Self::new(code, reason, &of_end(end), label);
         if let StreamEnd::Lagged(replica) = end {
             // The text for gRPC names cursors, which this protocol does not have.
             close.text =
@@ -84,7 +104,24 @@ impl Close {
             reason: "no running pods".to_owned(),
             text,
             error: "REPLICA_NOT_FOUND".to_owned(),
+            label: WebsocketEnd::Error,
         }
+    }
+
+    /// Creates the close of a stream that selects a service whose name no service can have.
+    pub(crate) fn unknown_service(name: &str) -> Self {
+        Self {
+            code: FAILED,
+            reason: "service not found".to_owned(),
+            text: format!("the lease has no service {name}"),
+            error: "SERVICE_NOT_FOUND".to_owned(),
+            label: WebsocketEnd::Error,
+        }
+    }
+
+    /// Returns the close frame.
+    pub(crate) fn close(&self) -> Close {
+        Close { code: self.code, reason: self.reason.clone().into(), end: self.label }
     }
 
     /// Appends lost lines to the reason of a stream without notices.
@@ -98,17 +135,16 @@ impl Close {
         self
     }
 
-    fn new(code: u16, reason: &str, status: &tonic::Status) -> Self {
+    fn new(code: u16, reason: &str, status: &tonic::Status, label: WebsocketEnd) -> Self {
         let error = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         let reason = truncate(reason, REASON_MAX_BYTES).to_owned();
-        Self { code, reason, text: status.message().to_owned(), error }
+        Self { code, reason, text: status.message().to_owned(), error, label }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::refusal::Refusal;
     use crate::model::id::Replica;
     use crate::model::quota::{Exceeded, Quota, Subject};
     use crate::model::view::Missing;
@@ -135,7 +171,7 @@ mod tests {
             (CallError::Quota(exceeded()), 4000, "streams_per_owner", "QUOTA_USED_UP"),
             (CallError::Draining, 1001, "", "DRAINING"),
         ] {
-            let close = Close::of_error(&error);
+            let close = Ending::of_error(&error);
             assert_eq!((close.code, close.reason.as_str(), close.error.as_str()), (code, reason, name));
             assert!(!close.text.is_empty() && !close.text.contains("test"), "{}", close.text);
         }
@@ -152,20 +188,20 @@ mod tests {
             (StreamEnd::Draining, 1001, ""),
             (StreamEnd::Refused(Refusal::CertificateRevoked), 4000, "credentials no longer valid"),
         ] {
-            let close = Close::of_end(&end);
+            let close = Ending::of_end(&end);
             assert_eq!((close.code, close.reason.as_str()), (code, reason));
             assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Done), "{}", close.text);
         }
-        assert!(!Close::of_end(&StreamEnd::Lagged(replica())).text.contains("cursor"));
+        assert!(!Ending::of_end(&StreamEnd::Lagged(replica())).text.contains("cursor"));
     }
 
     #[test]
     fn lost_lines_are_part_of_the_reason() {
-        let close = |lines| Close::of_end(&StreamEnd::LeaseEnded).with_lost_lines(lines).reason;
+        let close = |lines| Ending::of_end(&StreamEnd::LeaseEnded).with_lost_lines(lines).reason;
         assert_eq!(close(0), "lease ended");
         assert_eq!(close(1), "lease ended; 1 line was missing");
-        assert_eq!(Close::of_end(&StreamEnd::Done).with_lost_lines(2).reason, "2 lines were missing");
-        let long = Close { reason: "ß".repeat(61), ..Close::no_running_pods() };
+        assert_eq!(Ending::of_end(&StreamEnd::Done).with_lost_lines(2).reason, "2 lines were missing");
+        let long = Ending { reason: "ß".repeat(61), ..Ending::no_running_pods() };
         assert!(long.with_lost_lines(u64::MAX).reason.len() <= REASON_MAX_BYTES);
     }
 }

@@ -56,6 +56,11 @@ impl RestError {
         Self { body: Body::Empty, ..Self::text(StatusCode::METHOD_NOT_ALLOWED, "") }
     }
 
+    /// The response to a service that the lease does not have.
+    pub(crate) fn no_service() -> Self {
+        Self::text(StatusCode::NOT_FOUND, "the lease has no such service")
+    }
+
     /// The response to an invalid lease id in the path.
     pub(crate) fn lease_id(error: &IdError) -> Self {
         Self::text(StatusCode::BAD_REQUEST, format!("invalid lease id: {error}"))

@@ -8,28 +8,13 @@ use std::collections::BTreeSet;
 use crate::logs::notice::Notices;
 use crate::logs::{BackfillFilter, LagPolicy, ReadRange};
 use crate::model::id::ServiceName;
-use crate::model::label::label;
 use crate::model::limits::FILTERS_MAX;
+pub use crate::model::metrics::{FilterSpelling, StreamKind};
 use crate::model::text::truncate;
 use crate::model::view::Filter;
 
 /// Maximum size, in bytes, of an unknown service name that is repeated to its caller.
 const UNKNOWN_NAME_MAX_BYTES: usize = 64;
-
-label! {
-    /// The spelling of the parameter that selects services. The Akash provider reads `service`; its command
-    /// line sends `services`.
-    pub enum FilterSpelling as "spelling" {
-        /// No parameter.
-        None = "none",
-        /// `service`.
-        Service = "service",
-        /// `services`.
-        Services = "services",
-        /// Both.
-        Both = "both",
-    }
-}
 
 /// The parameters of a log or event stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +34,6 @@ pub struct StreamQuery {
     pub on_lag: LagPolicy,
     /// The notices; `None` = as configured.
     pub notices: Option<Notices>,
-}
-
-/// The stream that a query is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamKind {
-    /// `logs`.
-    Logs,
-    /// `kubeevents`, which have no `tail`.
-    Events,
 }
 
 // === impl StreamQuery ===

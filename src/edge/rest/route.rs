@@ -7,27 +7,7 @@ use http::Method;
 
 use crate::access::grants::TokenScope;
 use crate::model::id::{Address, IdError, LeaseId, ServiceName};
-use crate::model::label::label;
-
-label! {
-    /// The template of a route. The gateway serves some routes itself and forwards the others.
-    pub(crate) enum RouteTemplate as "route" {
-        Version = "/version",
-        Address = "/address",
-        Status = "/status",
-        LeaseStatus = "/lease/{dseq}/{gseq}/{oseq}/status",
-        ServiceStatus = "/lease/{dseq}/{gseq}/{oseq}/service/{service}/status",
-        Logs = "/lease/{dseq}/{gseq}/{oseq}/logs",
-        Events = "/lease/{dseq}/{gseq}/{oseq}/kubeevents",
-        GetManifest = "/lease/{dseq}/{gseq}/{oseq}/manifest",
-        Shell = "/lease/{dseq}/{gseq}/{oseq}/shell",
-        Attestation = "/lease/{dseq}/{gseq}/{oseq}/attestation/quote",
-        SendManifest = "/deployment/{dseq}/manifest",
-        MigrateHostname = "/hostname/migrate",
-        MigrateEndpoint = "/endpoint/migrate",
-        Other = "other",
-    }
-}
+use crate::model::metrics::RouteTemplate;
 
 /// What a path asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

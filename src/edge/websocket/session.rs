@@ -17,7 +17,7 @@ use super::client_frames::{ClientFrame, ClientFrames};
 use super::credit::CreditWindow;
 use super::outgoing::Outgoing;
 use super::{OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, push_close_frame, push_control_frame};
-use crate::model::label::label;
+use crate::model::metrics::WebsocketEnd;
 use crate::stream::{Messages, StreamControl};
 
 /// Interval of pings. Clients that apply the Akash provider's rule disconnect after 15 s without one.
@@ -48,27 +48,7 @@ pub(crate) struct Close {
     pub(crate) code: u16,
     /// Cut at [`CLOSE_REASON_MAX_BYTES`](super::CLOSE_REASON_MAX_BYTES).
     pub(crate) reason: Cow<'static, str>,
-    pub(crate) end: SessionEnd,
-}
-
-label! {
-    /// Why a websocket stream ended.
-    pub(crate) enum SessionEnd as "end" {
-        Complete = "complete",
-        /// The client closed the websocket, or its connection broke.
-        Client = "client",
-        LeaseEnded = "lease_ended",
-        Drain = "drain",
-        Quota = "quota",
-        /// The client accepted no data.
-        Stalled = "stalled",
-        /// The client sent nothing, not even pongs.
-        Silent = "silent",
-        /// The request failed, or the client broke the protocol.
-        Error = "error",
-        Revoked = "revoked",
-        Expired = "expired",
-    }
+    pub(crate) end: WebsocketEnd,
 }
 
 /// Returns the close frame for the end of a source. Called once, when the source has ended.
@@ -116,11 +96,11 @@ enum Stage {
         frame: Option<Bytes>,
         /// The client's close frame has arrived.
         is_answered: bool,
-        end: SessionEnd,
+        end: WebsocketEnd,
         deadline: Instant,
     },
     /// Ends the sending side. The session ends then, or at the deadline.
-    ShuttingDown { end: SessionEnd, deadline: Instant },
+    ShuttingDown { end: WebsocketEnd, deadline: Instant },
 }
 
 // === impl Session ===
@@ -196,7 +176,7 @@ where
                 Ok(Some(ClientFrame::Close(code))) => self.close_by_client(code),
                 Err(e) => {
                     let (code, reason) = (e.close_code(), e.to_string().into());
-                    self.close(Close { code, reason, end: SessionEnd::Error });
+                    self.close(Close { code, reason, end: WebsocketEnd::Error });
                 }
             }
         }
@@ -211,7 +191,7 @@ where
                     Some(code) => push_close_frame(&mut frame, code, ""),
                     None => push_control_frame(&mut frame, OPCODE_CLOSE, &[]),
                 }
-                self.begin_closing(frame, true, SessionEnd::Client);
+                self.begin_closing(frame, true, WebsocketEnd::Client);
             }
             Stage::Closing { is_answered, .. } => *is_answered = true,
             Stage::ShuttingDown { .. } => {}
@@ -224,7 +204,7 @@ where
         self.begin_closing(frame, false, close.end);
     }
 
-    fn begin_closing(&mut self, frame: Vec<u8>, is_answered: bool, end: SessionEnd) {
+    fn begin_closing(&mut self, frame: Vec<u8>, is_answered: bool, end: WebsocketEnd) {
         if !matches!(self.stage, Stage::Open) {
             return;
         }
@@ -364,7 +344,7 @@ where
     }
 
     /// Moves on from `Closing` when the handshake is complete. Ready when the session has ended.
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<SessionEnd> {
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<WebsocketEnd> {
         if let Stage::Closing { frame: None, is_answered: true, end, .. } = self.stage
             && self.control.is_empty()
             && !self.needs_flush
@@ -377,12 +357,12 @@ where
         Poll::Ready(end)
     }
 
-    fn shut_down(&mut self, end: SessionEnd) {
+    fn shut_down(&mut self, end: WebsocketEnd) {
         self.stage = Stage::ShuttingDown { end, deadline: Instant::now() + SHUTDOWN_TIMEOUT };
     }
 
     /// Waits for the next deadline. Ready when one has passed; returns the end if it was the last one.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<SessionEnd>> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<WebsocketEnd>> {
         let deadline = self.next_deadline();
         if deadline < self.timer.deadline() {
             self.timer.as_mut().reset(deadline);
@@ -391,7 +371,7 @@ where
         let now = Instant::now();
         match self.stage {
             Stage::Open if now >= self.last_received + SILENCE_MAX => {
-                return Poll::Ready(Some(SessionEnd::Silent));
+                return Poll::Ready(Some(WebsocketEnd::Silent));
             }
             Stage::Open if now >= self.next_ping => {
                 self.ping_is_due = true;
@@ -415,9 +395,9 @@ where
     }
 
     /// Returns why the session ends if the connection breaks now.
-    fn end_if_lost(&self) -> SessionEnd {
+    fn end_if_lost(&self) -> WebsocketEnd {
         match self.stage {
-            Stage::Open => SessionEnd::Client,
+            Stage::Open => WebsocketEnd::Client,
             Stage::Closing { end, .. } | Stage::ShuttingDown { end, .. } => end,
         }
     }
@@ -428,9 +408,9 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
     S: Body<Data = Messages, Error = Infallible> + Unpin,
 {
-    type Output = SessionEnd;
+    type Output = WebsocketEnd;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<SessionEnd> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<WebsocketEnd> {
         let this = self.get_mut();
         loop {
             // Not after `poll_shutdown`: the client's data does not matter then.

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
@@ -7,15 +8,22 @@ use bytes::Buf as _;
 use futures_core::future::BoxFuture;
 use http_body::Body as _;
 use metrics::NoopRecorder;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::logs::actor::ActorContext;
-use crate::logs::message::Representation;
-use crate::model::id::{Address, LeaseId};
+use crate::logs::entry_name::NameStyle;
+use crate::logs::notice::Notices;
+use crate::logs::websocket::tests::decode;
+use crate::model::id::{Address, Instance, LeaseId};
 use crate::model::limits::Limits;
+use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::metrics::Metrics;
-use crate::model::view::{Filter, ReplicaState, ReplicaView, ServiceView};
-use crate::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, ServiceView};
+use crate::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
 /// Longer than any event in these tests takes.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
@@ -42,6 +50,112 @@ impl Platform for EmptyPlatform {
     }
 }
 
+/// A platform with the log of one run.
+#[derive(Debug)]
+struct OneLog {
+    items: Vec<TailItem>,
+    /// The position after the items.
+    end: Position,
+    /// Delay before older lines are opened.
+    delay: Duration,
+    /// Later items, for the actor.
+    live: Mutex<Option<mpsc::Receiver<TailItem>>>,
+}
+
+impl Platform for OneLog {
+    fn name(&self) -> &'static str {
+        "one"
+    }
+
+    fn watch(&self, _: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        Box::pin(async { Err(Error::NotFound("no lease".into())) })
+    }
+
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+        Box::pin(async move {
+            let (start, items) = if matches!(request.from, ReadFrom::Last(0)) {
+                (self.end, Vec::new())
+            } else {
+                tokio::time::sleep(self.delay).await;
+                (Position::START, self.items.clone())
+            };
+            let items = futures_util::stream::iter(items.into_iter().map(Ok));
+            let live = if start == self.end { self.live.lock().take() } else { None };
+            let items = match live {
+                Some(live) => {
+                    let live = futures_util::stream::unfold(live, |mut live| async {
+                        Some((Ok(live.recv().await?), live))
+                    });
+                    items.chain(live).chain(futures_util::stream::pending()).boxed()
+                }
+                None if request.follow => items.chain(futures_util::stream::pending()).boxed(),
+                None => items.boxed(),
+            };
+            Ok(Tail { start, unfinished: [false; 2], items })
+        })
+    }
+
+    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Err(Error::NotFound("no replica".into())) })
+    }
+}
+
+/// Makes a log of the numbered lines in each range, with a gap of the numbers between two ranges.
+fn log(ranges: &[std::ops::Range<u64>], width: usize, delay: Duration) -> OneLog {
+    let (mut items, mut after, mut next) = (Vec::new(), Position::START, 0);
+    for range in ranges {
+        if range.start > next {
+            let lines = range.start - next;
+            for _ in 0..lines {
+                after = after.after_line(LogTime::from_nanos(1));
+            }
+            items.push(TailItem::Gap(SourceGap {
+                cause: GapCause::Rotated,
+                lines,
+                bytes: lines * 9,
+                exact: true,
+                after,
+            }));
+        }
+        items.push(numbered(range.clone(), width, &mut after));
+        next = range.end;
+    }
+    OneLog { items, end: after, delay, live: Mutex::default() }
+}
+
+fn numbered(range: std::ops::Range<u64>, width: usize, after: &mut Position) -> TailItem {
+    let (mut data, mut lines) = (Vec::new(), Vec::new());
+    for number in range {
+        data.extend_from_slice(format!("line {number:0width$}\n").as_bytes());
+        *after = after.after_line(LogTime::from_nanos(1));
+        lines.push(Line::whole(data.len(), LogTime::from_nanos(1), *after));
+    }
+    TailItem::Lines(LineBatch { data: data.into(), lines })
+}
+
+/// The loss check: lines and gaps are the numbers from zero to `end`, in order. Returns the kinds of the other
+/// notices.
+fn check_loss(frames: &[Vec<u8>], end: u64) -> Vec<String> {
+    let (mut next, mut others) = (0, Vec::new());
+    // Each data frame has whole websocket frames.
+    for object in frames.iter().flat_map(|frame| decode(frame)) {
+        let kind = object["notice"]["kind"].as_str();
+        // A wait concerns the stream, and no service was named.
+        assert_eq!(object["name"], if kind == Some("wait") { "leasemux" } else { "web-0" });
+        match kind {
+            None => {
+                let number = object["message"].as_str().unwrap().strip_prefix("line ").unwrap();
+                assert_eq!(number.parse(), Ok(next));
+                next += 1;
+            }
+            Some("gap") => next += object["notice"]["lines"].as_u64().unwrap(),
+            Some(kind) => others.push(kind.to_owned()),
+        }
+    }
+    assert_eq!(next, end);
+    others
+}
+
 /// A waker that counts its calls.
 #[derive(Default)]
 struct WakeCounter(AtomicUsize);
@@ -56,25 +170,52 @@ impl Wake for WakeCounter {
 struct Polled {
     body: LogsBody,
     task: Arc<WakeCounter>,
+    /// A closed view would mean that the lease has ended.
+    _views: Option<watch::Sender<Arc<LeaseView>>>,
 }
 
 impl Polled {
     /// Follows the replicas of `view`, at most `replicas` at a time.
     fn new(view: watch::Receiver<Arc<LeaseView>>, replicas: usize) -> Self {
+        let range = ReadRange::Follow(BackfillFilter::default());
+        Self::of(Arc::new(EmptyPlatform), view, replicas, range, Representation::Plain)
+    }
+
+    /// Reads the one log of `platform`.
+    fn one_log(platform: OneLog, range: ReadRange, representation: Representation) -> Self {
+        let instance = Instance::new("uid", "web", 0).unwrap();
+        let run = Run { instance, started: LogTime::from_nanos(1), end: None, log_is_gone: false };
+        let replica = ReplicaView { state: ReplicaState::Running, runs: vec![run], ..ReplicaView::default() };
+        let service = ServiceView { replicas: [(0, replica)].into(), ..ServiceView::default() };
+        let services = [("web".parse().unwrap(), service)].into();
+        let (views, view) = watch::channel(Arc::new(LeaseView { services, ..LeaseView::default() }));
+        let polled = Self::of(Arc::new(platform), view, 1, range, representation);
+        Self { _views: Some(views), ..polled }
+    }
+
+    fn of(
+        platform: Arc<dyn Platform>,
+        view: watch::Receiver<Arc<LeaseView>>,
+        replicas: usize,
+        range: ReadRange,
+        representation: Representation,
+    ) -> Self {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let request = LogsRequest {
             lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
             filter: Filter::everything(),
-            range: ReadRange::Follow(BackfillFilter::default()),
-            representation: Representation::Plain,
+            range,
+            representation,
             on_lag: LagPolicy::Drop,
             resume: HashMap::new(),
         };
         let mut limits = Limits::default();
         limits.quota.replicas_per_request = replicas;
+        limits.ring_max_bytes = 64 * 1024;
         let limiter = BackfillLimiter::new(&limits.quota);
         let metrics = Metrics::register(&NoopRecorder);
-        let context = ActorContext { platform: Arc::new(EmptyPlatform), limits: Arc::new(limits), metrics };
+        let names = NameStyle::default();
+        let context = ActorContext { platform, limits: Arc::new(limits), metrics, names };
         let trailers: Trailers = Box::new(|_| HeaderMap::new());
         let body = LogsBody::new(
             request,
@@ -84,11 +225,27 @@ impl Polled {
             StreamControl::new(),
             trailers,
         );
-        Self { body, task: Arc::default() }
+        Self { body, task: Arc::default(), _views: None }
     }
 
-    /// Returns the bytes that it sends until it stays pending.
+    /// Returns the data frames until the end, each with the time since the start.
+    async fn frames_to_end(&mut self) -> Vec<(Duration, Vec<u8>)> {
+        let began = Instant::now();
+        let mut frames = Vec::new();
+        loop {
+            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await.unwrap().unwrap();
+            let Ok(mut messages) = frame.into_data() else { return frames };
+            assert!(messages.has_remaining(), "an empty frame");
+            frames.push((began.elapsed(), messages.copy_to_bytes(messages.remaining()).to_vec()));
+        }
+    }
+
+    /// Returns the text that it sends until it stays pending.
     async fn sent(&mut self) -> String {
+        String::from_utf8_lossy(&self.sent_bytes().await).into_owned()
+    }
+
+    async fn sent_bytes(&mut self) -> Vec<u8> {
         let waker = Waker::from(Arc::clone(&self.task));
         let mut cx = Context::from_waker(&waker);
         let mut sent = Vec::new();
@@ -103,7 +260,7 @@ impl Polled {
                 Poll::Pending => {
                     tokio::time::sleep(QUIET_PERIOD).await;
                     if self.task.0.load(Ordering::SeqCst) == woken {
-                        return String::from_utf8_lossy(&sent).into_owned();
+                        return sent;
                     }
                 }
             }
@@ -145,4 +302,101 @@ async fn replacement_replica_is_polled_without_wake() {
     assert_eq!(polled.fill_one_message(), 1);
     assert_eq!(polled.body.streams.len(), 1);
     assert!(polled.sent().await.contains("Reason1"));
+}
+
+const UNTIL_NOW: ReadRange = ReadRange::UntilNow(BackfillFilter { last: None, since: None });
+
+#[tokio::test(start_paused = true)]
+async fn websocket_gets_every_line_or_its_gap() {
+    let log = log(&[0..3_000, 3_007..3_100], 60, Duration::ZERO);
+    let mut polled = Polled::one_log(log, UNTIL_NOW, Representation::WebSocket(Notices::All));
+    let frames: Vec<_> = polled.frames_to_end().await.into_iter().map(|(_, frame)| frame).collect();
+    assert!(frames.len() > 3, "{} portions", frames.len());
+    assert_eq!(check_loss(&frames, 3_100), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn omitted_notice_makes_no_frame() {
+    // The gap is at the end: nothing goes out with it.
+    let log = log(&[0..0, 5..5], 1, Duration::ZERO);
+    let mut polled = Polled::one_log(log, UNTIL_NOW, Representation::WebSocket(Notices::None));
+    assert!(polled.frames_to_end().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn websocket_without_follow_reports_each_wait() {
+    let log = log(&[0..10, 10..20], 1, Duration::from_millis(5_500));
+    let mut polled = Polled::one_log(log, UNTIL_NOW, Representation::WebSocket(Notices::All));
+    let frames = polled.frames_to_end().await;
+    let seconds: Vec<_> = frames.iter().map(|(time, _)| time.as_secs()).collect();
+    assert_eq!(seconds, [1, 3, 5, 5]);
+    let frames: Vec<_> = frames.into_iter().map(|(_, frame)| frame).collect();
+    assert_eq!(check_loss(&frames, 20), ["wait"; 3]);
+    // Not if only losses are reported.
+    let log = self::log(&[0..10, 10..20], 1, Duration::from_millis(5_500));
+    let mut polled = Polled::one_log(log, UNTIL_NOW, Representation::WebSocket(Notices::Loss));
+    assert_eq!(polled.frames_to_end().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn websocket_that_follows_reports_one_wait() {
+    let log = log(&[0..10, 10..20], 1, Duration::from_millis(5_500));
+    let range = ReadRange::Follow(BackfillFilter::default());
+    let mut polled = Polled::one_log(log, range, Representation::WebSocket(Notices::All));
+    let mut frames = Vec::new();
+    let read = async {
+        loop {
+            let frame = poll_fn(|cx| Pin::new(&mut polled.body).poll_frame(cx)).await.unwrap().unwrap();
+            let mut messages = frame.into_data().unwrap();
+            frames.push(messages.copy_to_bytes(messages.remaining()).to_vec());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), read).await.unwrap_err();
+    assert_eq!(check_loss(&frames, 20), ["wait"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn published_notice_ends_an_unfinished_line() {
+    let mut log = log(&[], 1, Duration::ZERO);
+    let piece =
+        Line { ends: false, ..Line::whole(4, LogTime::from_nanos(1), Position::START.after_bytes(4)) };
+    log.end = Position::START.after_line(LogTime::from_nanos(1));
+    let gap = SourceGap { cause: GapCause::Source, lines: 1, bytes: 5, exact: true, after: log.end };
+    log.items = vec![
+        TailItem::Lines(LineBatch { data: (&b"open"[..]).into(), lines: vec![piece] }),
+        TailItem::Gap(gap),
+    ];
+    let mut polled = Polled::one_log(log, UNTIL_NOW, Representation::Published(Notices::All));
+    let frames = polled.frames_to_end().await;
+    let sent: Vec<u8> = frames.into_iter().flat_map(|(_, frame)| frame).collect();
+    let sent = String::from_utf8_lossy(&sent);
+    assert!(sent.contains("open") && sent.contains("\n[leasemux: 1 line (5 bytes) missing here"), "{sent:?}");
+    assert!(sent.contains("web-0") && !sent.contains("uid"), "no cursors: {sent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lagging_websocket_gets_exact_gap() {
+    for notices in [Notices::All, Notices::Loss, Notices::None] {
+        let mut log = log(&[0..10, 10..20], 1, Duration::ZERO);
+        let (live, items) = mpsc::channel(100);
+        log.live = Mutex::new(Some(items));
+        let mut after = log.end;
+        let range = ReadRange::Follow(BackfillFilter::default());
+        let mut polled = Polled::one_log(log, range, Representation::WebSocket(notices));
+        let mut frames = vec![polled.sent_bytes().await];
+        for batch in 0..40_u64 {
+            // Not polled meanwhile: the ring has room for a few batches.
+            live.send(numbered(20 + batch * 50..70 + batch * 50, 200, &mut after)).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        frames.push(polled.sent_bytes().await);
+        let lost = polled.body.lost_lines();
+        assert!(lost > 1_000, "{lost}");
+        if notices == Notices::None {
+            let lines: usize = frames.iter().map(|frame| decode(frame).len()).sum();
+            assert_eq!(lines as u64 + lost, 2_020);
+        } else {
+            assert_eq!(check_loss(&frames, 2_020), [""; 0]);
+        }
+    }
 }

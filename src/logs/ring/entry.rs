@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use super::Ring;
 use crate::logs::chunk::Chunk;
-use crate::logs::message::{self, Gap, Representation};
+use crate::logs::message::{Event, Gap, Representation};
 use crate::model::id::Instance;
 use crate::model::line::OutputStream;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
 /// Memory of an entry besides its bytes: the entry itself and its slot in the ring, rounded up.
-const ENTRY_OVERHEAD_BYTES: usize = 288;
+const ENTRY_OVERHEAD_BYTES: usize = 384;
 
 /// One encoded message of a ring.
 pub struct Entry {
@@ -36,17 +36,26 @@ pub struct Entry {
     pub(super) open: OpenLines,
     pub(super) sequence: u64,
     pub(super) message: Bytes,
-    /// The timestamped representation, made by the first reader that needs it.
-    pub(super) timestamped: OnceLock<Bytes>,
-    /// Size of `timestamped` in the ring's account. Written under the ring's lock.
+    /// Other representations of lines, made by the first reader that needs one. Boxed, since most entries
+    /// have none.
+    pub(super) lazy: OnceLock<Box<LazyForms>>,
+    /// Size of `lazy` in the ring's account. Written under the ring's lock.
     pub(super) lazy_bytes: AtomicUsize,
+}
+
+/// Representations of lines other than the plain one, each made by the first reader that needs it.
+#[derive(Debug, Default)]
+pub(super) struct LazyForms {
+    timestamped: OnceLock<Bytes>,
+    websocket: OnceLock<Bytes>,
+    published: OnceLock<Bytes>,
 }
 
 #[derive(Debug)]
 pub(crate) enum EntryKind {
     Lines(Chunk, Contiguity),
     /// A change in the replica's life cycle.
-    Event,
+    Event(Box<Event>),
     /// Lines that the source has lost.
     Gap(Gap),
 }
@@ -93,34 +102,58 @@ pub(crate) struct AmbiguousRange(Option<LogTime>);
 // === impl Entry ===
 
 impl Entry {
-    /// Returns the message in this representation; encodes it on first use. Locks the ring to account for its
-    /// size.
-    pub(crate) fn message(&self, ring: &Ring, representation: Representation) -> Bytes {
+    /// Returns the message in this representation. Lines are encoded on first use, which locks the ring to
+    /// account for their size; gaps and events of protocols without fields for them for each follower, since
+    /// each may have other notices. `within_line`: the message before it ended within a line.
+    pub(crate) fn message(&self, ring: &Ring, representation: Representation, within_line: bool) -> Bytes {
         match (&self.kind, representation) {
-            (EntryKind::Lines(chunk, _), Representation::Timestamped) => self
-                .timestamped
-                .get_or_init(|| {
-                    let Some(instance) = &self.instance else {
-                        return self.message.clone();
-                    };
-                    ring.encoded.increment(1);
-                    let message =
-                        message::encode_lines(&ring.replica, instance, chunk, representation).message;
-                    ring.count_lazy_bytes(self, message.len());
-                    message
-                })
-                .clone(),
-            _ => self.message.clone(),
+            (_, Representation::Plain) => self.message.clone(),
+            (EntryKind::Lines(chunk, _), _) => self.lazy_message(ring, representation, chunk),
+            (_, Representation::Timestamped) => self.message.clone(),
+            (EntryKind::Gap(gap), _) => {
+                let at = self.instance.as_ref().map(|instance| (instance, self.end));
+                ring.encoder(representation).gap(at, gap, within_line)
+            }
+            (EntryKind::Event(event), _) => {
+                ring.encoder(representation).event(self.instance.as_ref(), event, within_line)
+            }
         }
     }
 
+    fn lazy_message(&self, ring: &Ring, representation: Representation, chunk: &Chunk) -> Bytes {
+        let mut made_bytes = 0;
+        let forms = self.lazy.get_or_init(|| {
+            made_bytes += size_of::<LazyForms>();
+            Box::default()
+        });
+        let (Some(form), Some(instance)) = (forms.get(representation), &self.instance) else {
+            return self.message.clone();
+        };
+        let message = form.get_or_init(|| {
+            ring.encoded.increment(1);
+            let message = ring.encoder(representation).lines(instance, chunk);
+            made_bytes += message.len();
+            message
+        });
+        if made_bytes > 0 {
+            ring.count_lazy_bytes(self, made_bytes);
+        }
+        message.clone()
+    }
+
     /// Returns an upper bound on the length of [`Entry::message`], without encoding it.
-    pub(super) fn message_max_bytes(&self, representation: Representation) -> usize {
+    pub(super) fn message_max_bytes(&self, ring: &Ring, representation: Representation) -> usize {
+        let plain = self.message.len();
         match (&self.kind, representation) {
-            (EntryKind::Lines(chunk, _), Representation::Timestamped) => {
-                self.message.len() + message::timestamps_max_bytes(chunk)
+            (_, Representation::Plain) => plain,
+            (EntryKind::Lines(chunk, _), _) => {
+                let made = self.lazy.get().and_then(|forms| forms.get(representation)?.get());
+                made.map_or_else(
+                    || ring.encoder(representation).lines_max_bytes(self.instance.as_ref(), chunk, plain),
+                    Bytes::len,
+                )
             }
-            _ => self.message.len(),
+            _ => ring.encoder(representation).notice_max_bytes(plain),
         }
     }
 
@@ -152,7 +185,7 @@ impl Entry {
                 let first = line.filter(|_| chunk.continues).unwrap_or(self.sequence);
                 *line = chunk.is_unfinished().then_some(first);
             }
-            EntryKind::Lines(..) | EntryKind::Event => {}
+            EntryKind::Lines(..) | EntryKind::Event(_) => {}
             // A gap ends all lines.
             EntryKind::Gap(_) => open = OpenLines::default(),
         }
@@ -175,14 +208,33 @@ impl Entry {
     }
 
     fn cost(&self) -> u64 {
-        let line_ends = self.chunk().map_or(0, |chunk| size_of_val(&*chunk.line_ends));
-        (self.message.len() + line_ends + ENTRY_OVERHEAD_BYTES) as u64
+        let attributes = match &self.kind {
+            EntryKind::Lines(chunk, _) => size_of_val(&*chunk.line_ends),
+            // Its texts are not longer than the message.
+            EntryKind::Event(_) => size_of::<Event>() + self.message.len(),
+            EntryKind::Gap(_) => 0,
+        };
+        (self.message.len() + attributes + ENTRY_OVERHEAD_BYTES) as u64
     }
 
     fn chunk(&self) -> Option<&Chunk> {
         match &self.kind {
             EntryKind::Lines(chunk, _) => Some(chunk),
-            EntryKind::Event | EntryKind::Gap(_) => None,
+            EntryKind::Event(_) | EntryKind::Gap(_) => None,
+        }
+    }
+}
+
+// === impl LazyForms ===
+
+impl LazyForms {
+    /// Returns the place of a representation; `None` for the plain one.
+    fn get(&self, representation: Representation) -> Option<&OnceLock<Bytes>> {
+        match representation {
+            Representation::Plain => None,
+            Representation::Timestamped => Some(&self.timestamped),
+            Representation::WebSocket(_) => Some(&self.websocket),
+            Representation::Published(_) => Some(&self.published),
         }
     }
 }
@@ -223,7 +275,64 @@ pub(super) fn stream_index(chunk: &Chunk) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use metrics::NoopRecorder;
+
     use super::*;
+    use crate::logs::chunk::LineEnd;
+    use crate::logs::entry_name::NameStyle;
+    use crate::logs::notice::Notices;
+    use crate::model::id::Replica;
+    use crate::model::metrics::Metrics;
+
+    #[test]
+    fn forms_are_encoded_once_and_counted() {
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let metrics = Metrics::register(&NoopRecorder);
+        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics);
+        let (run, time) = (Instance::new("uid", "web", 0).unwrap(), LogTime::from_nanos(5));
+        ring.begin_log(&run, Position::START);
+        let chunk = Chunk {
+            data: (&b"line\n"[..]).into(),
+            line_ends: Box::new([LineEnd { end: 5, time, stream: None }]),
+            continues: false,
+            start: Position::START,
+            end: Position::START.after_line(time),
+        };
+        ring.push_lines(&run, &mut vec![chunk], Instant::now());
+        let entry = ring.state.lock().entries[0].clone();
+        let forms = [
+            Representation::Timestamped,
+            Representation::WebSocket(Notices::All),
+            Representation::Published(Notices::None),
+        ];
+        let mut expected = size_of::<LazyForms>();
+        for form in forms {
+            let bound = entry.message_max_bytes(&ring, form);
+            let message = entry.message(&ring, form, false);
+            assert!(message.len() <= bound);
+            assert_eq!(entry.message_max_bytes(&ring, form), message.len());
+            expected += message.len();
+            assert_eq!(entry.message(&ring, form, true).as_ptr(), message.as_ptr(), "shared");
+            assert_eq!(ring.state.lock().lazy_bytes, expected);
+        }
+        // Followers with other notices share the lines.
+        let other = entry.message(&ring, Representation::WebSocket(Notices::None), false);
+        assert_eq!(other.as_ptr(), entry.message(&ring, forms[1], false).as_ptr());
+        ring.state.lock().evict(0);
+        ring.push_event(None, Event::gone());
+        ring.state.lock().evict(0);
+        assert_eq!(ring.state.lock().lazy_bytes, 0);
+    }
+
+    #[test]
+    fn overhead_covers_entry_and_its_slot() {
+        // Two counters of the `Arc`, and two pointers since a full deque doubles.
+        assert!(
+            size_of::<Entry>() + 4 * size_of::<usize>() <= ENTRY_OVERHEAD_BYTES,
+            "{}",
+            size_of::<Entry>()
+        );
+    }
 
     #[test]
     fn positions_are_clear_after_time_of_first_line() {

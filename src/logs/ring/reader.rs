@@ -176,12 +176,12 @@ impl RingReader {
             let Some(entry) = state.get(self.next).filter(|_| bytes < room || bytes == 0) else {
                 break;
             };
-            bytes += entry.message_max_bytes(representation);
+            bytes += entry.message_max_bytes(&self.ring, representation);
             match &entry.kind {
                 EntryKind::Lines(chunk, _) if chunk.continues && !chunk.is_unfinished() => {
                     self.partly_lost[stream_index(chunk)] = None;
                 }
-                EntryKind::Lines(..) | EntryKind::Event => {}
+                EntryKind::Lines(..) | EntryKind::Event(_) => {}
                 EntryKind::Gap(_) => self.partly_lost = [None; 2],
             }
             self.next += 1;
@@ -406,6 +406,7 @@ mod tests {
 
     use super::*;
     use crate::logs::chunk::LineEnd;
+    use crate::logs::entry_name::NameStyle;
     use crate::logs::message::{Event, Gap};
     use crate::model::id::Replica;
     use crate::model::line::GapCause;
@@ -414,7 +415,8 @@ mod tests {
     #[test]
     fn backfill_at_run_end_joins_ring_that_lost_lines() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let ring =
+            Arc::new(Ring::new(replica, NameStyle::Replica, 1 << 20, &Metrics::register(&NoopRecorder)));
         let run = Instance::new("uid", "web", 0).unwrap();
         let time = LogTime::from_nanos(5);
         let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
@@ -445,13 +447,14 @@ mod tests {
             panic!("no event after the last line");
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
-        assert!(matches!(kinds[..], [EntryKind::Event]), "{kinds:?}");
+        assert!(matches!(kinds[..], [EntryKind::Event(_)]), "{kinds:?}");
     }
 
     #[test]
     fn position_of_unknown_line_does_not_join() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let ring =
+            Arc::new(Ring::new(replica, NameStyle::Replica, 1 << 20, &Metrics::register(&NoopRecorder)));
         let run = Instance::new("uid", "web", 0).unwrap();
         let time = LogTime::from_nanos;
         let at = |nanos, offset| Position { time: time(nanos), ordinal: 1, offset };

@@ -11,7 +11,8 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    Handshake, Method, PlatformName, ReadKind, RestartResult, SourceError, Watched,
+    FilterSpelling, Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate,
+    SourceError, StreamKind, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -291,6 +292,27 @@ catalogue! {
         ca_certificate_end: Gauge = "leasemux_ca_certificate_expiry_timestamp_seconds" (Seconds),
             "It is less than two weeks ahead: renewal does not work. Clients with tokens reject an expired \
              certificate.";
+    }
+
+    group "The REST port", "Requests and websockets of `--rest-listen`. Without it all of them stay 0." {
+        /// Answered requests, by the template of their route and the class of their status; a websocket counts
+        /// as 1xx
+        rest_requests: Family<Counter, (RouteTemplate, HttpClass)> = "leasemux_rest_requests_total",
+            "`5xx`: the platform or the trust source fails, or the provider behind the gateway. Many `4xx` of \
+             `other`: clients use routes that are not served.";
+
+        /// Selections of services in log and event requests, by the parameter's spelling
+        rest_filters: Family<Counter, FilterSpelling> = "leasemux_rest_filter_total",
+            "Shows which clients are in use: the command line sends `services`, Console `service`.";
+
+        /// Open websockets, by the kind of their stream
+        websocket_streams: Family<Gauge, StreamKind> = "leasemux_ws_streams",
+            "It approaches `--max-streams`, which websockets share with gRPC.";
+
+        /// Ended websockets, by kind and cause
+        websocket_streams_ended: Family<Counter, (StreamKind, WebsocketEnd)> =
+            "leasemux_ws_streams_ended_total",
+            "`silent` and `stalled`: clients or proxies hang. `error`: the log names the failed requests.";
     }
 
     group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {

@@ -233,6 +233,94 @@ impl PlatformName {
     }
 }
 
+label! {
+    /// The template of a route. The gateway serves some routes itself and forwards the others.
+    pub(crate) enum RouteTemplate as "route" {
+        Version = "/version",
+        Address = "/address",
+        Status = "/status",
+        LeaseStatus = "/lease/{dseq}/{gseq}/{oseq}/status",
+        ServiceStatus = "/lease/{dseq}/{gseq}/{oseq}/service/{service}/status",
+        Logs = "/lease/{dseq}/{gseq}/{oseq}/logs",
+        Events = "/lease/{dseq}/{gseq}/{oseq}/kubeevents",
+        GetManifest = "/lease/{dseq}/{gseq}/{oseq}/manifest",
+        Shell = "/lease/{dseq}/{gseq}/{oseq}/shell",
+        Attestation = "/lease/{dseq}/{gseq}/{oseq}/attestation/quote",
+        SendManifest = "/deployment/{dseq}/manifest",
+        MigrateHostname = "/hostname/migrate",
+        MigrateEndpoint = "/endpoint/migrate",
+        Other = "other",
+    }
+}
+
+label! {
+    /// A stream of the REST port.
+    pub enum StreamKind as "kind" {
+        /// Log lines.
+        Logs = "logs",
+        /// Events, which have no `tail`.
+        Events = "events",
+    }
+}
+
+label! {
+    /// The spelling of the parameter that selects services. The Akash provider reads `service`; its command
+    /// line sends `services`.
+    pub enum FilterSpelling as "spelling" {
+        /// No parameter.
+        None = "none",
+        /// `service`.
+        Service = "service",
+        /// `services`.
+        Services = "services",
+        /// Both.
+        Both = "both",
+    }
+}
+
+label! {
+    /// Why a websocket stream ended.
+    pub(crate) enum WebsocketEnd as "end" {
+        Complete = "complete",
+        /// The client closed the websocket, or its connection broke.
+        Client = "client",
+        LeaseEnded = "lease_ended",
+        Drain = "drain",
+        Quota = "quota",
+        /// The client accepted no data.
+        Stalled = "stalled",
+        /// The client sent nothing, not even pongs.
+        Silent = "silent",
+        /// The request failed, or the client broke the protocol.
+        Error = "error",
+        Revoked = "revoked",
+        Expired = "expired",
+    }
+}
+
+label! {
+    /// The class of an HTTP status.
+    pub(crate) enum HttpClass as "code" {
+        Informational = "1xx",
+        Success = "2xx",
+        Redirection = "3xx",
+        ClientError = "4xx",
+        ServerError = "5xx",
+    }
+}
+
+impl From<http::StatusCode> for HttpClass {
+    fn from(status: http::StatusCode) -> Self {
+        match status.as_u16() {
+            ..=199 => Self::Informational,
+            200..=299 => Self::Success,
+            300..=399 => Self::Redirection,
+            400..=499 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,11 +14,12 @@ use leasemux::access::wallet::{Mnemonic, Wallet};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
-use leasemux::edge::server::{self, Server};
+use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::SniConfigs;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
+use leasemux::logs::entry_name::NameStyle;
 use leasemux::logs::ring::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
@@ -146,6 +147,7 @@ impl Gateway {
             platform: platform.unwrap_or_else(|| Arc::new(fake.clone())),
             limits: Arc::new(limits),
             metrics: exporter.metrics.clone(),
+            names: NameStyle::default(),
         };
         let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
         let actors = ActorRegistry::new(context);
@@ -160,7 +162,12 @@ impl Gateway {
 
     /// Returns a server with real sockets and TLS.
     pub(crate) fn server(&self, tls: impl Into<SniConfigs>) -> Server {
-        Server { connections: self.connections.clone(), tls: tls.into(), trusted_proxies: Arc::default() }
+        Server {
+            protocol: Protocol::Grpc,
+            connections: self.connections.clone(),
+            tls: tls.into(),
+            trusted_proxies: Arc::default(),
+        }
     }
 
     /// Returns a channel of a caller with this certificate, or without one.

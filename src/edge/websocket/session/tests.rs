@@ -53,7 +53,7 @@ struct Running {
     /// Takes whole websocket frames. On drop, the source ends.
     data: mpsc::Sender<Vec<u8>>,
     stream: Arc<StreamControl>,
-    session: JoinHandle<SessionEnd>,
+    session: JoinHandle<WebsocketEnd>,
 }
 
 /// Starts a session on a pipe of this capacity. At the end of its data, the session closes with 4001.
@@ -67,7 +67,7 @@ fn run<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: IO, received: By
     let (data, frames) = mpsc::channel(4);
     let stream = StreamControl::new();
     let source = Source { frames, stream: Arc::clone(&stream) };
-    let close = Close { code: 4001, reason: "lease ended".into(), end: SessionEnd::LeaseEnded };
+    let close = Close { code: 4001, reason: "lease ended".into(), end: WebsocketEnd::LeaseEnded };
     let session = Session::new(io, received, source, Arc::clone(&stream), Box::new(|| close));
     Running { data, stream, session: tokio::spawn(session) }
 }
@@ -138,7 +138,7 @@ async fn client_receives_frames_then_close() {
     assert_eq!((u16::from(close.code), close.reason.as_str()), (4001, "lease ended"));
     // Sends the answer, and sees the end of the connection.
     assert!(client.next().await.is_none());
-    assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+    assert_eq!(running.session.await.unwrap(), WebsocketEnd::LeaseEnded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,7 +203,7 @@ async fn close_of_client_is_echoed() {
         let echo = code.map_or(vec![], |code| code.to_be_bytes().to_vec());
         assert_eq!(receive(&mut io).await, Received { opcode: 8, payload: echo });
         assert_eq!(io.read(&mut [0; 1]).await.unwrap(), 0);
-        assert_eq!(running.session.await.unwrap(), SessionEnd::Client);
+        assert_eq!(running.session.await.unwrap(), WebsocketEnd::Client);
         assert!(running.data.is_closed());
     }
 }
@@ -212,7 +212,7 @@ async fn close_of_client_is_echoed() {
 async fn lost_connection_ends_session() {
     let (running, io) = start(WIDE);
     drop(io);
-    assert_eq!(running.session.await.unwrap(), SessionEnd::Client);
+    assert_eq!(running.session.await.unwrap(), WebsocketEnd::Client);
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +226,7 @@ async fn protocol_errors_close_with_code() {
         assert_eq!(close.close().0, code);
         assert!(!close.close().1.is_empty());
         drop(io);
-        assert_eq!(running.session.await.unwrap(), SessionEnd::Error);
+        assert_eq!(running.session.await.unwrap(), WebsocketEnd::Error);
     }
 }
 
@@ -248,7 +248,7 @@ async fn silent_client_is_dropped() {
     sleep(Duration::from_secs(30)).await;
     io.write_all(&pong(b"")).await.unwrap();
     let sent = Instant::now();
-    assert_eq!(running.session.await.unwrap(), SessionEnd::Silent);
+    assert_eq!(running.session.await.unwrap(), WebsocketEnd::Silent);
     assert_eq!(sent.elapsed().as_secs(), 60);
 }
 
@@ -257,7 +257,7 @@ async fn unanswered_close_ends_after_timeout() {
     let (running, _io) = start(WIDE);
     drop(running.data);
     let started = Instant::now();
-    assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+    assert_eq!(running.session.await.unwrap(), WebsocketEnd::LeaseEnded);
     assert_eq!(started.elapsed().as_secs(), CLOSE_TIMEOUT.as_secs());
 }
 
@@ -270,7 +270,7 @@ async fn blocked_close_ends_after_timeouts() {
     sleep(Duration::from_secs(1)).await;
     assert!(!running.session.is_finished());
     // Nothing has ended yet: the data is still in hand, so the source was not asked again.
-    assert_eq!(running.session.await.unwrap(), SessionEnd::Silent);
+    assert_eq!(running.session.await.unwrap(), WebsocketEnd::Silent);
 }
 
 /// Sends lines until the source does not take them within a second. Returns how many it took.
@@ -410,7 +410,7 @@ async fn tls_delivers_every_frame_at_once() {
         while let Some(message) = client.next().await {
             assert!(!matches!(message.unwrap(), Message::Text(_)));
         }
-        assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+        assert_eq!(running.session.await.unwrap(), WebsocketEnd::LeaseEnded);
     }
 }
 
@@ -449,7 +449,7 @@ async fn upgraded_connection_becomes_session() {
             }
         }
         assert_eq!(texts, ["line\n", "lease ended"].map(Utf8Bytes::from));
-        assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+        assert_eq!(running.session.await.unwrap(), WebsocketEnd::LeaseEnded);
     };
     let (result, ()) = tokio::join!(server, client);
     result.unwrap();
@@ -502,7 +502,7 @@ proptest! {
             };
             let ((), (), received) = tokio::join!(send, ping, receive);
             assert_eq!(received, texts.concat());
-            assert_eq!(running.session.await.unwrap(), SessionEnd::LeaseEnded);
+            assert_eq!(running.session.await.unwrap(), WebsocketEnd::LeaseEnded);
         });
     }
 }

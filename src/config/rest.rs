@@ -1,0 +1,75 @@
+//! Settings of the REST port of `serve`.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::resolver::Resolver;
+use super::value::{choice, listen_address};
+use crate::logs::entry_name::NameStyle;
+use crate::logs::notice::Notices;
+use crate::model::parse::duration;
+
+/// Maximum ages of streams whose token has expired. Longer ones would hide a withdrawn tenant's stream from
+/// review; the account's key still ends it at once.
+const MAX_AGE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3_600);
+
+const NAMES: &[(&str, NameStyle)] = &[("pod", NameStyle::Pod), ("replica", NameStyle::Replica)];
+
+const NOTICES: &[(&str, Notices)] =
+    &[("all", Notices::All), ("loss", Notices::Loss), ("none", Notices::None)];
+
+const EXPIRED: &[(&str, ExpiredTokens)] =
+    &[("continue", ExpiredTokens::Continue), ("close", ExpiredTokens::Close)];
+
+/// Settings of the REST and websocket port.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "REST and websockets (clients of the Akash provider)")]
+pub(crate) struct RestOptions {
+    /// Address for clients of the Akash provider (REST and websockets over TLS), such as 0.0.0.0:8443; needs
+    /// --provider; default: off
+    #[arg(long, value_name = "HOST:PORT", value_parser = listen_address)]
+    pub(crate) rest_listen: Option<SocketAddr>,
+    /// Names of replicas in log frames: 'pod' (as the Akash provider) or 'replica' (web-0); default: pod in a
+    /// cluster, else replica
+    #[arg(long, value_name = "WHAT", value_parser = choice(NAMES, "'pod' or 'replica'"))]
+    pub(crate) rest_names: Option<NameStyle>,
+    /// Notice lines about gaps, restarts and ends in log streams: all, loss (gaps, errors, ends) or none
+    #[arg(long, value_name = "WHICH", default_value = "all", value_parser = choice(NOTICES, "all, loss or none"))]
+    pub(crate) rest_notices: Notices,
+    /// What happens to a stream when its token expires: continue (as the Akash provider) or close
+    // Console opens its stream once, with a token of 30 minutes.
+    #[arg(long, value_name = "WHAT", default_value = "continue", value_parser = choice(EXPIRED, "continue or close"))]
+    pub(crate) rest_expired: ExpiredTokens,
+    /// Maximum age of a stream whose token has expired
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration(MAX_AGE))]
+    pub(crate) rest_max_age: Duration,
+}
+
+/// What happens to a stream when its token expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExpiredTokens {
+    Continue,
+    Close,
+}
+
+// === impl RestOptions ===
+
+impl RestOptions {
+    /// Returns for how long a stream may outlive its token.
+    pub(crate) fn token_grace(&self) -> Duration {
+        match self.rest_expired {
+            ExpiredTokens::Continue => self.rest_max_age,
+            ExpiredTokens::Close => Duration::ZERO,
+        }
+    }
+}
+
+/// Checks the settings against others.
+pub(super) fn check(resolver: &mut Resolver<'_>) {
+    if resolver.is_given("rest_listen") {
+        resolver.require("provider", "the provider's address, which the paths of --rest-listen leave out");
+    }
+}

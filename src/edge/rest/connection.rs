@@ -1,0 +1,115 @@
+//! One connection of the REST port: HTTP/1.1 within our limits, then a websocket if a request asks for one.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_core::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use super::{RestBody, RestService};
+use crate::edge::service::ConnectionInfo;
+use crate::edge::upstream::framing::FramingGuard;
+use crate::model::metrics::{ConnectionEnd, GaugeGuard};
+
+/// Most headers of a request. Browsers and proxies send about twenty.
+const HEADERS_MAX: usize = 64;
+
+/// The task that follows the last request of a connection: a websocket or a tunnel. It runs as a part of the
+/// connection, so that the connection's permits are held as long as it runs.
+#[derive(Clone, Default)]
+pub(super) struct UpgradeSlot(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
+
+// === impl UpgradeSlot ===
+
+impl UpgradeSlot {
+    /// Sets the task that takes the connection over after the response was sent.
+    pub(super) fn set(&self, task: impl Future<Output = ()> + Send + 'static) {
+        *self.0.lock() = Some(Box::pin(task));
+    }
+
+    fn take(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.lock().take()
+    }
+}
+
+/// Serves a connection until it ends. Returns why it ended. Dropping the future cuts the connection.
+pub(super) async fn serve<IO>(service: &RestService, io: IO, info: ConnectionInfo) -> ConnectionEnd
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (limits, drain) = (&service.limits().connection, service.drain());
+    let _open = GaugeGuard::new(&service.metrics().connections);
+    let (slot, called) = (UpgradeSlot::default(), Arc::new(Notify::new()));
+    let handler = {
+        let (service, slot, called) = (service.clone(), slot.clone(), Arc::clone(&called));
+        service_fn(move |request: Request<Incoming>| {
+            called.notify_one();
+            let (service, info, slot) = (service.clone(), info.clone(), slot.clone());
+            async move {
+                let response = service.respond::<FramingGuard<IO>>(request, info, &slot).await;
+                Ok::<Response<RestBody>, Infallible>(response)
+            }
+        })
+    };
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        // Also the time between two requests.
+        .header_read_timeout(limits.idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(limits.header_max_bytes as usize)
+        .half_close(false);
+    // Boxed before the first await: a future reserves memory for each value moved through it.
+    let io = TokioIo::new(FramingGuard::new(io));
+    let mut connection = Box::pin(http.serve_connection(io, handler).with_upgrades());
+    let mut ended = tokio::select! {
+        biased;
+        () = called.notified() => None,
+        () = drain.draining() => return ConnectionEnd::Drain,
+        () = tokio::time::sleep(limits.first_call) => return ConnectionEnd::Idle,
+        // An upgrade may end it with its first request.
+        result = &mut connection => Some(result),
+    };
+    let mut draining = false;
+    let ended = loop {
+        if let Some(ended) = ended {
+            break ended;
+        }
+        tokio::select! {
+            biased;
+            () = drain.deadline() => return ConnectionEnd::Cut,
+            () = drain.draining(), if !draining => {
+                draining = true;
+                // The response in progress is completed.
+                connection.as_mut().graceful_shutdown();
+            }
+            result = &mut connection => ended = Some(result),
+        }
+    };
+    drop(connection);
+    let Some(task) = slot.take() else { return end_of(ended, draining) };
+    tokio::select! {
+        biased;
+        () = drain.deadline() => ConnectionEnd::Cut,
+        () = task => ConnectionEnd::Peer,
+    }
+}
+
+fn end_of(ended: hyper::Result<()>, draining: bool) -> ConnectionEnd {
+    match ended {
+        Ok(()) if draining => ConnectionEnd::Drain,
+        Ok(()) => ConnectionEnd::Peer,
+        Err(error) if error.is_timeout() => ConnectionEnd::Idle,
+        Err(error) => {
+            tracing::debug!(%error, "connection failed");
+            if error.is_parse() { ConnectionEnd::PeerFault } else { ConnectionEnd::Error }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A websocket of logs or events: from the upgraded connection to its end.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::RestService;
+use super::close::Ending;
+use super::events::EventsBody;
+use super::query::{StreamKind, StreamQuery};
+use crate::access::authenticator::CredentialValidity;
+use crate::edge::audit::AuditRecord;
+use crate::edge::errors::CallError;
+use crate::edge::service::ConnectionInfo;
+use crate::edge::stream_supervisor;
+use crate::edge::websocket::{Close, Session};
+use crate::logs::LogsRequest;
+use crate::logs::message::Representation;
+use crate::logs::notice::{Notice, NoticeKind, Notices};
+use crate::logs::websocket::{self, NoticeSubject};
+use crate::model::id::{LeaseId, Owner, ServiceName};
+use crate::model::metrics::{GaugeGuard, WebsocketEnd};
+use crate::model::view::{Filter, Missing};
+use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
+
+/// A checked request for a stream.
+pub(super) struct StreamRequest {
+    pub(super) lease: LeaseId,
+    pub(super) kind: StreamKind,
+    pub(super) query: StreamQuery,
+    /// The services that are selected and granted.
+    pub(super) filter: Filter,
+    pub(super) owner: Owner,
+    pub(super) validity: CredentialValidity,
+    pub(super) info: ConnectionInfo,
+    pub(super) audit: AuditRecord,
+}
+
+/// The data of a stream: websocket frames.
+type Source = Pin<Box<dyn Body<Data = Messages, Error = Infallible> + Send>>;
+
+/// Set when the stream ends.
+type EndCell = Arc<OnceLock<StreamEnd>>;
+
+/// Appends a notice about its end to the data of a stream.
+struct WithEndNotice {
+    source: Option<Source>,
+    ended: EndCell,
+    notices: Notices,
+    service: Option<ServiceName>,
+    control: Arc<StreamControl>,
+}
+
+// === impl StreamRequest ===
+
+impl StreamRequest {
+    /// Serves the websocket until it ends. Cancellation cuts the connection.
+    pub(super) async fn run<IO>(self, service: &RestService, upgraded: Upgraded)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(parts) = upgraded.downcast::<TokioIo<IO>>() else {
+            tracing::error!("failed to get the connection back after an upgrade");
+            return;
+        };
+        let kind = self.kind;
+        let metrics = service.metrics().clone();
+        let _open = GaugeGuard::new(metrics.websocket_streams.of(kind));
+        let control = StreamControl::new();
+        control.set_peer(self.info.address);
+        let (supervisor, cut) =
+            stream_supervisor::supervised(self.info.address, service.limits().stall, metrics.clone());
+        let ended = EndCell::default();
+        let (source, close_of): (Source, _) = match self.open(service, &control, &ended, &supervisor).await {
+            Ok(source) => {
+                // Event streams have no notices.
+                let notices = if kind == StreamKind::Logs { self.notices(service) } else { Notices::None };
+                let service = self.only_service();
+                let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
+                let source = WithEndNotice { source: Some(source), ended, notices, service, control };
+                let ended = Arc::clone(&source.ended);
+                (Box::pin(source), Box::new(move || close_of(&ended)) as _)
+            }
+            Err(ending) => {
+                let frame = self.error_frame(service, &ending);
+                let messages = Messages::new(Parts::from_iter(frame), Arc::clone(&control));
+                let body = http_body_util::Full::new(messages);
+                let close = ending.close();
+                (Box::pin(body), Box::new(move || close) as _)
+            }
+        };
+        let session = Session::new(parts.io.into_inner(), parts.read_buf, source, control, close_of);
+        let end = tokio::select! {
+            biased;
+            () = cut => WebsocketEnd::Stalled,
+            end = session => end,
+        };
+        drop(supervisor);
+        metrics.websocket_streams_ended.of((kind, end)).increment(1);
+        tracing::debug!(lease = %self.lease, ?end, "websocket ended");
+    }
+
+    /// Takes the owner's quotas, and opens the source of the stream.
+    async fn open(
+        &self,
+        rest: &RestService,
+        control: &Arc<StreamControl>,
+        ended: &EndCell,
+        supervisor: &stream_supervisor::SupervisorHandle,
+    ) -> Result<Source, Ending> {
+        let service = rest.service();
+        let fail = |error: CallError| {
+            service.count_failure(&error, &self.audit);
+            Ending::of_error(&error)
+        };
+        if service.drain.is_draining() {
+            return Err(fail(CallError::Draining));
+        }
+        let permit = service.quotas.admit_call(&self.owner, Instant::now().into_std());
+        supervisor.hold(permit.map_err(|exceeded| fail(exceeded.into()))?);
+        if let Some(name) = &self.query.unknown {
+            return Err(Ending::unknown_service(name));
+        }
+        let view = match service.checked_view(&self.lease, &self.filter).await {
+            // A deployment that is being updated may not have it yet.
+            Err(CallError::Missing(Missing::Service(_))) if self.query.follow => {
+                service.view(&self.lease).await
+            }
+            other => other,
+        };
+        let view = view.map_err(fail)?;
+        let is_empty = view.borrow().select(&self.filter).next().is_none();
+        if self.kind == StreamKind::Logs && is_empty && !self.query.follow {
+            return Err(Ending::no_running_pods());
+        }
+        service.supervise(supervisor, &self.audit, self.validity.clone(), Arc::clone(control));
+        Ok(match self.kind {
+            StreamKind::Logs => {
+                let request = LogsRequest {
+                    lease: self.lease.clone(),
+                    filter: self.filter.clone(),
+                    range: self.query.range(),
+                    representation: Representation::WebSocket(self.notices(rest)),
+                    on_lag: self.query.on_lag,
+                    resume: std::collections::HashMap::new(),
+                };
+                let (audit, metrics, ended) = (self.audit.clone(), rest.metrics().clone(), Arc::clone(ended));
+                let trailers = Box::new(move |end: &StreamEnd| {
+                    crate::edge::service::count_end(end, &metrics, &audit);
+                    let _ = ended.set(end.clone());
+                    HeaderMap::new()
+                });
+                Box::pin(service.logs_body(request, view, Arc::clone(control), trailers))
+            }
+            StreamKind::Events => Box::pin(EventsBody::new(
+                self.lease.clone(),
+                self.filter.clone(),
+                view,
+                self.query.follow,
+                Arc::clone(control),
+                Arc::clone(ended),
+            )),
+        })
+    }
+
+    fn notices(&self, rest: &RestService) -> Notices {
+        self.query.notices.unwrap_or(rest.settings().notices)
+    }
+
+    /// Returns the service, if the request selects exactly one.
+    fn only_service(&self) -> Option<ServiceName> {
+        let mut services = self.query.services.iter();
+        services.next().filter(|_| services.next().is_none()).cloned()
+    }
+
+    /// Returns the notice of a failed request, if it is wanted. Event streams have no notices.
+    fn error_frame(&self, rest: &RestService, ending: &Ending) -> Option<Bytes> {
+        let notice = Notice::new(NoticeKind::Error, &ending.text).with_reason(&ending.error);
+        let service = self.only_service();
+        let subject = NoticeSubject::Stream { service: service.as_ref() };
+        let frame = websocket::notice(subject, &notice, self.notices(rest));
+        (self.kind == StreamKind::Logs && !frame.is_empty()).then_some(frame)
+    }
+}
+
+// === impl WithEndNotice ===
+
+impl Body for WithEndNotice {
+    type Data = Messages;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Messages>, Infallible>>> {
+        let this = self.get_mut();
+        let Some(source) = &mut this.source else { return Poll::Ready(None) };
+        if let Some(Ok(frame)) = ready!(source.as_mut().poll_frame(cx))
+            && frame.is_data()
+        {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        this.source = None;
+        let ending = this.ended.get().map(Ending::of_end);
+        let Some(ending) = ending.filter(|ending| !ending.text.is_empty()) else { return Poll::Ready(None) };
+        let notice = Notice::new(NoticeKind::End, &ending.text).with_reason(&ending.error);
+        let subject = NoticeSubject::Stream { service: this.service.as_ref() };
+        let frame = websocket::notice(subject, &notice, this.notices);
+        if frame.is_empty() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(Messages::new(Parts::from([frame]), Arc::clone(&this.control))))))
+    }
+}
+
+/// Returns the close frame for the recorded end.
+fn close_of(ended: &EndCell) -> Close {
+    Ending::of_end(ended.get().unwrap_or(&StreamEnd::Done)).close()
+}

@@ -1,0 +1,260 @@
+//! Encodes what a follower of one replica is sent, in its representation. Pure.
+//!
+//! A message is empty if the representation leaves it out: notices that were not asked for, and cursors where
+//! the protocol has none.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::chunk::Chunk;
+use super::entry_name::{NameStyle, entry_name};
+use super::message::{self, Event, Gap, Representation};
+use super::notice::Notice;
+use super::published;
+use super::websocket::{self, LineEncoder, NoticeSubject};
+use crate::model::id::{Instance, Replica, ServiceName};
+use crate::model::position::{Cursor, Position};
+
+/// Upper bound on a notice besides its details: the sentence, of which each character may be escaped, the
+/// names and the keys.
+const NOTICE_MAX_BYTES: usize = 4 * 1_024;
+
+/// Upper bound on how much longer text becomes in a JSON string: `\u001b` for one byte.
+const ESCAPE_MAX_BYTES: usize = 6;
+
+/// Upper bound on the tags and lengths of a published entry.
+const PUBLISHED_OVERHEAD_BYTES: usize = 32;
+
+/// Encodes for the followers of one replica that have the same representation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Encoder<'a> {
+    pub(crate) replica: &'a Replica,
+    pub(crate) names: NameStyle,
+    pub(crate) representation: Representation,
+}
+
+// === impl Encoder ===
+
+impl Encoder<'_> {
+    /// Encodes a chunk.
+    pub(crate) fn lines(&self, instance: &Instance, chunk: &Chunk) -> Bytes {
+        let name = || self.name(Some(instance));
+        match self.representation {
+            Representation::Plain => message::encode_lines(self.replica, instance, chunk, false).message,
+            Representation::Timestamped => message::encode_lines(self.replica, instance, chunk, true).message,
+            Representation::WebSocket(_) => LineEncoder::new(&name(), self.replica).encode_chunk(chunk),
+            Representation::Published(_) => published::lines(&name(), chunk),
+        }
+    }
+
+    /// Returns an upper bound on the length of [`Encoder::lines`], without encoding them. Their plain message
+    /// has the length `plain`.
+    pub(crate) fn lines_max_bytes(&self, instance: Option<&Instance>, chunk: &Chunk, plain: usize) -> usize {
+        let name = || self.name(instance);
+        let data = chunk.data.len();
+        match self.representation {
+            Representation::Plain => plain,
+            Representation::Timestamped => plain + message::timestamps_max_bytes(chunk),
+            Representation::WebSocket(_) => {
+                // A chunk is smaller than the text of a frame, so that each line is one frame.
+                let overhead = LineEncoder::overhead_max_bytes(&name(), self.replica);
+                data * ESCAPE_MAX_BYTES + chunk.line_ends.len() * overhead
+            }
+            Representation::Published(_) => data + name().len() + PUBLISHED_OVERHEAD_BYTES,
+        }
+    }
+
+    /// Encodes a gap. `at` is the position after it. `within_line`: the message before ended within a line.
+    pub(crate) fn gap(&self, at: Option<(&Instance, Position)>, gap: &Gap, within_line: bool) -> Bytes {
+        let instance = at.map(|(instance, _)| instance);
+        if self.representation.is_draft() {
+            return message::encode_gap(self.replica, at, gap);
+        }
+        self.notice(instance, &Notice::of_gap(gap), within_line)
+    }
+
+    /// Encodes an event of the run of `instance`, if there is one.
+    pub(crate) fn event(&self, instance: Option<&Instance>, event: &Event, within_line: bool) -> Bytes {
+        if self.representation.is_draft() {
+            return message::encode_event(Some(self.replica), event.clone());
+        }
+        let notice = Notice::of_event(Some(self.replica.index), &event.0);
+        notice.map(|notice| self.notice(instance, &notice, within_line)).unwrap_or_default()
+    }
+
+    /// Returns an upper bound on the length of a gap or event whose plain message has the length `plain`.
+    pub(crate) fn notice_max_bytes(&self, plain: usize) -> usize {
+        if self.representation.is_draft() { plain } else { NOTICE_MAX_BYTES + ESCAPE_MAX_BYTES * plain }
+    }
+
+    fn notice(&self, instance: Option<&Instance>, notice: &Notice<'_>, within_line: bool) -> Bytes {
+        let name = self.name(instance);
+        let subject = NoticeSubject::Replica { name: &name, replica: self.replica };
+        encode_notice(self.representation, subject, notice, within_line)
+    }
+
+    fn name<'b>(&self, instance: Option<&'b Instance>) -> Cow<'b, str> {
+        entry_name(self.names, self.replica, instance.and_then(Instance::pod_name))
+    }
+}
+
+/// Encodes one response with the given cursors and nothing else.
+pub(crate) fn cursors<'a>(
+    representation: Representation,
+    cursors: impl IntoIterator<Item = &'a Cursor>,
+) -> Bytes {
+    if representation.is_draft() { message::encode_cursors(cursors) } else { Bytes::new() }
+}
+
+/// Encodes that no selected replica is deployed. `service`: the only service that was asked for, if it was
+/// one.
+pub(crate) fn nothing_deployed(representation: Representation, service: Option<&ServiceName>) -> Bytes {
+    let event = Event::nothing_deployed();
+    if representation.is_draft() {
+        return message::encode_event(None, event);
+    }
+    let notice = Notice::of_event(None, &event.0);
+    let subject = NoticeSubject::Stream { service };
+    notice.map(|notice| encode_notice(representation, subject, &notice, false)).unwrap_or_default()
+}
+
+/// Encodes that the stream waits. Only websockets have this notice.
+pub(crate) fn wait(representation: Representation, service: Option<&ServiceName>) -> Bytes {
+    match representation {
+        Representation::WebSocket(notices) => {
+            websocket::notice(NoticeSubject::Stream { service }, &Notice::wait(), notices)
+        }
+        _ => Bytes::new(),
+    }
+}
+
+fn encode_notice(
+    representation: Representation,
+    subject: NoticeSubject<'_>,
+    notice: &Notice<'_>,
+    within_line: bool,
+) -> Bytes {
+    match representation {
+        Representation::WebSocket(notices) => websocket::notice(subject, notice, notices),
+        Representation::Published(notices) => {
+            published::notice(subject.name(), notice, notices, within_line).unwrap_or_default()
+        }
+        Representation::Plain | Representation::Timestamped => Bytes::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::logs::chunk::Chunker;
+    use crate::logs::notice::Notices;
+    use crate::logs::websocket::tests::decode;
+    use crate::model::limits::CHUNK_MAX_BYTES;
+    use crate::model::line::{GapCause, Line, LineBatch};
+    use crate::model::time::LogTime;
+
+    const WEBSOCKET: Representation = Representation::WebSocket(Notices::All);
+    const PUBLISHED: Representation = Representation::Published(Notices::All);
+
+    fn replica() -> Replica {
+        Replica { service: "web".parse().unwrap(), index: 3 }
+    }
+
+    fn instance() -> Instance {
+        Instance::new("uid", "web", 7).unwrap().with_pod_name("web-5cfc6c7b4b-4cl7z")
+    }
+
+    fn encoder(replica: &Replica, representation: Representation) -> Encoder<'_> {
+        Encoder { replica, names: NameStyle::Pod, representation }
+    }
+
+    /// Groups lines, which have no newlines, into chunks.
+    fn chunks(lines: &[String]) -> Vec<Chunk> {
+        let (mut data, mut ends, mut after) = (Vec::new(), Vec::new(), Position::START);
+        for line in lines {
+            data.extend_from_slice(line.as_bytes());
+            data.push(b'\n');
+            let time = LogTime::from_nanos(1);
+            after = after.after_line(time);
+            ends.push(Line::whole(data.len(), time, after));
+        }
+        let (mut chunker, mut chunks) = (Chunker::new(Position::START), Vec::new());
+        chunker.push(&LineBatch { data: data.into(), lines: ends }, &mut chunks);
+        chunks.extend(chunker.flush());
+        chunks
+    }
+
+    fn lines() -> impl Strategy<Value = Vec<String>> {
+        let long = ("[a日\u{10ffff}\u{1}\"]{1,9}", 1..3 * CHUNK_MAX_BYTES);
+        let long = long.prop_map(|(text, length)| text.repeat(length / text.len() + 1));
+        prop::collection::vec(prop_oneof![9 => "[^\r\n]{0,60}", 1 => long], 1..40)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn websocket_frames_decode_to_the_lines(lines in lines()) {
+            let (replica, instance) = (replica(), instance());
+            let encoder = encoder(&replica, WEBSOCKET);
+            let (mut decoded, mut open) = (Vec::new(), String::new());
+            for chunk in chunks(&lines) {
+                let frames = encoder.lines(&instance, &chunk);
+                prop_assert!(frames.len() <= encoder.lines_max_bytes(Some(&instance), &chunk, 0));
+                for object in decode(&frames) {
+                    prop_assert_eq!(&object["name"], "web-5cfc6c7b4b-4cl7z");
+                    open.push_str(object["message"].as_str().unwrap());
+                    if object.get("more").is_none() {
+                        decoded.push(std::mem::take(&mut open));
+                    }
+                }
+            }
+            prop_assert_eq!(decoded, lines);
+            prop_assert!(open.is_empty());
+        }
+
+        #[test]
+        fn bounds_hold_for_published_lines(lines in lines()) {
+            let (replica, instance) = (replica(), instance());
+            let encoder = encoder(&replica, PUBLISHED);
+            for chunk in chunks(&lines) {
+                let message = encoder.lines(&instance, &chunk);
+                prop_assert!(message.len() <= encoder.lines_max_bytes(Some(&instance), &chunk, 0));
+            }
+        }
+
+        #[test]
+        fn bounds_hold_for_notices(reason in any::<String>(), text in any::<String>()) {
+            let (replica, instance) = (replica(), instance());
+            let event = Event::waiting(reason, text);
+            let plain = encoder(&replica, Representation::Plain).event(None, &event, false).len();
+            for representation in [WEBSOCKET, PUBLISHED, Representation::Plain] {
+                let encoder = encoder(&replica, representation);
+                let message = encoder.event(Some(&instance), &event, true);
+                prop_assert!(message.len() <= encoder.notice_max_bytes(plain));
+            }
+        }
+    }
+
+    #[test]
+    fn notices_follow_the_setting() {
+        let gap = Gap { cause: GapCause::Lag, lines: 1, bytes: 2, exact: true, from: None, to: None };
+        let replica = replica();
+        for (notices, has_gap, has_event) in
+            [(Notices::All, true, true), (Notices::Loss, true, false), (Notices::None, false, false)]
+        {
+            for representation in [Representation::WebSocket(notices), Representation::Published(notices)] {
+                let encoder = encoder(&replica, representation);
+                assert_eq!(encoder.gap(None, &gap, false).is_empty(), !has_gap);
+                assert_eq!(encoder.event(None, &Event::gone(), false).is_empty(), !has_event);
+                assert_eq!(nothing_deployed(representation, None).is_empty(), !has_event);
+                assert!(cursors(representation, []).is_empty());
+            }
+            assert_eq!(wait(Representation::WebSocket(notices), None).is_empty(), !has_event);
+        }
+        assert!(wait(PUBLISHED, None).is_empty());
+    }
+}
