@@ -33,6 +33,9 @@ pub enum TokenScope {
     Attestation,
 }
 
+/// The name in a token that stands for every service of a lease, in tokens of akt.
+const EVERY_SERVICE: &str = "*";
+
 /// The scopes of one grant.
 pub type Scopes = BTreeSet<TokenScope>;
 
@@ -64,7 +67,8 @@ pub struct Deployment {
     pub oseq: Option<u32>,
     /// The granted scopes.
     pub scopes: Scopes,
-    /// The services, as the token names them. A name that no service can have matches nothing. Never empty.
+    /// The services, as the token names them: `*` is all of them, and any other name that no service can have
+    /// matches nothing. Never empty.
     pub services: BTreeSet<String>,
 }
 
@@ -128,6 +132,9 @@ impl Access {
         let mut services = BTreeSet::new();
         for deployment in deployments.iter().filter(|deployment| deployment.matches(lease)) {
             if deployment.scopes.contains(&scope) {
+                if deployment.services.contains(EVERY_SERVICE) {
+                    return Ok(Services::All);
+                }
                 services.extend(deployment.services.iter().filter_map(|name| name.parse().ok()));
                 refusal = Refusal::ServiceNotGranted;
             } else if refusal == Refusal::LeaseNotGranted {
@@ -363,7 +370,7 @@ mod tests {
     #[test]
     fn name_that_no_service_can_have_matches_nothing() {
         let long = "a".repeat(64);
-        for name in ["", " ", "*", "Web", "web ", "1web", "web.example", &long] {
+        for name in ["", " ", "**", "*web", "Web", "web ", "1web", "web.example", &long] {
             let alone = granular(vec![deployment(None, None, &[TokenScope::Logs], &[name])]);
             let may = |identity: &Identity, scope| identity.authorize(&lease(1, 7, 1, 1, 9), scope);
             assert_eq!(may(&alone, TokenScope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
@@ -377,6 +384,22 @@ mod tests {
             assert_eq!(may(&entries, TokenScope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
             assert_eq!(may(&entries, TokenScope::Status), Ok(Services::Only(services(&["web"]))), "{name:?}");
         }
+    }
+
+    #[test]
+    fn star_grants_every_service_of_its_lease_and_scope() {
+        let identity = granular(vec![
+            deployment(Some(1), None, &[TokenScope::Logs], &["web"]),
+            deployment(Some(1), None, &[TokenScope::Logs, TokenScope::Status], &["*"]),
+            deployment(Some(2), None, &[TokenScope::Logs], &["*", "web"]),
+        ]);
+        let may = |gseq, scope| identity.authorize(&lease(1, 7, gseq, 1, 9), scope);
+        for (gseq, scope) in [(1, TokenScope::Logs), (1, TokenScope::Status), (2, TokenScope::Logs)] {
+            assert_eq!(may(gseq, scope), Ok(Services::All));
+        }
+        assert_eq!(may(1, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
+        assert_eq!(may(2, TokenScope::Status), Err(Refusal::ScopeNotGranted));
+        assert_eq!(may(3, TokenScope::Logs), Err(Refusal::LeaseNotGranted));
     }
 
     #[test]

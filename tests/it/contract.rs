@@ -5,7 +5,7 @@ mod cursors;
 mod early_rejection;
 mod other_services;
 mod requests;
-mod tokens;
+pub(crate) mod tokens;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

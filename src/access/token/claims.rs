@@ -1,8 +1,8 @@
 //! The claims of a token: its issuer, its times and its grants, read and written.
 //!
 //! The rules are those of AEP-64 and its schema, with one addition and one exception. Times may be quoted, as
-//! Akash's own tools accept them. The name of a service may be any text, since a name that no service can
-//! have grants nothing. AEP-64 grants access to a deployment by service; it has no word for all of them.
+//! Akash's own tools accept them. The name of a service may be any text: akt writes `*` for all services, and
+//! any other name that no service can have grants nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -91,7 +91,7 @@ fn signed(wallet: &Wallet, access: Access) -> String {
     signed_for(wallet, access, LIFETIME)
 }
 
-fn signed_for(wallet: &Wallet, access: Access, lifetime: Duration) -> String {
+pub(crate) fn signed_for(wallet: &Wallet, access: Access, lifetime: Duration) -> String {
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = wallet.key().address();
     let expires = now + lifetime.as_secs();
@@ -195,7 +195,7 @@ async fn each_method_needs_its_scope_and_obeys_services() {
 async fn invalid_service_name_in_token_grants_nothing() {
     let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
     let scopes = [TokenScope::Logs, TokenScope::Status, TokenScope::Restart];
-    for name in ["", "*", "Web"] {
+    for name in ["", "**", "Web"] {
         let mut client = scenario.client(scenario.granted(&scopes, &[name])).await;
         for services in [&[][..], &["web"]] {
             for result in scenario.call_each_method(&mut client, services).await {
@@ -208,6 +208,22 @@ async fn invalid_service_name_in_token_grants_nothing() {
         assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
     }
     assert!(scenario.gateway.platform.restarted().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn star_in_token_grants_every_service_of_the_lease() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
+    let scopes = [TokenScope::Logs, TokenScope::Status, TokenScope::Restart];
+    let mut client = scenario.client(scenario.granted(&scopes, &["*"])).await;
+    let stream = client.service_logs(scenario.request(&[])).await.unwrap();
+    assert_eq!(lines(stream.into_inner()).await, ["of api\n", "of web\n"]);
+    for result in scenario.call_each_method(&mut client, &["api"]).await {
+        result.unwrap();
+    }
+    let mut logs_only = scenario.client(scenario.granted(&[TokenScope::Logs], &["*"])).await;
+    let status = ServiceStatusRequest { lease_id: scenario.request(&[]).lease_id, ..Default::default() };
+    let error = logs_only.service_status(status).await.unwrap_err();
+    check("status", &error, Code::PermissionDenied, "SCOPE_NOT_GRANTED");
 }
 
 #[tokio::test(start_paused = true)]
