@@ -31,6 +31,8 @@ pub(crate) struct StreamControl {
     progress_ms: AtomicU64,
     /// Bytes handed to HTTP/2 that it has not written to the connection yet.
     unsent_bytes: AtomicU64,
+    /// Lines that the follower lost so far.
+    lost_lines: AtomicU64,
     /// Woken when `unsent_bytes` becomes zero.
     all_taken: AtomicWaker,
     started: AtomicBool,
@@ -80,6 +82,7 @@ impl StreamControl {
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
             unsent_bytes: AtomicU64::new(0),
+            lost_lines: AtomicU64::new(0),
             all_taken: AtomicWaker::new(),
             started: AtomicBool::new(false),
         })
@@ -119,6 +122,15 @@ impl StreamControl {
 
     pub(crate) fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn record_lost_lines(&self, lines: u64) {
+        self.lost_lines.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Returns how many lines were lost so far, for protocols that report it at the end.
+    pub(crate) fn lost_lines(&self) -> u64 {
+        self.lost_lines.load(Ordering::Relaxed)
     }
 
     pub(crate) fn unsent_bytes(&self) -> u64 {

@@ -69,7 +69,7 @@ pub struct Connections {
 }
 
 /// Decides when a connection must close because its peer is shut out or floods the gateway with calls.
-struct PeerWatch {
+pub(super) struct PeerWatch {
     /// `None`: the address is not known.
     peer: Option<(ShutOutNotice, PeerNet)>,
     limits: PeerLimits,
@@ -259,14 +259,14 @@ impl Connections {
 // === impl PeerWatch ===
 
 impl PeerWatch {
-    fn new(limits: &PeerLimits, info: &ConnectionInfo) -> Self {
+    pub(super) fn new(limits: &PeerLimits, info: &ConnectionInfo) -> Self {
         let peer = info.net().map(|net| (limits.register_connection(net), net));
         Self { peer, limits: limits.clone(), auth: info.auth.clone() }
     }
 
-    /// Waits until the connection must get GOAWAY: its peer is shut out and no call on it has authenticated,
-    /// or it floods the gateway with rejected calls, which counts as a failure of the peer.
-    async fn must_go_away(&self) {
+    /// Waits until the connection must get GOAWAY, or the counterpart of HTTP/1.1: its peer is shut out and no
+    /// call on it has authenticated, or it floods the gateway with rejected calls, which counts as a failure of the peer.
+    pub(super) async fn must_go_away(&self) {
         let Some((notice, net)) = &self.peer else {
             return std::future::pending().await;
         };
@@ -285,7 +285,7 @@ impl PeerWatch {
 
     /// Waits until a connection that got GOAWAY must be cut: the time is up and no call on it has
     /// authenticated, or it continues to flood.
-    async fn must_be_cut(&self) {
+    pub(super) async fn must_be_cut(&self) {
         let time = async {
             tokio::time::sleep(LEAVE_WITHIN).await;
             self.pending_if_authenticated().await;
@@ -295,6 +295,13 @@ impl PeerWatch {
             // A flood is cut at once, even if it has authenticated.
             () = self.auth.flooded() => {}
             () = time => {}
+        }
+    }
+
+    /// Counts a fault of the peer as its failure.
+    pub(super) fn record_fault(&self) {
+        if let Some((_, net)) = &self.peer {
+            self.limits.record_failure(*net, Instant::now().into_std());
         }
     }
 
@@ -309,9 +316,7 @@ impl PeerWatch {
         if let Err(error) = &ended {
             tracing::debug!(%error, "connection failed");
             if is_peer_fault(error) {
-                if let Some((_, net)) = &self.peer {
-                    self.limits.record_failure(*net, Instant::now().into_std());
-                }
+                self.record_fault();
                 return ConnectionEnd::PeerFault;
             }
         }

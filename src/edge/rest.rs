@@ -9,6 +9,7 @@
 //! With a provider behind the gateway, requests that are not served here are forwarded to it, credentials
 //! unchecked: it checks them again.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::logs::notice::Notices;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
 use crate::model::metrics::{ConnectionEnd, Method, Metrics};
+use crate::model::quota::Quota;
 use crate::model::view::Filter;
 
 pub(crate) mod close;
@@ -93,9 +95,22 @@ impl RestService {
         Self(Arc::new(Inner { service, settings, upstream: Some(upstream) }))
     }
 
-    /// Serves an accepted connection until it ends. Returns why it ended. Dropping the future cuts the
+    /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the
     /// connection.
-    pub(super) async fn serve<IO>(&self, io: IO, info: ConnectionInfo) -> ConnectionEnd
+    pub async fn serve<IO>(
+        &self,
+        io: IO,
+        certificate: ClientCertificate,
+        address: Option<SocketAddr>,
+    ) -> ConnectionEnd
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        connection::serve(self, io, ConnectionInfo::new(certificate, address)).await
+    }
+
+    /// Serves a connection as [`RestService::serve`] does.
+    pub(super) async fn serve_connection<IO>(&self, io: IO, info: ConnectionInfo) -> ConnectionEnd
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -153,10 +168,13 @@ impl RestService {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // Every other request authenticates, or is refused as a failure of its peer.
+        if !matches!(route, Route::Lease(..)) || !route.allows(request.method()) {
+            self.admit_without_credentials(&info)?;
+        }
         if let Some(upstream) = &self.0.upstream
             && !matches!(route, Route::Lease(..))
         {
-            self.admit_without_credentials(&info)?;
             if info.certificate.is_present() && !request.headers().contains_key(AUTHORIZATION) {
                 return Err(RestError::needs_token());
             }
@@ -173,7 +191,6 @@ impl RestService {
             Route::Address => status_json::address(&settings.provider),
             Route::Status => status_json::provider(&settings.provider, &settings.public_host),
         };
-        self.admit_without_credentials(&info)?;
         Ok(json(body))
     }
 
@@ -185,6 +202,10 @@ impl RestService {
         let checked = if info.auth.is_authenticated() { Ok(()) } else { peers.check_shut_out(net, now) };
         let counted = checked.and_then(|()| peers.count_message(net, now));
         counted.map_err(|exceeded| {
+            match exceeded.quota {
+                Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
+                _ => info.auth.record_rejection(),
+            }
             let audit = self.service().audit.call(None, Some(net));
             self.fail(&exceeded.into(), &audit)
         })

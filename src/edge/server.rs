@@ -208,7 +208,7 @@ impl Server {
         }
         match &self.protocol {
             Protocol::Grpc => connections.serve_connection(io, info).await,
-            Protocol::Rest(service) => service.serve(io, info).await,
+            Protocol::Rest(service) => service.serve_connection(io, info).await,
         }
     }
 

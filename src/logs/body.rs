@@ -60,7 +60,6 @@ pub(crate) struct LogsBody {
     notice: Option<Message>,
     /// Sends notices that the stream waits; `None` if it sends none, or no more.
     wait_timer: Option<WaitTimer>,
-    lost_lines: u64,
     /// The lease has ended: the stream ends after the remaining lines.
     lease_ended: bool,
     stage: Stage,
@@ -133,7 +132,6 @@ impl LogsBody {
             unreadable: Vec::new(),
             notice: None,
             wait_timer: None,
-            lost_lines: 0,
             lease_ended: false,
             stage: Stage::Running,
             remainder: None,
@@ -364,16 +362,10 @@ impl LogsBody {
         };
     }
 
-    /// Returns how many lines were lost so far, for protocols that can report it at the end.
-    #[allow(dead_code, reason = "for the REST port")]
-    pub(crate) fn lost_lines(&self) -> u64 {
-        self.lost_lines
-    }
-
     fn count_gaps(&mut self, gaps: &[Gap]) {
         let metrics = &self.actors.context().metrics;
         for gap in gaps {
-            self.lost_lines += gap.lines;
+            self.control.record_lost_lines(gap.lines);
             metrics.gaps.of(gap.cause).increment(1);
             metrics.lines_lost.of(gap.cause).increment(gap.lines);
             metrics.bytes_lost.of(gap.cause).increment(gap.bytes);

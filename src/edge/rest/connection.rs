@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::{RestBody, RestService};
+use crate::edge::connection::PeerWatch;
 use crate::edge::service::ConnectionInfo;
 use crate::edge::upstream::framing::FramingGuard;
 use crate::model::metrics::{ConnectionEnd, GaugeGuard};
@@ -48,6 +49,7 @@ where
     let (limits, drain) = (&service.limits().connection, service.drain());
     let _open = GaugeGuard::new(&service.metrics().connections);
     let (slot, called) = (UpgradeSlot::default(), Arc::new(Notify::new()));
+    let watch = PeerWatch::new(&service.service().peers, &info);
     let handler = {
         let (service, slot, called) = (service.clone(), slot.clone(), Arc::clone(&called));
         service_fn(move |request: Request<Incoming>| {
@@ -72,12 +74,14 @@ where
     let mut ended = tokio::select! {
         biased;
         () = called.notified() => None,
+        // It has sent no request, so there is nobody to tell.
+        () = watch.must_go_away() => return ConnectionEnd::ShutOut,
         () = drain.draining() => return ConnectionEnd::Drain,
         () = tokio::time::sleep(limits.first_call) => return ConnectionEnd::Idle,
         // An upgrade may end it with its first request.
         result = &mut connection => Some(result),
     };
-    let mut draining = false;
+    let (mut draining, mut shut_out) = (false, false);
     let ended = loop {
         if let Some(ended) = ended {
             break ended;
@@ -85,16 +89,27 @@ where
         tokio::select! {
             biased;
             () = drain.deadline() => return ConnectionEnd::Cut,
+            () = watch.must_be_cut(), if shut_out => return ConnectionEnd::ShutOut,
             () = drain.draining(), if !draining => {
                 draining = true;
                 // The response in progress is completed.
+                connection.as_mut().graceful_shutdown();
+            }
+            () = watch.must_go_away(), if !shut_out => {
+                shut_out = true;
                 connection.as_mut().graceful_shutdown();
             }
             result = &mut connection => ended = Some(result),
         }
     };
     drop(connection);
-    let Some(task) = slot.take() else { return end_of(ended, draining) };
+    let Some(task) = slot.take() else {
+        let end = if shut_out { ConnectionEnd::ShutOut } else { end_of(ended, draining) };
+        if let ConnectionEnd::PeerFault = end {
+            watch.record_fault();
+        }
+        return end;
+    };
     tokio::select! {
         biased;
         () = drain.deadline() => ConnectionEnd::Cut,

@@ -28,7 +28,7 @@ use crate::logs::message::Representation;
 use crate::logs::notice::{Notice, NoticeKind, Notices};
 use crate::logs::websocket::{self, NoticeSubject};
 use crate::model::id::{LeaseId, Owner, ServiceName};
-use crate::model::metrics::{GaugeGuard, WebsocketEnd};
+use crate::model::metrics::{GaugeGuard, Metrics, WebsocketEnd};
 use crate::model::view::{Filter, Missing};
 use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
 
@@ -60,6 +60,15 @@ struct WithEndNotice {
     control: Arc<StreamControl>,
 }
 
+/// Counts a websocket as open, and on drop as ended.
+struct OpenStream {
+    metrics: Metrics,
+    kind: StreamKind,
+    /// `Drain` until the end is known: only the drain deadline cuts a websocket.
+    end: WebsocketEnd,
+    _open: GaugeGuard,
+}
+
 // === impl StreamRequest ===
 
 impl StreamRequest {
@@ -74,7 +83,7 @@ impl StreamRequest {
         };
         let kind = self.kind;
         let metrics = service.metrics().clone();
-        let _open = GaugeGuard::new(metrics.websocket_streams.of(kind));
+        let mut stream = OpenStream::new(&metrics, kind);
         let control = StreamControl::new();
         control.set_peer(self.info.address);
         let (supervisor, cut) =
@@ -86,9 +95,12 @@ impl StreamRequest {
                 let notices = if kind == StreamKind::Logs { self.notices(service) } else { Notices::None };
                 let service = self.only_service();
                 let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
+                let close_of = {
+                    let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
+                    move || close_of(&ended, notices, &control)
+                };
                 let source = WithEndNotice { source: Some(source), ended, notices, service, control };
-                let ended = Arc::clone(&source.ended);
-                (Box::pin(source), Box::new(move || close_of(&ended)) as _)
+                (Box::pin(source), Box::new(close_of) as _)
             }
             Err(ending) => {
                 let frame = self.error_frame(service, &ending);
@@ -98,15 +110,19 @@ impl StreamRequest {
                 (Box::pin(body), Box::new(move || close) as _)
             }
         };
-        let session = Session::new(parts.io.into_inner(), parts.read_buf, source, control, close_of);
-        let end = tokio::select! {
+        let io = parts.io.into_inner();
+        let session = Session::new(io, parts.read_buf, source, Arc::clone(&control), close_of);
+        stream.end = tokio::select! {
             biased;
-            () = cut => WebsocketEnd::Stalled,
+            () = cut => match control.end_requested() {
+                // The client did not answer the close frame in time.
+                Some(end @ StreamEnd::Refused(_)) => Ending::of_end(&end).label,
+                _ => WebsocketEnd::Stalled,
+            },
             end = session => end,
         };
         drop(supervisor);
-        metrics.websocket_streams_ended.of((kind, end)).increment(1);
-        tracing::debug!(lease = %self.lease, ?end, "websocket ended");
+        tracing::debug!(lease = %self.lease, end = ?stream.end, "websocket ended");
     }
 
     /// Takes the owner's quotas, and opens the source of the stream.
@@ -192,6 +208,21 @@ impl StreamRequest {
     }
 }
 
+// === impl OpenStream ===
+
+impl OpenStream {
+    fn new(metrics: &Metrics, kind: StreamKind) -> Self {
+        let open = GaugeGuard::new(metrics.websocket_streams.of(kind));
+        Self { metrics: metrics.clone(), kind, end: WebsocketEnd::Drain, _open: open }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.metrics.websocket_streams_ended.of((self.kind, self.end)).increment(1);
+    }
+}
+
 // === impl WithEndNotice ===
 
 impl Body for WithEndNotice {
@@ -222,7 +253,10 @@ impl Body for WithEndNotice {
     }
 }
 
-/// Returns the close frame for the recorded end.
-fn close_of(ended: &EndCell) -> Close {
-    Ending::of_end(ended.get().unwrap_or(&StreamEnd::Done)).close()
+/// Returns the close frame for the recorded end. Without notices of gaps, only its reason tells the client
+/// that it lost lines.
+fn close_of(ended: &EndCell, notices: Notices, control: &StreamControl) -> Close {
+    let ending = Ending::of_end(ended.get().unwrap_or(&StreamEnd::Done));
+    let lost = if notices.includes(NoticeKind::Gap) { 0 } else { control.lost_lines() };
+    ending.with_lost_lines(lost).close()
 }

@@ -390,7 +390,7 @@ async fn lagging_websocket_gets_exact_gap() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         frames.push(polled.sent_bytes().await);
-        let lost = polled.body.lost_lines();
+        let lost = polled.body.control.lost_lines();
         assert!(lost > 1_000, "{lost}");
         if notices == Notices::None {
             let lines: usize = frames.iter().map(|frame| decode(frame).len()).sum();
