@@ -31,6 +31,7 @@ mod platform;
 mod prometheus;
 mod quotas;
 mod random;
+mod rest;
 mod restart;
 mod shutdown;
 mod soak;

@@ -1,6 +1,6 @@
 //! Random scenarios: replicas print, crash and are restarted; sources fail and lose lines; followers connect,
-//! read a little, disconnect and resume, or are rejected by a quota. In any order, each follower must get
-//! every line or an exact gap.
+//! by gRPC or websocket, read a little, disconnect and resume, or are rejected by a quota. In any order, each
+//! follower must get every line or an exact gap.
 
 use std::time::Duration;
 
@@ -10,9 +10,12 @@ use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
+use tokio::io::DuplexStream;
 
+use crate::rest::open_by_certificate;
 use crate::support::gateway::{Setup, Stream};
 use crate::support::loss_check::Received;
+use crate::support::rest::WsFollower;
 
 /// Replicas of the service.
 const REPLICAS: u32 = 2;
@@ -50,6 +53,7 @@ enum Action {
     },
     Open {
         close_on_lag: bool,
+        websocket: bool,
     },
     /// Reads up to this many responses, without waiting.
     Read {
@@ -75,7 +79,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
-        2 => any::<bool>().prop_map(|close_on_lag| Action::Open { close_on_lag }),
+        2 => any::<(bool, bool)>().prop_map(|(close_on_lag, websocket)| Action::Open { close_on_lag, websocket }),
         6 => (0..FOLLOWERS_MAX, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
         2 => (0..FOLLOWERS_MAX).prop_map(|follower| Action::Reconnect { follower }),
         3 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
@@ -90,9 +94,16 @@ struct Scenario {
     printed: usize,
 }
 
-struct Follower {
-    stream: Option<Stream>,
-    request: ServiceLogsRequest,
+enum Follower {
+    Grpc {
+        stream: Option<Box<Stream>>,
+        request: ServiceLogsRequest,
+    },
+    /// Has no cursors, so it begins again when it reconnects.
+    WebSocket {
+        stream: Box<WsFollower<DuplexStream>>,
+        query: &'static str,
+    },
 }
 
 impl Scenario {
@@ -168,31 +179,36 @@ impl Scenario {
                     platform.fail(run, failing);
                 }
             }
-            Action::Open { close_on_lag } => self.open(close_on_lag).await,
+            Action::Open { close_on_lag, websocket } => self.open(close_on_lag, websocket).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
             Action::Reconnect { follower } => self.reconnect(follower).await,
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
-    async fn open(&mut self, close_on_lag: bool) {
+    async fn open(&mut self, close_on_lag: bool, websocket: bool) {
         if self.followers.len() == FOLLOWERS_MAX {
             return;
         }
-        let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
-        let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
-        let stream = self.setup.open(request.clone()).await.unwrap();
-        self.followers.push(Follower { stream: Some(stream), request });
+        self.followers.push(if websocket {
+            let query = if close_on_lag { "follow=true&on_lag=close" } else { "follow=true" };
+            let stream = Box::new(open_by_certificate(&self.setup, query).await);
+            Follower::WebSocket { stream, query }
+        } else {
+            let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
+            let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
+            let stream = self.setup.open(request.clone()).await.unwrap();
+            Follower::Grpc { stream: Some(Box::new(stream)), request }
+        });
     }
 
     async fn read(&mut self, follower: usize, responses: usize) {
         let Some(follower) = self.followers.get_mut(follower) else { return };
         for _ in 0..responses {
-            let Some(stream) = &mut follower.stream else { return };
-            match stream.next_if_ready().await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(_) => follower.resume(&self.setup).await,
+            match follower.next_if_ready().await {
+                Some(true) => {}
+                None => return,
+                Some(false) => follower.resume(&self.setup).await,
             }
         }
     }
@@ -229,29 +245,57 @@ impl Scenario {
 
     /// Reads until the follower is complete, then checks for loss and repeats.
     async fn drain(&self, mut follower: Follower) {
-        loop {
-            let Some(stream) = &mut follower.stream else { unreachable!("a follower always has a stream") };
-            if self.is_complete(&stream.received) {
-                break;
-            }
-            if stream.next().await.is_err() {
+        while !self.is_complete(follower.received()) {
+            if !follower.next().await {
                 // Lets other followers proceed.
                 tokio::time::sleep(RECONNECT_DELAY).await;
                 follower.resume(&self.setup).await;
             }
         }
-        let Some(stream) = follower.stream else { unreachable!("a follower always has a stream") };
         for replica in 0..REPLICAS {
             let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
-            stream.received.assert_complete(&self.setup.gateway.platform, "web", replica, &runs);
+            follower.received().assert_complete(&self.setup.gateway.platform, "web", replica, &runs);
         }
     }
 }
 
 impl Follower {
+    fn received(&self) -> &Received {
+        match self {
+            Self::Grpc { stream, .. } => &stream.as_ref().expect("a follower always has a stream").received,
+            Self::WebSocket { stream, .. } => &stream.received,
+        }
+    }
+
+    /// Receives one response, or returns false at the end.
+    async fn next(&mut self) -> bool {
+        match self {
+            Self::Grpc { stream, .. } => {
+                stream.as_mut().expect("a follower always has a stream").next().await.is_ok()
+            }
+            Self::WebSocket { stream, .. } => stream.next().await,
+        }
+    }
+
+    /// Receives one response, if one arrives without waiting; `Some(false)` at the end.
+    async fn next_if_ready(&mut self) -> Option<bool> {
+        match self {
+            Self::Grpc { stream, .. } => {
+                let next = stream.as_mut().expect("a follower always has a stream").next_if_ready().await;
+                next.map_or(Some(false), |ready| ready.then_some(true))
+            }
+            Self::WebSocket { stream, .. } => stream.next_if_ready().await,
+        }
+    }
+
     async fn resume(&mut self, setup: &Setup) {
-        if let Some(stream) = self.stream.take() {
-            self.stream = Some(setup.resume(stream, self.request.clone()).await);
+        match self {
+            Self::Grpc { stream, request } => {
+                if let Some(ended) = stream.take() {
+                    *stream = Some(Box::new(setup.resume(*ended, request.clone()).await));
+                }
+            }
+            Self::WebSocket { stream, query } => *stream = Box::new(open_by_certificate(setup, query).await),
         }
     }
 }

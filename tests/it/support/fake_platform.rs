@@ -36,6 +36,8 @@ struct Shared {
     follows: AtomicUsize,
     /// Number of tails that are open now.
     open: Arc<AtomicUsize>,
+    /// Makes `watch` fail.
+    watch_error: Mutex<Option<fn() -> Error>>,
     /// Ordered restarts, in order, without repeated orders.
     restarts: Mutex<Vec<RestartRequest>>,
     /// Result of a restart, by replica; [`RestartBehavior::Up`] by default.
@@ -195,6 +197,11 @@ impl FakePlatform {
         self.produced(instance).into_iter().flatten().collect()
     }
 
+    /// Makes `watch` fail with this error, or succeed again.
+    pub(crate) fn set_watch_error(&self, error: Option<fn() -> Error>) {
+        *self.0.watch_error.lock().unwrap() = error;
+    }
+
     /// Returns the number of calls to `watch`.
     pub(crate) fn looks(&self) -> usize {
         self.0.looks.load(Ordering::SeqCst)
@@ -271,6 +278,9 @@ impl Platform for FakePlatform {
 
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
         self.0.looks.fetch_add(1, Ordering::SeqCst);
+        if let Some(error) = *self.0.watch_error.lock().unwrap() {
+            return Box::pin(async move { Err(error()) });
+        }
         let found = self.leases().get(lease).map(watch::Sender::subscribe);
         Box::pin(async move { found.ok_or_else(|| Error::NotFound("no such lease".into())) })
     }

@@ -14,6 +14,7 @@ use leasemux::access::wallet::{Mnemonic, Wallet};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
+use leasemux::edge::rest::{RestService, RestSettings};
 use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::SniConfigs;
@@ -56,6 +57,7 @@ pub(crate) struct Gateway {
     pub(crate) health: HealthReporter,
     exporter: Exporter,
     connections: Connections,
+    service: LeaseService,
     trust: Arc<Everyone>,
 }
 
@@ -156,8 +158,8 @@ impl Gateway {
         let authenticator = Authenticator::new(believed);
         let service = LeaseService::new(authenticator, actors, restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
-        let connections = Connections::new(service, routes);
-        Self { platform: fake, drain, restarts, health, exporter, connections, trust }
+        let connections = Connections::new(service.clone(), routes);
+        Self { platform: fake, drain, restarts, health, exporter, connections, service, trust }
     }
 
     /// Returns a server with real sockets and TLS.
@@ -218,6 +220,21 @@ impl Gateway {
         let certificate = ClientCertificate::new(chain.as_deref());
         let connections = self.connections.clone();
         self.drain.spawn(async move { _ = connections.serve(io, certificate, address).await });
+    }
+
+    /// Returns the client's end of a connection to a REST port with these settings.
+    pub(crate) fn connect_rest(
+        &self,
+        settings: RestSettings,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
+        let certificate = ClientCertificate::new(chain.as_deref());
+        let service = RestService::new(self.service.clone(), settings);
+        self.drain.spawn(async move { _ = service.serve(ours, certificate, address).await });
+        theirs
     }
 
     /// Creates a trusted tenant. Returns the owner and the certificate.

@@ -7,6 +7,7 @@ pub(crate) mod loss_check;
 pub(crate) mod process;
 pub(crate) mod promql;
 pub(crate) mod raw;
+pub(crate) mod rest;
 pub(crate) mod seeds;
 pub(crate) mod source;
 pub(crate) mod statuses;

@@ -75,6 +75,8 @@ pub(crate) struct Gateway {
     pub(crate) program: Program,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// With `--rest-listen`.
+    pub(crate) rest: Option<SocketAddr>,
 }
 
 /// A `leasemux logs -o json`, checked line by line.
@@ -247,12 +249,14 @@ impl Workspace {
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let program = self.start(&args);
-        let (address, admin) = program.until_out("its ready line", |out| {
+        let (address, admin, rest) = program.until_out("its ready line", |out| {
             let line = out.split_once('\n')?.0.strip_prefix("leasemux ready: gateway https://")?;
             let (gateway, admin) = line.split_once(" admin http://")?;
-            Some((gateway.parse().unwrap(), admin.parse().unwrap()))
+            let (admin, rest) =
+                admin.split_once(" rest https://").map_or((admin, None), |(a, r)| (a, Some(r)));
+            Some((gateway.parse().unwrap(), admin.parse().unwrap(), rest.map(|rest| rest.parse().unwrap())))
         });
-        Gateway { program, address, admin }
+        Gateway { program, address, admin, rest }
     }
 
     /// Returns the arguments of `logs` for a lease, as `tenant`.
