@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 
-use self::message::Representation;
+use self::representation::Representation;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -33,10 +33,10 @@ pub(crate) mod collector;
 mod encoder;
 pub mod entry_name;
 pub mod message;
-#[allow(dead_code, reason = "notices of errors and ends are for the REST port")]
 pub mod notice;
 mod published;
 mod replica_stream;
+pub mod representation;
 pub mod ring;
 pub mod websocket;
 

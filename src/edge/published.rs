@@ -21,8 +21,8 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use super::errors::CallError;
 use super::request;
 use crate::logs::collector::CollectorLimits;
-use crate::logs::message::Representation;
 use crate::logs::notice::Notices;
+use crate::logs::representation::Representation;
 use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, LeaseId, ServiceName};
 use crate::model::label::{LabelValue as _, label};

@@ -13,7 +13,7 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use super::errors::CallError;
-use crate::logs::message::Representation;
+use crate::logs::representation::Representation;
 use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
 use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, RESTART_TIMEOUT_MAX};

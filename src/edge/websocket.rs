@@ -14,7 +14,6 @@ pub(crate) mod handshake;
 mod outgoing;
 mod session;
 
-#[allow(unused_imports, reason = "for the REST port")]
 pub(crate) use self::session::{Close, Session};
 
 use crate::model::text::truncate;

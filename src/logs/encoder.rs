@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use super::chunk::Chunk;
 use super::entry_name::{NameStyle, entry_name};
-use super::message::{self, Event, Gap, Representation};
+use super::message::{self, Event, Gap};
 use super::notice::Notice;
 use super::published;
+use super::representation::Representation;
 use super::websocket::{self, LineEncoder, NoticeSubject};
 use crate::model::id::{Instance, Replica, ServiceName};
 use crate::model::position::{Cursor, Position};

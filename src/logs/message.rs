@@ -1,13 +1,12 @@
 //! The gRPC messages of a log stream: complete, length prefix included. Pure.
 //!
-//! A chunk is encoded once per [`Representation`], whatever the number of followers: they share the bytes. A
+//! A chunk is encoded once per representation, whatever the number of followers: they share the bytes. A
 //! `Message` adds the attributes that metrics need, and a `Batch` is what the connection gets at once.
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::chunk::Chunk;
-use super::notice::Notices;
 use crate::model::id::{Instance, Replica};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::line::{GapCause, OutputStream, SourceGap};
@@ -42,19 +41,6 @@ pub(super) const FOLLOW_UNAVAILABLE: &str = "FollowUnavailable";
 /// Message of that event. Gives no details of the node to a tenant.
 const FOLLOW_UNAVAILABLE_MESSAGE: &str =
     "the node cannot follow this log at present; it is read every few seconds instead";
-
-/// How lines are represented.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Representation {
-    /// As recorded.
-    Plain,
-    /// Each with a prefix of its RFC 3339 time with nanoseconds and a space, as by kubectl.
-    Timestamped,
-    /// As websocket text frames, with these notices.
-    WebSocket(Notices),
-    /// As entries of the published proto, with these notices.
-    Published(Notices),
-}
 
 /// Lines that were lost, as reported to a follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,19 +107,6 @@ pub(crate) struct Batch {
     /// When the oldest live line was read, for the delivery delay. A backfill has no such delay.
     pub(crate) oldest: Option<Instant>,
     pub(crate) gaps: Vec<Gap>,
-}
-
-// === impl Representation ===
-
-impl Representation {
-    /// Whether messages are those of the draft, which are the same for all followers.
-    pub(crate) fn is_draft(self) -> bool {
-        matches!(self, Self::Plain | Self::Timestamped)
-    }
-
-    pub(crate) fn is_websocket(self) -> bool {
-        matches!(self, Self::WebSocket(_))
-    }
 }
 
 // === impl Gap ===

@@ -16,7 +16,7 @@ use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::Chunker;
 use leasemux::logs::entry_name::NameStyle;
-use leasemux::logs::message::Representation;
+use leasemux::logs::representation::Representation;
 use leasemux::logs::ring::{ReadOutcome, Ring};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::Ring;
 use crate::logs::chunk::Chunk;
-use crate::logs::message::{Event, Gap, Representation};
+use crate::logs::message::{Event, Gap};
+use crate::logs::representation::Representation;
 use crate::model::id::Instance;
 use crate::model::line::OutputStream;
 use crate::model::position::Position;

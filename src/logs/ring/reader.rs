@@ -8,7 +8,7 @@ use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index
 use super::lag::FollowerProgress;
 use super::{Ring, State};
 use crate::logs::chunk::Chunk;
-use crate::logs::message::Representation;
+use crate::logs::representation::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
