@@ -51,6 +51,7 @@ struct Cell {
 struct Sample {
     server: f64,
     client: f64,
+    sent: f64,
     rate: f64,
     memory: f64,
     p50: f64,
@@ -60,6 +61,7 @@ struct Sample {
 #[derive(Deserialize)]
 struct Ratio {
     cell: Cell,
+    kind: String,
     against: String,
     of: String,
     times: f64,
@@ -188,20 +190,22 @@ fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn E
 
 fn print_rows(report: &Report) {
     println!(
-        "| | server us/message | server s/GB | client us/message | MB/s | p50 ms | p99 ms | MiB | spread |\n|---|---|---|---|---|---|---|---|---|"
+        "| | server us/message | server s/GB | B sent/message | server s/GB sent | client us/message | MB/s | p50 ms | p99 ms | MiB | spread |\n|---|---|---|---|---|---|---|---|---|---|---|"
     );
     let mut shown = None;
     for row in &report.rows {
         if shown != Some(&row.cell) {
-            println!("| **{}** | | | | | | | | |", words(&row.cell));
+            println!("| **{}** | | | | | | | | | | |", words(&row.cell));
             shown = Some(&row.cell);
         }
-        let Sample { server, client, rate, p50, p99, .. } = row.median;
+        let Sample { server, client, sent, rate, p50, p99, .. } = row.median;
         println!(
-            "| {} | {:.2} | {:.3} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} % |",
+            "| {} | {:.2} | {:.3} | {:.1} | {:.3} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} % |",
             row.kind,
             server * 1e6,
             per_gigabyte(row),
+            sent,
+            server / sent * 1e9,
             client * 1e6,
             rate * bytes(row) / 1e6,
             p50 * 1e3,
@@ -213,9 +217,13 @@ fn print_rows(report: &Report) {
 }
 
 fn print_ratios(report: &Report) {
-    println!("\n| the gateway's | against | ratio | goal | |\n|---|---|---|---|---|");
-    for Ratio { cell, against, of, times, at_most, kept } in &report.ratios {
-        println!("| {of}, {} | {against} | {times:.2} | {at_most} | {} |", words(cell), verdict(*kept));
+    println!("\n| of | against | ratio | goal | |\n|---|---|---|---|---|");
+    for Ratio { cell, kind, against, of, times, at_most, kept } in &report.ratios {
+        println!(
+            "| {kind}: {of}, {} | {against} | {times:.2} | {at_most} | {} |",
+            words(cell),
+            verdict(*kept)
+        );
     }
 }
 

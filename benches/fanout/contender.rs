@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::client::login::Login;
 use crate::client::protocol::{Http2, Lines, Protocol};
+use crate::client::websocket::{self, Websocket};
 use crate::peers;
 use crate::plan::Cell;
 use crate::server::TENANT_DIR;
@@ -26,8 +27,12 @@ pub(crate) enum Kind {
     Raw,
     /// tonic with one broadcast channel; encodes each message once per follower.
     Naive,
-    /// The gateway.
+    /// The gateway, over gRPC.
     Gateway,
+    /// The gateway, over websockets of its REST port.
+    Ws,
+    /// tokio-tungstenite with one broadcast channel; frames each line once per follower.
+    Tungstenite,
     /// A NATS server, one subject.
     Nats,
     /// A Redis server, one channel.
@@ -70,6 +75,9 @@ pub(crate) struct Server {
 /// A contender within this program.
 struct Own(Kind);
 
+/// The request of a websocket follower. The library answers any path.
+const WEBSOCKET_PATH: &str = "/lease/1/1/1/logs?follow=true&tail=0&notices=loss";
+
 // === impl Kind ===
 
 impl Kind {
@@ -79,6 +87,11 @@ impl Kind {
             Self::Redis => Box::new(peers::RedisServer),
             own => Box::new(Own(own)),
         }
+    }
+
+    /// Whether its followers speak the websocket protocol.
+    pub(crate) fn is_websocket(self) -> bool {
+        matches!(self, Self::Ws | Self::Tungstenite)
     }
 
     /// Whether it is another project's server.
@@ -106,11 +119,19 @@ impl Contender for Own {
     }
 
     fn greeting(&self, login: &Login) -> Vec<u8> {
-        if self.0 == Kind::Raw { Vec::new() } else { login.request(1, None) }
+        match self.0 {
+            Kind::Raw => Vec::new(),
+            kind if kind.is_websocket() => websocket::handshake(WEBSOCKET_PATH),
+            _ => login.request(1, None),
+        }
     }
 
     fn protocol(&self) -> Box<dyn Protocol> {
-        if self.0 == Kind::Raw { Box::new(Lines) } else { Box::new(Http2::default()) }
+        match self.0 {
+            Kind::Raw => Box::new(Lines),
+            kind if kind.is_websocket() => Box::<Websocket>::default(),
+            _ => Box::<Http2>::default(),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gateway's goals: ratios to other contenders, and bounds on figures of its own.
 
-use crate::contender::Kind::{self, Naive, Nats, Raw, Redis};
+use crate::contender::Kind::{self, Gateway, Naive, Nats, Raw, Redis, Ws};
 use crate::measure::Sample;
 use crate::plan::Cell;
 use crate::plan::Regime::{self, Backlog, Lone, Paced};
@@ -9,6 +9,8 @@ use crate::plan::Security::{self, Plain, Tls};
 /// Upper bound on the gateway's figure divided by a contender's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
+    /// The gateway over gRPC, or over websockets.
+    pub(crate) kind: Kind,
     pub(crate) against: Kind,
     pub(crate) figure: Figure,
     pub(crate) at_most: f64,
@@ -22,6 +24,8 @@ pub(crate) enum Figure {
     /// Server and client CPU per message. On loopback, either side may pay for a wake-up, which is most of
     /// the cost of a lone line.
     Total,
+    /// Server CPU per byte sent. A websocket frame is longer than the line in a gRPC message.
+    SentByte,
 }
 
 /// Upper bound on a figure of the gateway in one cell, optionally divided by its figure in another.
@@ -76,8 +80,14 @@ pub(crate) fn of(cell: &Cell) -> Vec<Goal> {
         let counted = [100, 1_000].contains(&cell.followers);
         goal == *cell && (*followers == cell.followers || *followers == ANY && counted)
     });
-    matching.map(|&(.., against, figure, at_most)| Goal { against, figure, at_most }).collect()
+    let grpc =
+        matching.map(|&(.., against, figure, at_most)| Goal { kind: Gateway, against, figure, at_most });
+    let websocket = (cell.security == Tls && cell.regime == Backlog).then_some(WEBSOCKET);
+    grpc.chain(websocket).collect()
 }
+
+/// Goal of websockets for a backlog over TLS.
+const WEBSOCKET: Goal = Goal { kind: Ws, against: Gateway, figure: Figure::SentByte, at_most: 1.3 };
 
 const fn cell(security: Security, regime: Regime, size: u64, followers: usize) -> Cell {
     Cell { regime, size, followers, security }
@@ -144,8 +154,8 @@ pub(crate) const BOUNDS: [Bound; 6] = [
 /// Messages that are shared but sent one by one cost twice as much as the naive server. A system call per
 /// DATA frame costs about twice as much as raw sockets.
 pub(crate) const GATE: [Goal; 2] = [
-    Goal { against: Raw, figure: SERVER, at_most: 1.75 },
-    Goal { against: Naive, figure: SERVER, at_most: 0.75 },
+    Goal { kind: Gateway, against: Raw, figure: SERVER, at_most: 1.75 },
+    Goal { kind: Gateway, against: Naive, figure: SERVER, at_most: 0.75 },
 ];
 
 /// Returns the word that reports whether a goal was met.
@@ -160,6 +170,7 @@ impl Figure {
         match self {
             Self::Server => sample.server,
             Self::Total => sample.total(),
+            Self::SentByte => sample.server / sample.sent,
         }
     }
 
@@ -167,6 +178,7 @@ impl Figure {
         match self {
             Self::Server => "server CPU",
             Self::Total => "server and client CPU",
+            Self::SentByte => "server CPU per byte sent",
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Measures the server's cost of delivering lines to many followers. Compares the gateway with raw sockets, a
-//! simple tonic server, and (without TLS) NATS and Redis, in one interleaved run. docs/PERFORMANCE.md has the
+//! simple tonic server, websockets, and (without TLS) NATS and Redis, in one interleaved run. docs/PERFORMANCE.md has the
 //! method and the last results.
 //!
 //! Each contender runs in its own process ([`server`], [`peers`]). This process publishes numbered lines to
@@ -45,6 +45,9 @@ struct Args {
     /// Run one cell and check only the two cliffs (docs/PERFORMANCE.md); the exit code is the result.
     #[arg(long)]
     gate: bool,
+    /// Compare websockets, of the gateway and of a library, with gRPC.
+    #[arg(long)]
+    websockets: bool,
     /// Add NATS and Redis if they are installed (apt-get install nats-server redis-server).
     #[arg(long)]
     peers: bool,
@@ -98,8 +101,11 @@ fn main() -> Result<()> {
 }
 
 fn compare(args: &Args) -> Result<()> {
-    let mut kinds =
-        if args.only.is_empty() { vec![Kind::Raw, Kind::Naive, Kind::Gateway] } else { args.only.clone() };
+    let mut kinds = match (args.only.as_slice(), args.websockets) {
+        ([], true) => vec![Kind::Raw, Kind::Gateway, Kind::Ws, Kind::Tungstenite],
+        ([], false) => vec![Kind::Raw, Kind::Naive, Kind::Gateway],
+        (only, _) => only.to_vec(),
+    };
     if args.peers && !args.gate {
         kinds.extend([Kind::Nats, Kind::Redis]);
     }
@@ -127,6 +133,9 @@ fn compare(args: &Args) -> Result<()> {
 fn cells(args: &Args) -> Vec<Cell> {
     if args.gate {
         return vec![plan::GATE];
+    }
+    if args.regimes.is_empty() && args.websockets {
+        return plan::websockets();
     }
     if args.regimes.is_empty() {
         return if args.quick { plan::quick() } else { plan::full() };

@@ -23,6 +23,8 @@ pub(crate) struct Sample {
     pub(crate) server: f64,
     /// CPU seconds of the client per delivered message. The client is the same for all contenders.
     pub(crate) client: f64,
+    /// Bytes that the server sent per delivered message, with frames and TLS records.
+    pub(crate) sent: f64,
     /// Delivered messages per second.
     pub(crate) rate: f64,
     /// Resident memory of the server at the end, in bytes.
@@ -50,7 +52,8 @@ pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<S
     let mut client = Client::connect(&server, contender.as_ref(), cell, dir.path())?;
     client.run(cell.flow(), WARM_UP.min(span))?;
     let read = |client: &Client| -> Result<_> {
-        Ok((client.delivered(), usage(server.id())?.cpu, usage(std::process::id())?.cpu))
+        let cpu = (usage(server.id())?.cpu, usage(std::process::id())?.cpu);
+        Ok((client.delivered(), cpu.0, cpu.1, client.wire_bytes()))
     };
     let before = read(&client)?;
     let begin = Instant::now();
@@ -69,6 +72,7 @@ pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<S
     Ok(Some(Sample {
         server: (after.1 - before.1) / messages,
         client: (after.2 - before.2) / messages,
+        sent: (after.3 - before.3) as f64 / messages,
         rate: messages / wall,
         memory,
         p50,

@@ -93,6 +93,16 @@ pub(crate) fn quick() -> Vec<Cell> {
     ]
 }
 
+/// The cells that compare websockets with gRPC, by the length of lines: a frame has about 60 bytes besides.
+pub(crate) fn websockets() -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for size in [50, 200, 1_000] {
+        let cell = |followers| Cell { regime: Regime::Backlog, size, followers, security: Security::Tls };
+        cells.extend([1, 100, 1_000].map(cell));
+    }
+    cells
+}
+
 /// The cell of `--gate`, in which both cliffs would show.
 pub(crate) const GATE: Cell =
     Cell { regime: Regime::Backlog, size: 4_096, followers: 100, security: Security::Tls };
@@ -114,8 +124,12 @@ impl Cell {
     }
 
     /// Whether `kind` can run this cell. Servers of other projects run with their default setup, without TLS.
+    /// Websockets run with TLS.
     pub(crate) fn admits(&self, kind: Kind) -> bool {
-        self.security == Security::Plain || !kind.is_peer()
+        match self.security {
+            Security::Plain => !kind.is_websocket(),
+            Security::Tls => !kind.is_peer(),
+        }
     }
 }
 

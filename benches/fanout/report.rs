@@ -37,6 +37,7 @@ pub(crate) struct Row {
 #[derive(Serialize)]
 pub(crate) struct Ratio {
     cell: Cell,
+    kind: Kind,
     against: Kind,
     of: &'static str,
     times: f64,
@@ -73,9 +74,9 @@ impl Report {
     pub(crate) fn add(&mut self, cell: &Cell, rows: Vec<Row>, goals: &[Goal]) -> bool {
         print(cell, &rows);
         let ratios: Vec<_> = goals.iter().filter_map(|goal| Ratio::of(cell, &rows, goal)).collect();
-        for Ratio { against, of, times, at_most, .. } in &ratios {
+        for Ratio { kind, against, of, times, at_most, .. } in &ratios {
             let verdict = verdict(*times, *at_most);
-            println!("  gateway {times:.2}x {against} ({of}), goal at most {at_most}x: {verdict}");
+            println!("  {kind} {times:.2}x {against} ({of}), goal at most {at_most}x: {verdict}");
         }
         let kept = ratios.iter().all(|ratio| ratio.kept);
         self.rows.extend(rows);
@@ -115,6 +116,7 @@ impl Row {
         let median = Sample {
             server: of(|sample| sample.server),
             client: of(|sample| sample.client),
+            sent: of(|sample| sample.sent),
             rate: of(|sample| sample.rate),
             memory: of(|sample| sample.memory),
             p50: of(|sample| sample.p50),
@@ -130,9 +132,9 @@ impl Row {
 
 impl Ratio {
     fn of(cell: &Cell, rows: &[Row], goal: &Goal) -> Option<Self> {
-        let Goal { against, figure, at_most } = *goal;
-        let times = ratio(rows, Kind::Gateway, against, figure)?;
-        Some(Self { cell: *cell, against, of: figure.words(), times, at_most, kept: times <= at_most })
+        let Goal { kind, against, figure, at_most } = *goal;
+        let times = ratio(rows, kind, against, figure)?;
+        Some(Self { cell: *cell, kind, against, of: figure.words(), times, at_most, kept: times <= at_most })
     }
 }
 
@@ -153,18 +155,33 @@ impl Machine {
 fn print(cell: &Cell, rows: &[Row]) {
     println!("\n{cell}");
     println!(
-        "{:8} {:>9} {:>7} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7}",
-        "", "us/msg", "s/GB", "client us", "MB/s", "p50 ms", "p99 ms", "MiB", "x raw", "x naive", "spread"
+        "{:11} {:>9} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7} {:>7}",
+        "",
+        "us/msg",
+        "s/GB",
+        "B sent",
+        "s/GB sent",
+        "client us",
+        "MB/s",
+        "p50 ms",
+        "p99 ms",
+        "MiB",
+        "x raw",
+        "x naive",
+        "x grpc",
+        "spread"
     );
     let size = cell.size as f64;
     for Row { kind, median, spread, .. } in rows {
         let times = |other| ratio(rows, *kind, other, Figure::Server);
         let times = |other| times(other).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{:8} {:9.2} {:7.3} {:9.2} {:8.0} {:8.2} {:8.2} {:7.1} {:>7} {:>8} {:6.0}%",
+            "{:11} {:9.2} {:7.3} {:7.1} {:9.3} {:9.2} {:8.0} {:8.2} {:8.2} {:7.1} {:>7} {:>8} {:>7} {:6.0}%",
             kind.to_string(),
             median.server * 1e6,
             median.server / size * 1e9,
+            median.sent,
+            median.server / median.sent * 1e9,
             median.client * 1e6,
             median.rate * size / 1e6,
             median.p50 * 1e3,
@@ -172,6 +189,7 @@ fn print(cell: &Cell, rows: &[Row]) {
             median.memory / 1024.0 / 1024.0,
             times(Kind::Raw),
             times(Kind::Naive),
+            times(Kind::Gateway),
             spread * 100.0,
         );
     }

@@ -21,6 +21,8 @@ pub(crate) struct Follower {
     tls: Option<Box<ClientConnection>>,
     protocol: Box<dyn Protocol>,
     pub(crate) received: Received,
+    /// Bytes read from the socket, with TLS records and frames.
+    pub(crate) wire_bytes: u64,
 }
 
 /// Buffers that all followers share.
@@ -61,7 +63,7 @@ impl Follower {
             socket.write_all(greeting)?;
         }
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: TcpStream::from_std(socket), tls, protocol, received })
+        Ok(Self { socket: TcpStream::from_std(socket), tls, protocol, received, wire_bytes: 0 })
     }
 
     /// Reads until the socket has no more data.
@@ -73,6 +75,7 @@ impl Follower {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
+            self.wire_bytes += count as u64;
             let mut bytes = buffers.socket.get(..count).unwrap_or_default();
             let Some(tls) = &mut self.tls else {
                 self.protocol.feed(bytes, &mut self.received, &mut buffers.reply)?;

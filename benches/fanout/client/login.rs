@@ -47,7 +47,8 @@ impl Login {
         }
         let (chain, key) = tenant.into_parts();
         let mut tls = Self::builder(dir)?.with_client_auth_cert(chain, key)?;
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        // The server knows one of them.
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { tls: Some(Arc::new(tls)), request })
     }
 

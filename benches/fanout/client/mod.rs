@@ -16,6 +16,7 @@ pub(crate) mod login;
 pub(crate) mod protocol;
 mod publisher;
 mod received;
+pub(crate) mod websocket;
 
 use follower::{Buffers, Follower};
 use login::Login;
@@ -87,6 +88,11 @@ impl Client {
     /// Returns how many messages all followers have received so far.
     pub(crate) fn delivered(&self) -> u64 {
         self.followers.iter().map(|follower| follower.received.bytes()).sum::<u64>() / self.size
+    }
+
+    /// Returns how many bytes all followers have read from their sockets.
+    pub(crate) fn wire_bytes(&self) -> u64 {
+        self.followers.iter().map(|follower| follower.wire_bytes).sum()
     }
 
     /// Publishes and follows for `span`.

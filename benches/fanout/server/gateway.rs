@@ -13,11 +13,13 @@ use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
 use leasemux::edge::admin::{Admin, Exporter, Readiness};
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
+use leasemux::edge::rest::{RestService, RestSettings};
 use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::notice::Notices;
 use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
 use leasemux::restart::RestartManager;
@@ -32,7 +34,14 @@ use crate::Result;
 #[derive(Debug)]
 struct Tenant(Owner, TrustedItem);
 
-pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: u32) -> Result<()> {
+/// Serves followers over gRPC, or over websockets of the REST port.
+pub(super) fn serve(
+    listeners: Listeners,
+    dir: &Path,
+    pace: Duration,
+    replicas: u32,
+    websockets: bool,
+) -> Result<()> {
     let runtime = match &listeners.admin {
         Some(_) => main_runtime()?,
         None => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -46,7 +55,9 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
         let tenant = Tenant(owner.clone(), TrustedItem::new(der.into()));
         let ingest = TcpListener::from_std(listeners.ingest)?;
-        let (source, distributor) = source::new(source::lease(&owner)?, replicas, ingest)?;
+        let lease = source::lease(&owner)?;
+        let provider = lease.provider().clone();
+        let (source, distributor) = source::new(lease, replicas, ingest)?;
 
         let exporter = Exporter::new()?;
         let metrics = exporter.metrics.clone();
@@ -74,15 +85,24 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let authenticator = Authenticator::new(Arc::new(tenant));
         let service = LeaseService::new(authenticator, ActorRegistry::new(context), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
+        let protocol = if websockets {
+            let settings = RestSettings {
+                provider,
+                public_host: String::new(),
+                notices: Notices::default(),
+                token_grace: Duration::ZERO,
+            };
+            Protocol::Rest(RestService::new(service.clone(), settings))
+        } else {
+            Protocol::Grpc
+        };
         let connections = Connections::new(service, routes);
         let serving = async {
             match listeners.tls {
                 Some(tls) => {
                     let tls = tls.into();
                     let trusted_proxies = Arc::default();
-                    Server { protocol: Protocol::Grpc, connections, tls, trusted_proxies }
-                        .serve(followers)
-                        .await;
+                    Server { protocol, connections, tls, trusted_proxies }.serve(followers).await;
                 }
                 None => serve_plain(connections, drain, followers, &chain).await,
             }

@@ -22,6 +22,7 @@ mod naive;
 mod plain;
 mod raw;
 pub(crate) mod source;
+mod tungstenite;
 
 /// Send buffer of all contenders, since the kernel's buffers are part of the measurement: as set by the
 /// gateway.
@@ -78,7 +79,9 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
         Security::Plain => None,
         Security::Tls => {
             let certified = tls::load(&certificate.certificate, &certificate.key)?;
-            Some(Arc::new(tls::server_config(Arc::new(SingleCertAndKey::from(certified)))?))
+            let resolver = Arc::new(SingleCertAndKey::from(certified));
+            let config = if task.kind.is_websocket() { tls::http1_server_config } else { tls::server_config };
+            Some(Arc::new(config(resolver)?))
         }
     };
     let admin = task.as_served.then(listen).transpose()?;
@@ -92,9 +95,11 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
     match task.kind {
         Kind::Raw => raw::serve(listeners),
         Kind::Naive => naive::serve(listeners, task.size),
-        Kind::Gateway => {
-            gateway::serve(listeners, &task.dir, Duration::from_millis(task.pace), task.replicas)
+        Kind::Gateway | Kind::Ws => {
+            let pace = Duration::from_millis(task.pace);
+            gateway::serve(listeners, &task.dir, pace, task.replicas, task.kind.is_websocket())
         }
+        Kind::Tungstenite => tungstenite::serve(listeners),
         Kind::Nats | Kind::Redis => Err("not a contender of this program".into()),
     }
 }
