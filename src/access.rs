@@ -15,6 +15,7 @@ pub mod chain;
 pub mod dir;
 pub mod grants;
 pub mod identity;
+pub(crate) mod provider;
 #[cfg(test)]
 mod testing;
 pub mod token;

@@ -18,13 +18,10 @@ mod quotas;
 pub mod request;
 mod request_body;
 mod response;
-#[allow(dead_code, reason = "not connected yet")]
 pub mod rest;
 pub mod server;
 pub mod service;
 mod stream_supervisor;
 pub mod tls;
-#[allow(dead_code, reason = "not connected yet")]
-mod upstream;
-#[allow(dead_code, reason = "for the REST port")]
+pub(crate) mod upstream;
 pub mod websocket;

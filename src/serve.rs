@@ -64,6 +64,9 @@ pub enum ServeError {
     /// The certificate for the public host names cannot be loaded.
     #[error("--ca-tls-cert or --ca-tls-key: {0}")]
     CaTls(tls::Error),
+    /// The provider behind the gateway cannot be used.
+    #[error("--upstream-provider, --upstream-name or --upstream-ca: {0}")]
+    Upstream(Box<dyn std::error::Error + Send + Sync>),
     /// A listening address cannot be bound.
     #[error("{flag}: cannot listen on {address}: {source}")]
     Listen {
@@ -144,6 +147,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = setup::trust(&config, &notifier, &exporter.metrics).await?;
     let drain = Drain::default();
+    let upstream = setup::upstream(&config, &trust, &exporter.metrics, &drain)?;
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
     let side = SideRuntime::start().map_err(internal)?;
@@ -176,7 +180,8 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
     let connections = Connections::new(service.clone(), routes);
-    let server = Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies };
+    let server =
+        Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies, splicing: None };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
     let mut rest_address = None;
     if let (Some((socket, tls)), Some(provider)) = (rest_port, config.access.provider) {
@@ -186,8 +191,13 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
             notices: config.rest.rest_notices,
             token_grace: config.rest.token_grace(),
         };
-        let protocol = Protocol::Rest(RestService::new(service, settings));
-        let server = Server { protocol, tls, ..server.clone() };
+        let mut rest = RestService::new(service, settings);
+        let mut splicing = None;
+        if let Some((provider, of_provider)) = upstream {
+            rest = rest.with_upstream(provider);
+            splicing = Some(of_provider);
+        }
+        let server = Server { protocol: Protocol::Rest(rest), tls, splicing, ..server.clone() };
         let listener = listen("--rest-listen", socket)?;
         rest_address = Some(listener.local_addr().map_err(internal)?);
         drain.spawn(server.serve(listener));

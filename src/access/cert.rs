@@ -23,7 +23,7 @@ use aws_lc_rs::signature::{
 };
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::extensions::{ExtendedKeyUsage, ParsedExtension};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_SIG_ECDSA_WITH_SHA256,
     OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_CERTIFICATE_POLICIES, OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
@@ -97,6 +97,37 @@ pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPubl
     Some(SubjectPublicKeyInfoDer::from(parsed.subject_pki.raw).into_owned())
 }
 
+/// Returns the serial number of a provider's certificate, which must be valid at `now` and name `provider`.
+/// Akash's clients check the same before they look the certificate up on the chain. Possession of its key is
+/// the caller's concern.
+///
+/// # Errors
+/// The first check that failed.
+pub(super) fn provider_serial(
+    der: &CertificateDer<'_>,
+    provider: &Owner,
+    now: LogTime,
+) -> Result<Serial, Refusal> {
+    let certificate = parse(der)?;
+    certificate.extensions_map().map_err(|_| Refusal::CertificateMalformed)?;
+    if common_name(&certificate.subject) != Some(provider.as_str()) {
+        return Err(Refusal::CertificateSubject);
+    }
+    if common_name(&certificate.issuer) != Some(provider.as_str()) {
+        return Err(Refusal::CertificateIssuer);
+    }
+    check_usage(&certificate, |usage| usage.server_auth)?;
+    check_critical_extensions(&certificate)?;
+    let validity = certificate.validity();
+    if now < saturating_time(validity.not_before.timestamp()) {
+        return Err(Refusal::CertificateNotYetValid);
+    }
+    if now > saturating_time(validity.not_after.timestamp()) {
+        return Err(Refusal::CertificateExpired);
+    }
+    Serial::of(&certificate)
+}
+
 /// Returns the time of these seconds since 1970, or the nearest that can be represented: a certificate may be
 /// valid until the year 9999.
 pub(super) fn saturating_time(seconds: i64) -> LogTime {
@@ -134,7 +165,7 @@ impl TenantCertificate {
         }
         let serial = Serial::of(&certificate)?;
         check_signature(&certificate)?;
-        check_usage(&certificate)?;
+        check_usage(&certificate, |usage| usage.client_auth)?;
         check_critical_extensions(&certificate)?;
         let validity = certificate.validity();
         Ok(Self {
@@ -266,13 +297,16 @@ fn curve_and_point<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<(&'static Cu
 }
 
 /// Checks the extended key usage as Go does: a certificate without one is for every use.
-fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+fn check_usage(
+    certificate: &X509Certificate<'_>,
+    allows: impl Fn(&ExtendedKeyUsage<'_>) -> bool,
+) -> Result<(), Refusal> {
     let mut extensions = certificate.extensions().iter();
     let Some(usage) = extensions.find(|one| one.oid == OID_X509_EXT_EXTENDED_KEY_USAGE) else {
         return Ok(());
     };
     match usage.parsed_extension() {
-        ParsedExtension::ExtendedKeyUsage(usage) if usage.client_auth || usage.any => Ok(()),
+        ParsedExtension::ExtendedKeyUsage(usage) if allows(usage) || usage.any => Ok(()),
         ParsedExtension::ExtendedKeyUsage(_) => Err(Refusal::CertificateUsage),
         // One that cannot be parsed must not count as absent.
         _ => Err(Refusal::CertificateMalformed),
@@ -361,6 +395,21 @@ mod tests {
             }
         }
         bytes.into()
+    }
+
+    #[test]
+    fn provider_certificate_of_the_provider_has_a_serial() {
+        let mut tenant = Tenant::new(1, 7);
+        let owner = tenant.address.clone();
+        tenant.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let serial = |provider, now| provider_serial(&tenant.certificate(), provider, now);
+        assert_eq!(serial(&owner, NOW).unwrap().as_str(), "7");
+        let other = Tenant::new(2, 7).address;
+        assert_eq!(serial(&other, NOW), Err(Refusal::CertificateSubject));
+        assert_eq!(serial(&owner, LogTime::MAX), Err(Refusal::CertificateExpired));
+        assert_eq!(serial(&owner, LogTime::MIN), Err(Refusal::CertificateNotYetValid));
+        let client = Tenant::new(1, 7).certificate();
+        assert_eq!(provider_serial(&client, &owner, NOW), Err(Refusal::CertificateUsage));
     }
 
     #[test]

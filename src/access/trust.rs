@@ -164,6 +164,11 @@ impl<T> TrustedItem<T> {
         Self { value, revocation: RevocationSignal::default() }
     }
 
+    /// Returns the item.
+    pub(super) fn value(&self) -> &T {
+        &self.value
+    }
+
     /// Ends the trust, for all clones.
     pub fn end_trust(&self) {
         self.revocation.end_trust();

@@ -2,12 +2,16 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use http::Uri;
 
 use super::resolver::Resolver;
-use super::value::{choice, listen_address};
+use super::start_checks::StartChecks;
+use super::value::{choice, file, hostname, listen_address, provider_url};
+use crate::edge::upstream::client_hello::MtlsMode;
 use crate::logs::entry_name::NameStyle;
 use crate::logs::notice::Notices;
 use crate::model::parse::duration;
@@ -23,6 +27,9 @@ const NOTICES: &[(&str, Notices)] =
 
 const EXPIRED: &[(&str, ExpiredTokens)] =
     &[("continue", ExpiredTokens::Continue), ("close", ExpiredTokens::Close)];
+
+const MTLS: &[(&str, MtlsMode)] =
+    &[("passthrough", MtlsMode::Passthrough), ("terminate", MtlsMode::Terminate)];
 
 /// Settings of the REST and websocket port.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -46,6 +53,22 @@ pub(crate) struct RestOptions {
     /// Maximum age of a stream whose token has expired
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration(MAX_AGE))]
     pub(crate) rest_max_age: Duration,
+    /// The Akash provider behind the gateway (https://HOST:PORT), which gets all REST requests that are not
+    /// served here; default: none
+    #[arg(long, value_name = "URL", value_parser = provider_url)]
+    pub(crate) upstream_provider: Option<Uri>,
+    /// Host name in the certificate of --upstream-provider; default: the first --public-hostname, else the
+    /// host in the URL
+    #[arg(long, value_name = "HOST", value_parser = hostname)]
+    pub(crate) upstream_name: Option<String>,
+    /// PEM file with the authorities of the certificate of --upstream-provider; default: the system's
+    /// authorities, and with --chain-grpc also the provider's certificates on the chain
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub(crate) upstream_ca: Option<PathBuf>,
+    /// What happens to connections for other names than --public-hostname, as of clients with certificates:
+    /// passthrough (to --upstream-provider) or terminate (served here); default: passthrough with a provider
+    #[arg(long, value_name = "WHAT", value_parser = choice(MTLS, "passthrough or terminate"))]
+    pub(crate) rest_mtls: Option<MtlsMode>,
 }
 
 /// What happens to a stream when its token expires.
@@ -65,11 +88,41 @@ impl RestOptions {
             ExpiredTokens::Close => Duration::ZERO,
         }
     }
+
+    /// Returns what happens to connections for other names than the public ones, if there is a provider.
+    pub(crate) fn mtls_mode(&self) -> MtlsMode {
+        self.rest_mtls.unwrap_or(MtlsMode::Passthrough)
+    }
 }
 
 /// Checks the settings against others.
-pub(super) fn check(resolver: &mut Resolver<'_>) {
+pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
     if resolver.is_given("rest_listen") {
         resolver.require("provider", "the provider's address, which the paths of --rest-listen leave out");
+    }
+    resolver.verify("upstream_ca", |file: &PathBuf| (checks.authorities)(file));
+    for id in ["upstream_name", "upstream_ca"] {
+        if resolver.is_given(id) {
+            let flag = id.replace('_', "-");
+            resolver.require("upstream_provider", &format!("the provider that --{flag} is about"));
+        }
+    }
+    let has_upstream = resolver.is_given("upstream_provider");
+    if has_upstream {
+        resolver.require("rest_listen", "the address for the requests that --upstream-provider gets");
+    }
+    let is_passthrough = match resolver.get::<MtlsMode>("rest_mtls") {
+        Some(mode) => *mode == MtlsMode::Passthrough,
+        None => has_upstream && !resolver.is_given("rest_mtls"),
+    };
+    if is_passthrough {
+        resolver
+            .require("upstream_provider", "the provider that --rest-mtls passthrough passes connections to");
+        resolver.require(
+            "ca_tls_cert",
+            "the host name tells clients with a token from those with a certificate only if an authority \
+             vouches for it; get such a certificate, or set --rest-mtls terminate: manifests and shells then \
+             need a token",
+        );
     }
 }

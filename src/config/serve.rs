@@ -174,7 +174,7 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
         resolver.require("node_name", "the name of the node on which the gateway runs, as in the cluster");
         resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
     }
-    rest::check(resolver);
+    rest::check(resolver, checks);
     for id in ["listen", "admin_listen", "rest_listen"] {
         resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
     }

@@ -105,6 +105,11 @@ pub(super) fn gateway(text: &str) -> Result<Uri, String> {
     must_be(server(text, &["https"]), "https://host:port, such as https://127.0.0.1:8446")
 }
 
+/// Parses the URL of an Akash provider.
+pub(super) fn provider_url(text: &str) -> Result<Uri, String> {
+    must_be(server(text, &["https"]), "https://host:port, such as https://akash-provider:8443")
+}
+
 /// Parses the URL of an Akash node.
 pub(super) fn node(text: &str) -> Result<Uri, String> {
     let valid = "http://host:port or https://host:port, such as https://akash.example.com:9090";

@@ -25,6 +25,7 @@ use super::audit::AuditRecord;
 use super::drain::Drain;
 use super::errors::CallError;
 use super::service::{ConnectionInfo, LeaseService};
+use super::upstream::failure::Failure;
 use super::upstream::provider::{ResponseBody as UpstreamBody, UpstreamProvider};
 use super::websocket::handshake;
 use crate::access::authenticator::{Authenticated, ClientCertificate};
@@ -175,10 +176,7 @@ impl RestService {
         if let Some(upstream) = &self.0.upstream
             && !matches!(route, Route::Lease(..))
         {
-            if info.certificate.is_present() && !request.headers().contains_key(AUTHORIZATION) {
-                return Err(RestError::needs_token());
-            }
-            return Ok(upstream.forward(request).await.map(Either::Right));
+            return self.forward(upstream, &route, request, &info, slot).await;
         }
         if !route.allows(request.method()) {
             return Err(RestError::method_not_allowed());
@@ -192,6 +190,33 @@ impl RestService {
             Route::Status => status_json::provider(&settings.provider, &settings.public_host),
         };
         Ok(json(body))
+    }
+
+    /// Forwards a request to the provider. A tunnel is set as the task of `slot`.
+    async fn forward(
+        &self,
+        upstream: &UpstreamProvider,
+        route: &Route<'_>,
+        request: Request<Incoming>,
+        info: &ConnectionInfo,
+        slot: &UpgradeSlot,
+    ) -> Result<Response<RestBody>, RestError> {
+        // The provider cannot see the certificate, and would respond that there are no credentials.
+        let has_certificate_only =
+            info.certificate.is_present() && !request.headers().contains_key(AUTHORIZATION);
+        if has_certificate_only && matches!(route, Route::Other(_)) {
+            return Err(RestError::needs_token());
+        }
+        let started = Instant::now();
+        let response = upstream.forward(request, |tunnel| slot.set(tunnel)).await;
+        match response.extensions().get::<Failure>() {
+            Some(failure) => self.metrics().rest_upstream_failures.of(failure.reason).increment(1),
+            None => {
+                let seconds = started.elapsed().as_secs_f64();
+                self.metrics().rest_upstream_time.of(route.template()).record(seconds);
+            }
+        }
+        Ok(response.map(Either::Right))
     }
 
     /// Counts a request that needs no credentials here.

@@ -24,9 +24,14 @@ use super::rest::RestService;
 use super::service::{ConnectionInfo, SERVICE};
 use super::tls::SniConfigs;
 use super::tls::stream::{self, TlsStream};
+use super::upstream::client_hello::{self, HelloError, Replayed, Route};
+use super::upstream::copy::{Copied, CopyEnd};
+use super::upstream::splice::{SpliceError, Splicing};
 use crate::access::authenticator::ClientCertificate;
 use crate::model::concurrency::ConcurrencyPermit;
-use crate::model::metrics::{ConnectionEnd, ConnectionRejection, Handshake, LabelValue as _, Metrics};
+use crate::model::metrics::{
+    ConnectionEnd, ConnectionRejection, Handshake, LabelValue as _, Metrics, UpstreamFailure,
+};
 use crate::model::peer::PeerNet;
 use crate::model::proto::DESCRIPTORS;
 use crate::model::rate::{Bucket, Rate};
@@ -65,6 +70,8 @@ pub struct Server {
     pub tls: SniConfigs,
     /// Proxies that must send a PROXY header. It is read from no other peer.
     pub trusted_proxies: Arc<[IpNet]>,
+    /// Splices some connections to the provider behind the gateway; `None`: serves all.
+    pub splicing: Option<Splicing>,
 }
 
 /// The protocol of a port.
@@ -182,7 +189,15 @@ impl Server {
     async fn serve_accepted(&self, socket: TcpStream, accepted: &Accepted) -> ConnectionEnd {
         let (connections, peer) = (&self.connections, accepted.address);
         let started = Instant::now();
-        // Boxed, so that a connection does not reserve memory for its handshake.
+        let socket = match &self.splicing {
+            None => Replayed::untouched(socket),
+            // Boxed, so that a connection does not reserve memory for its splicing.
+            Some(splicing) => match Box::pin(self.splice(splicing, socket, accepted)).await {
+                Ok(terminated) => terminated,
+                Err(end) => return end,
+            },
+        };
+        // Boxed for the same reason.
         let handshake = Box::pin(self.handshake(socket, peer)).await;
         let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
         connections.metrics.handshakes.of(result).increment(1);
@@ -212,11 +227,68 @@ impl Server {
         }
     }
 
+    /// Reads the `ClientHello`. Returns the connection if the gateway terminates its TLS. Otherwise splices it,
+    /// and returns how it ended.
+    async fn splice(
+        &self,
+        splicing: &Splicing,
+        mut socket: TcpStream,
+        accepted: &Accepted,
+    ) -> Result<Replayed<TcpStream>, ConnectionEnd> {
+        let (connections, peer) = (&self.connections, accepted.address);
+        let metrics = &connections.metrics;
+        let hello = tokio::select! {
+            biased;
+            () = connections.drain.draining() => return Err(ConnectionEnd::Drain),
+            hello = client_hello::read(&mut socket) => hello,
+        };
+        let hello = hello.map_err(|error| {
+            tracing::debug!(%error, %peer, "failed to read ClientHello");
+            let result =
+                if matches!(error, HelloError::Timeout) { Handshake::Timeout } else { Handshake::Failed };
+            metrics.handshakes.of(result).increment(1);
+            if let HelloError::NotTls(_) | HelloError::TooLong = error {
+                let now = Instant::now().into_std();
+                connections.service.peers.record_failure(PeerNet::from(peer.ip()), now);
+            }
+            ConnectionEnd::Handshake
+        })?;
+        let is_public = |name: &str| self.tls.public_name(name).is_some();
+        if hello.route(splicing.mode, is_public) == Route::Terminate {
+            return Ok(hello.replay(socket));
+        }
+        // Such a peer must prove itself, which it cannot do here.
+        if accepted.must_prove {
+            return Err(ConnectionEnd::ShutOut);
+        }
+        Err(match splicing.splicer.splice(hello, socket).await {
+            Ok(copied) => {
+                let Copied { from_client_bytes, from_upstream_bytes, end } = copied;
+                tracing::debug!(%peer, from_client_bytes, from_upstream_bytes, ?end, "spliced connection ended");
+                match end {
+                    CopyEnd::Complete => ConnectionEnd::Peer,
+                    CopyEnd::Failed => ConnectionEnd::Error,
+                    CopyEnd::Idle => ConnectionEnd::Idle,
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, %peer, "failed to splice connection");
+                let failure = match error {
+                    SpliceError::Cut => return Err(ConnectionEnd::Cut),
+                    SpliceError::Limit => UpstreamFailure::Busy,
+                    SpliceError::Connect(_) => UpstreamFailure::Connect,
+                };
+                metrics.rest_upstream_failures.of(failure).increment(1);
+                ConnectionEnd::Error
+            }
+        })
+    }
+
     async fn handshake(
         &self,
-        socket: TcpStream,
+        socket: Replayed<TcpStream>,
         peer: SocketAddr,
-    ) -> Result<Box<TlsStream<TcpStream>>, Handshake> {
+    ) -> Result<Box<TlsStream<Replayed<TcpStream>>>, Handshake> {
         let connections = &self.connections;
         let handshake = stream::accept_by_name(&self.tls, socket);
         tokio::select! {

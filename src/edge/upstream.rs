@@ -10,9 +10,10 @@
 //! leases or checks credentials: the provider does.
 
 pub(crate) mod client_hello;
-mod copy;
+pub(super) mod copy;
 pub(crate) mod failure;
 pub(crate) mod framing;
+#[allow(dead_code, reason = "for the published proto")]
 pub(crate) mod grpc;
 mod headers;
 mod pool;

@@ -6,8 +6,14 @@ use super::runtimes::SideRuntime;
 use super::{ServeError, internal};
 use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
+use crate::access::provider::ProviderCertificates;
 use crate::access::trust::{AnyOf, Trust};
 use crate::config::{PlatformKind, ServeConfig};
+use crate::edge::drain::Drain;
+use crate::edge::upstream::provider::UpstreamProvider;
+use crate::edge::upstream::splice::{Splicer, Splicing};
+use crate::edge::upstream::target::{self, Endpoint};
+use crate::edge::upstream::tunnel_limit::{TUNNELS_MAX, TunnelLimiter};
 use crate::model::id::LeaseId;
 use crate::model::metrics::Metrics;
 use crate::platform::Platform;
@@ -95,4 +101,32 @@ pub(super) async fn trust(
         sources.push(Arc::new(ChainTrust::open(&chain, metrics.clone())?));
     }
     Ok(Arc::new(AnyOf(sources)))
+}
+
+/// Creates the client of the provider behind the gateway and the splicing of its connections, if one is
+/// configured. Does not connect.
+pub(super) fn upstream(
+    config: &ServeConfig,
+    trust: &Arc<dyn Trust>,
+    metrics: &Metrics,
+    drain: &Drain,
+) -> Result<Option<(UpstreamProvider, Splicing)>, ServeError> {
+    let unusable = |error: target::TargetError| ServeError::Upstream(error.into());
+    let Some(address) = &config.rest.upstream_provider else { return Ok(None) };
+    let endpoint = Endpoint::parse(address).map_err(unusable)?;
+    let name = config.rest.upstream_name.as_ref().or(config.public_hostnames.first());
+    let provider_trust = match (&config.rest.upstream_ca, &config.access.provider) {
+        (Some(authorities), _) => target::Trust::Authorities(authorities.clone()),
+        (None, Some(provider)) if config.access.chain_grpc.is_some() => {
+            let published = ProviderCertificates::new(Arc::clone(trust), provider.clone());
+            target::Trust::SystemOrChain(Arc::new(published))
+        }
+        (None, _) => target::Trust::System,
+    };
+    let tunnels = TunnelLimiter::new(TUNNELS_MAX, metrics.passthrough_connections.clone());
+    let splicer = Splicer::new(endpoint.clone(), tunnels.clone(), drain.clone());
+    let name = name.map(String::as_str);
+    let provider = UpstreamProvider::new(endpoint, name, &provider_trust, tunnels, drain.clone());
+    let provider = provider.map_err(unusable)?;
+    Ok(Some((provider, Splicing { splicer, mode: config.rest.mtls_mode() })))
 }

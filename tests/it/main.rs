@@ -16,6 +16,7 @@ mod deploy;
 mod docs;
 mod draft_client;
 mod flow_control;
+mod front;
 mod fuzz;
 mod gateway;
 mod identity;

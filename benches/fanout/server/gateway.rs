@@ -102,7 +102,8 @@ pub(super) fn serve(
                 Some(tls) => {
                     let tls = tls.into();
                     let trusted_proxies = Arc::default();
-                    Server { protocol, connections, tls, trusted_proxies }.serve(followers).await;
+                    let splicing = None;
+                    Server { protocol, connections, tls, trusted_proxies, splicing }.serve(followers).await;
                 }
                 None => serve_plain(connections, drain, followers, &chain).await,
             }

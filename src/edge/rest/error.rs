@@ -76,6 +76,7 @@ impl RestError {
         Self::text(StatusCode::NOT_IMPLEMENTED, "this route needs a token on this gateway")
     }
 
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }

@@ -191,9 +191,9 @@ impl ClientHello {
 // === impl Replayed ===
 
 impl<IO> Replayed<IO> {
-    /// Returns the socket.
-    pub(crate) fn get_ref(&self) -> &IO {
-        &self.io
+    /// Creates a stream of a socket from which nothing was read.
+    pub(crate) fn untouched(io: IO) -> Self {
+        Self { received: Bytes::new(), io }
     }
 }
 

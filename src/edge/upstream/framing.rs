@@ -74,11 +74,6 @@ impl<IO> FramingGuard<IO> {
         let line = Line { kept: [0; LINE_KEPT_BYTES], length: 0, last: 0 };
         Self { io, scanner: Scanner { state: State::RequestLine, line } }
     }
-
-    /// Returns the stream.
-    pub(crate) fn get_ref(&self) -> &IO {
-        &self.io
-    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for FramingGuard<IO> {

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -24,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use super::copy::{CopyLimits, copy_both};
+use super::copy::{Copied, CopyLimits, copy_both};
 use super::failure::Failure;
 use super::headers;
 use super::pool::Pool;
@@ -158,12 +159,16 @@ impl UpstreamProvider {
     }
 
     /// Forwards a request. Returns the provider's response, or a text with the status of the [`Failure`],
-    /// which is then an extension of the response. After a response 101 a task copies bytes both ways, until
-    /// one side ends or the gateway drains. Dropping the future or the body closes the connection to the
-    /// provider.
-    pub(crate) async fn forward(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    /// which is then an extension of the response. After a response 101 it passes the tunnel to `run_tunnel`:
+    /// a task that copies bytes both ways, until one side ends or the gateway drains. Dropping the future,
+    /// the body or the tunnel closes the connection to the provider.
+    pub(crate) async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        run_tunnel: impl FnOnce(BoxFuture<'static, ()>),
+    ) -> Response<ResponseBody> {
         match check(&request).and_then(|()| self.handshake(&mut request)) {
-            Ok(handshake) => self.exchange(request, handshake).await.unwrap_or_else(failed),
+            Ok(handshake) => self.exchange(request, handshake, run_tunnel).await.unwrap_or_else(failed),
             Err(failure) => {
                 // A client that waits for 100 gets the rejection instead. Reading would ask it for the body.
                 if !request.headers().contains_key(EXPECT) {
@@ -190,6 +195,7 @@ impl UpstreamProvider {
         &self,
         request: Request<Incoming>,
         handshake: Option<Handshake>,
+        run_tunnel: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Result<Response<ResponseBody>, Failure> {
         let permit = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| Failure::BUSY)?;
         let (sent, mut request_end) = oneshot::channel();
@@ -210,7 +216,7 @@ impl UpstreamProvider {
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let handshake = handshake.ok_or(Failure::BROKEN)?;
-            return self.tunnel(response, handshake);
+            return self.tunnel(response, handshake, run_tunnel);
         }
         let (mut head, body) = response.into_parts();
         headers::remove_of_http1(&mut head.headers);
@@ -290,11 +296,12 @@ impl UpstreamProvider {
         Ok(sender)
     }
 
-    /// Starts the tunnel after the response 101.
+    /// Creates the tunnel after the response 101.
     fn tunnel(
         &self,
         mut response: Response<Incoming>,
         handshake: Handshake,
+        run_tunnel: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Result<Response<ResponseBody>, Failure> {
         if !headers::is_websocket_upgrade(response.headers()) {
             return Err(Failure::BROKEN);
@@ -302,7 +309,7 @@ impl UpstreamProvider {
         let Handshake { client, permit } = handshake;
         let upstream = hyper::upgrade::on(&mut response);
         let drain = self.drain.clone();
-        self.drain.spawn(async move {
+        run_tunnel(Box::pin(async move {
             let tunnel = async {
                 let both = async { tokio::try_join!(client, upstream) };
                 let (client, upstream) = match tokio::time::timeout(UPGRADE_TIMEOUT, both).await {
@@ -312,7 +319,8 @@ impl UpstreamProvider {
                 };
                 let limits = CopyLimits { idle: TUNNEL_IDLE, half_closed: TUNNEL_HALF_CLOSED };
                 let copied = copy_both(TokioIo::new(client), TokioIo::new(upstream), limits).await;
-                tracing::debug!(?copied, "tunnel ended");
+                let Copied { from_client_bytes, from_upstream_bytes, end } = copied;
+                tracing::debug!(from_client_bytes, from_upstream_bytes, ?end, "tunnel ended");
             };
             tokio::select! {
                 biased;
@@ -320,7 +328,7 @@ impl UpstreamProvider {
                 () = tunnel => {}
             }
             drop(permit);
-        });
+        }));
         let (mut head, _) = response.into_parts();
         headers::remove_of_http1(&mut head.headers);
         headers::add_websocket_upgrade(&mut head.headers);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
-use super::client_hello::ClientHello;
+use super::client_hello::{ClientHello, MtlsMode};
 use super::copy::{Copied, CopyLimits, copy_both};
-use super::target::Endpoint;
+use super::target::{Endpoint, FailureLog};
 use super::tunnel_limit::TunnelLimiter;
 use crate::edge::drain::Drain;
 
@@ -20,6 +20,14 @@ pub(crate) struct Splicer {
     endpoint: Endpoint,
     limiter: TunnelLimiter,
     drain: Drain,
+    failure_log: FailureLog,
+}
+
+/// Splicing of a port's connections: which ones, and how. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Splicing {
+    pub(crate) splicer: Splicer,
+    pub(crate) mode: MtlsMode,
 }
 
 /// How a spliced connection ended. The texts are for the log.
@@ -35,7 +43,7 @@ pub(crate) enum SpliceError {
 
 impl Splicer {
     pub(crate) fn new(endpoint: Endpoint, limiter: TunnelLimiter, drain: Drain) -> Self {
-        Self { endpoint, limiter, drain }
+        Self { endpoint, limiter, drain, failure_log: FailureLog::new() }
     }
 
     /// Copies the connection of `client`, which sent `hello`, until it ends. While the gateway drains, it may
@@ -47,7 +55,10 @@ impl Splicer {
     ) -> Result<Copied, SpliceError> {
         let _permit = self.limiter.try_acquire().ok_or(SpliceError::Limit)?;
         let copy = async {
-            let mut upstream = self.endpoint.connect().await.map_err(SpliceError::Connect)?;
+            let mut upstream = self.endpoint.connect().await.map_err(|error| {
+                self.failure_log.report(&self.endpoint, &error);
+                SpliceError::Connect(error)
+            })?;
             let sent = hello.bytes().len() as u64;
             // Fits into the socket's empty buffer, or waits for an upstream that reads nothing: no longer
             // than an idle connection.

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::access::provider::ProviderCertificates;
 use crate::model::rate::{Bucket, Rate};
 use crate::sys::pem::{self, PemError};
 use crate::sys::read::PEM_MAX_BYTES;
@@ -90,9 +91,12 @@ pub(crate) struct Target {
     tls: TlsConnector,
     /// `None`: TLS checks the certificate.
     after_handshake: Option<CertificateCheck>,
-    /// Limits the log lines about failures.
-    failure_log: Arc<Mutex<Bucket>>,
+    failure_log: FailureLog,
 }
+
+/// Logs failures to connect, at a bounded rate. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(super) struct FailureLog(Arc<Mutex<Bucket>>);
 
 /// Checks a certificate after the handshake: a query of the chain is asynchronous, and a verifier of TLS is
 /// not.
@@ -116,6 +120,15 @@ pub(crate) enum ConnectError {
 /// checked the certificate.
 #[derive(Debug)]
 struct PossessionOnly(CryptoProvider);
+
+impl ChainVerifier for ProviderCertificates {
+    fn is_published<'a>(
+        &'a self,
+        certificate: &'a CertificateDer<'static>,
+    ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(self.contain(certificate))
+    }
+}
 
 // === impl Endpoint ===
 
@@ -180,8 +193,7 @@ impl Target {
         // A resumed session would not present the certificate again.
         config.resumption = Resumption::disabled();
         let tls = TlsConnector::from(Arc::new(config));
-        let failure_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL))));
-        Ok(Self { endpoint, name, tls, after_handshake, failure_log })
+        Ok(Self { endpoint, name, tls, after_handshake, failure_log: FailureLog::new() })
     }
 
     /// Returns the provider's name, as it stands in a `Host` header.
@@ -195,11 +207,8 @@ impl Target {
     /// Opens a TLS connection. Its certificate is checked. Presents no client certificate. Logs failures.
     pub(super) async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let connected = self.connect_unlogged().await;
-        if let Err(error) = &connected
-            && self.failure_log.lock().try_take(1, Instant::now().into_std()).is_ok()
-        {
-            let Endpoint { host, port } = &self.endpoint;
-            tracing::warn!(%error, %host, port, "failed to connect to the provider");
+        if let Err(error) = &connected {
+            self.failure_log.report(&self.endpoint, error);
         }
         connected
     }
@@ -242,6 +251,21 @@ impl fmt::Debug for Target {
             .field("endpoint", &self.endpoint)
             .field("name", &self.name)
             .finish_non_exhaustive()
+    }
+}
+
+// === impl FailureLog ===
+
+impl FailureLog {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL)))))
+    }
+
+    pub(super) fn report(&self, endpoint: &Endpoint, error: &dyn fmt::Display) {
+        if self.0.lock().try_take(1, Instant::now().into_std()).is_ok() {
+            let Endpoint { host, port } = endpoint;
+            tracing::warn!(%error, %host, port, "failed to connect to the provider");
+        }
     }
 }
 

@@ -10,9 +10,9 @@ use metrics::{Counter, Gauge, Histogram, Recorder};
 use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
-    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    FilterSpelling, Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate,
-    SourceError, StreamKind, Watched, WebsocketEnd,
+    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, FilterSpelling,
+    Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate, SourceError,
+    StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -28,6 +28,10 @@ const ANSWER_BUCKETS_SECONDS: &[f64] =
 
 /// From an immediate answer to a follower that stays for a day.
 const CALL_BUCKETS_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0];
+
+/// From a provider in the same cluster to the longest time for a manifest.
+const UPSTREAM_BUCKETS_SECONDS: &[f64] =
+    &[0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 130.0];
 
 /// From a peer in the same rack to the default timeout of handshakes.
 const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
@@ -313,6 +317,22 @@ catalogue! {
         websocket_streams_ended: Family<Counter, (StreamKind, WebsocketEnd)> =
             "leasemux_ws_streams_ended_total",
             "`silent` and `stalled`: clients or proxies hang. `error`: the log names the failed requests.";
+
+        /// Duration from a forwarded request to the head of the provider's response, in seconds, by the
+        /// template of the route (`--upstream-provider`)
+        rest_upstream_time: Family<Histogram, RouteTemplate> =
+            "leasemux_rest_upstream_seconds" (Seconds) in UPSTREAM_BUCKETS_SECONDS,
+            "It is high for all routes: the provider is slow. Manifests take long by themselves.";
+
+        /// Forwarded requests and spliced connections without a response of the provider, by reason
+        rest_upstream_failures: Family<Counter, UpstreamFailure> = "leasemux_rest_upstream_failures_total",
+            "`connect`: the provider is down. `certificate`: check `--upstream-name` and `--upstream-ca`. \
+             `busy`: see `leasemux_passthrough_connections`.";
+
+        /// Open connections that are passed through to the provider: spliced TLS connections (mTLS) and
+        /// tunnelled websockets (shells)
+        passthrough_connections: Gauge = "leasemux_passthrough_connections",
+            "It approaches 1,024, the limit: further ones are closed.";
     }
 
     group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {

@@ -254,6 +254,28 @@ label! {
 }
 
 label! {
+    /// Why the provider behind the gateway gave no response.
+    pub(crate) enum UpstreamFailure as "reason" {
+        /// The request is malformed or ambiguous.
+        BadRequest = "bad_request",
+        /// The request body is too large.
+        TooLarge = "too_large",
+        /// The request body did not arrive in time.
+        SlowRequest = "slow_request",
+        /// Too many requests, tunnels or spliced connections are in progress.
+        Busy = "busy",
+        /// The provider cannot be reached.
+        Connect = "connect",
+        /// The provider's certificate is not trusted.
+        Certificate = "certificate",
+        /// The provider closed the connection before it responded, or its response is malformed.
+        Broken = "broken",
+        /// The provider did not respond in time.
+        Timeout = "timeout",
+    }
+}
+
+label! {
     /// A stream of the REST port.
     pub enum StreamKind as "kind" {
         /// Log lines.

@@ -169,6 +169,7 @@ impl Gateway {
             connections: self.connections.clone(),
             tls: tls.into(),
             trusted_proxies: Arc::default(),
+            splicing: None,
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod gateway;
 pub(crate) mod loss_check;
 pub(crate) mod process;
 pub(crate) mod promql;
+pub(crate) mod provider;
 pub(crate) mod raw;
 pub(crate) mod rest;
 pub(crate) mod seeds;

@@ -503,6 +503,13 @@ impl Gateway {
         self.program.done()
     }
 
+    /// Returns the address of the REST port, which must be open.
+    pub(crate) fn rest(&self) -> SocketAddr {
+        let out = self.program.out.get();
+        let (_, address) = out.split_once(" rest https://").expect("a REST port");
+        address.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// Returns head and body of an answer of the admin port.
     pub(crate) fn get(&self, path: &str) -> (String, String) {
         get(self.admin, "HTTP/1.1", path).unwrap()

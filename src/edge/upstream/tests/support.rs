@@ -166,6 +166,7 @@ impl Front {
     pub(super) async fn of(endpoint: Endpoint, name: Option<&str>, trust: &Trust, max: usize) -> Self {
         let (drain, limiter) = (Drain::default(), TunnelLimiter::new(max, Gauge::noop()));
         let provider = UpstreamProvider::new(endpoint, name, trust, limiter.clone(), drain.clone()).unwrap();
+        let tunnels = drain.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut running = JoinSet::new();
@@ -173,10 +174,13 @@ impl Front {
             let mut connections = JoinSet::new();
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                let provider = provider.clone();
+                let (provider, tunnels) = (provider.clone(), tunnels.clone());
                 let service = service_fn(move |request| {
-                    let provider = provider.clone();
-                    async move { Ok::<_, Infallible>(provider.forward(request).await) }
+                    let (provider, tunnels) = (provider.clone(), tunnels.clone());
+                    async move {
+                        let run_tunnel = |tunnel| tunnels.spawn(tunnel);
+                        Ok::<_, Infallible>(provider.forward(request, run_tunnel).await)
+                    }
                 });
                 let io = TokioIo::new(FramingGuard::new(socket));
                 connections.spawn(async move {
