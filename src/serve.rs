@@ -194,7 +194,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         let mut rest = RestService::new(service, settings);
         let mut splicing = None;
         if let Some((provider, of_provider)) = upstream {
-            rest = rest.with_upstream(provider);
+            rest = rest.with_upstream(provider, config.rest.forwards_events());
             splicing = Some(of_provider);
         }
         let server = Server { protocol: Protocol::Rest(rest), tls, splicing, ..server.clone() };

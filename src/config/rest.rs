@@ -28,6 +28,9 @@ const NOTICES: &[(&str, Notices)] =
 const EXPIRED: &[(&str, ExpiredTokens)] =
     &[("continue", ExpiredTokens::Continue), ("close", ExpiredTokens::Close)];
 
+const EVENTS: &[(&str, EventSource)] =
+    &[("upstream", EventSource::Upstream), ("synthetic", EventSource::Synthetic)];
+
 const MTLS: &[(&str, MtlsMode)] =
     &[("passthrough", MtlsMode::Passthrough), ("terminate", MtlsMode::Terminate)];
 
@@ -46,6 +49,10 @@ pub(crate) struct RestOptions {
     /// Notice lines about gaps, restarts and ends in log streams: all, loss (gaps, errors, ends) or none
     #[arg(long, value_name = "WHICH", default_value = "all", value_parser = choice(NOTICES, "all, loss or none"))]
     pub(crate) rest_notices: Notices,
+    /// Where events come from: upstream (--upstream-provider) or synthetic (starts and ends of replicas, made
+    /// here); default: upstream with a provider
+    #[arg(long, value_name = "WHERE", value_parser = choice(EVENTS, "upstream or synthetic"))]
+    pub(crate) rest_events: Option<EventSource>,
     /// What happens to a stream when its token expires: continue (as the Akash provider) or close
     // Console opens its stream once, with a token of 30 minutes.
     #[arg(long, value_name = "WHAT", default_value = "continue", value_parser = choice(EXPIRED, "continue or close"))]
@@ -66,7 +73,7 @@ pub(crate) struct RestOptions {
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(crate) upstream_ca: Option<PathBuf>,
     /// What happens to connections for other names than --public-hostname, as of clients with certificates:
-    /// passthrough (to --upstream-provider) or terminate (served here); default: passthrough with a provider
+    /// passthrough (to the provider) or terminate (served here); default: passthrough with a provider
     #[arg(long, value_name = "WHAT", value_parser = choice(MTLS, "passthrough or terminate"))]
     pub(crate) rest_mtls: Option<MtlsMode>,
 }
@@ -78,6 +85,13 @@ pub(crate) enum ExpiredTokens {
     Close,
 }
 
+/// Where events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventSource {
+    Upstream,
+    Synthetic,
+}
+
 // === impl RestOptions ===
 
 impl RestOptions {
@@ -87,6 +101,11 @@ impl RestOptions {
             ExpiredTokens::Continue => self.rest_max_age,
             ExpiredTokens::Close => Duration::ZERO,
         }
+    }
+
+    /// Returns whether the provider gets requests for events, if there is one.
+    pub(crate) fn forwards_events(&self) -> bool {
+        self.rest_events != Some(EventSource::Synthetic)
     }
 
     /// Returns what happens to connections for other names than the public ones, if there is a provider.
@@ -110,6 +129,9 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
     let has_upstream = resolver.is_given("upstream_provider");
     if has_upstream {
         resolver.require("rest_listen", "the address for the requests that --upstream-provider gets");
+    }
+    if resolver.get::<EventSource>("rest_events") == Some(&EventSource::Upstream) {
+        resolver.require("upstream_provider", "the provider that --rest-events upstream asks");
     }
     let is_passthrough = match resolver.get::<MtlsMode>("rest_mtls") {
         Some(mode) => *mode == MtlsMode::Passthrough,

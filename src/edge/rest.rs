@@ -74,7 +74,15 @@ struct Inner {
     service: LeaseService,
     settings: RestSettings,
     /// The provider behind the gateway; `None`: there is none.
-    upstream: Option<UpstreamProvider>,
+    upstream: Option<Upstream>,
+}
+
+/// The provider behind the gateway.
+#[derive(Debug)]
+struct Upstream {
+    provider: UpstreamProvider,
+    /// Requests for events are forwarded, too.
+    has_events: bool,
 }
 
 /// The body of any response.
@@ -88,12 +96,13 @@ impl RestService {
         Self(Arc::new(Inner { service, settings, upstream: None }))
     }
 
-    /// Forwards requests that are not served here to `upstream`.
+    /// Forwards requests that are not served here to `provider`; with `has_events` also those for events,
+    /// whose callers have a token.
     #[must_use]
-    pub(crate) fn with_upstream(&self, upstream: UpstreamProvider) -> Self {
+    pub(crate) fn with_upstream(&self, provider: UpstreamProvider, has_events: bool) -> Self {
         let Inner { service, settings, .. } = &*self.0;
         let (service, settings) = (service.clone(), settings.clone());
-        Self(Arc::new(Inner { service, settings, upstream: Some(upstream) }))
+        Self(Arc::new(Inner { service, settings, upstream: Some(Upstream { provider, has_events }) }))
     }
 
     /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the
@@ -169,14 +178,21 @@ impl RestService {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // Every other request authenticates, or is refused as a failure of its peer.
-        if !matches!(route, Route::Lease(..)) || !route.allows(request.method()) {
+        // Every other request authenticates here, or is refused as a failure of its peer.
+        let is_forwarded = self.0.upstream.as_ref().is_some_and(|upstream| match route {
+            Route::Lease(_, LeaseRoute::Events) => {
+                upstream.has_events && request.headers().contains_key(AUTHORIZATION)
+            }
+            Route::Lease(..) => false,
+            Route::Version | Route::Address | Route::Status | Route::Other(_) => true,
+        });
+        if is_forwarded || !matches!(route, Route::Lease(..)) || !route.allows(request.method()) {
             self.admit_without_credentials(&info)?;
         }
         if let Some(upstream) = &self.0.upstream
-            && !matches!(route, Route::Lease(..))
+            && is_forwarded
         {
-            return self.forward(upstream, &route, request, &info, slot).await;
+            return self.forward(&upstream.provider, &route, request, &info, slot).await;
         }
         if !route.allows(request.method()) {
             return Err(RestError::method_not_allowed());

@@ -186,7 +186,16 @@ fn the_dashboard_speaks_of_metrics_that_exist() {
         panels.iter().filter(|panel| panel["type"] == "row").map(|row| &row["title"]).collect();
     assert_eq!(
         rows,
-        ["Overview", "Delivery and loss", "Lag", "Sources and actors", "Edge", "The chain", "Process"]
+        [
+            "Overview",
+            "Delivery and loss",
+            "Lag",
+            "Sources and actors",
+            "Edge",
+            "REST and front mode",
+            "The chain",
+            "Process"
+        ]
     );
 }
 

@@ -172,6 +172,7 @@ impl Front {
         loop {
             let message = soon(futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
             if message.is_text() && message.to_text().unwrap().contains("\"line ") {
+                self.until_metric("leasemux_ws_streams{kind=\"logs\"}", 1);
                 return message.into_text().unwrap().to_string();
             }
         }
@@ -430,6 +431,15 @@ async fn native_routes_work_while_the_provider_is_down() {
     }
     let frame = front.first_frame().await;
     assert!(frame.starts_with("{\"name\":\"web-0\",\"message\":\"line "), "{frame}");
+    front.until_metric("leasemux_ws_streams{kind=\"logs\"}", 0);
+    for series in [
+        "leasemux_rest_requests_total{route=\"/lease/{dseq}/{gseq}/{oseq}/status\",code=\"2xx\"}",
+        "leasemux_rest_requests_total{route=\"/lease/{dseq}/{gseq}/{oseq}/logs\",code=\"1xx\"}",
+        "leasemux_rest_filter_total{spelling=\"services\"}",
+        "leasemux_ws_streams_ended_total{kind=\"logs\",end=\"client\"}",
+    ] {
+        assert_eq!(front.metric(series), 1, "{series}");
+    }
     let response = front.exchange(get("/lease/7/1/1/manifest"), false).await;
     assert!(response.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{response}");
     assert!(
@@ -453,10 +463,13 @@ async fn certificate_alone_reads_but_is_not_forwarded() {
         assert!(response.starts_with("HTTP/1.1 501 "), "{line}: {response}");
         assert!(response.ends_with("\r\n\r\nthis route needs a token on this gateway\n"), "{response}");
     }
+    // Events are served here then. The request is no websocket handshake.
+    let response = front.exchange(Front::anonymous("GET /lease/7/1/1/kubeevents?follow=true"), true).await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("websocket"), "{response}");
     assert_eq!(provider.accepted(), 0);
     // Open routes need no credentials. With a token, the certificate does not matter.
-    let token = front.request("GET /lease/7/1/1/manifest", "Connection: close\r\n");
-    for request in [Front::anonymous("GET /status"), token] {
+    let token = |path| front.request(&format!("GET /lease/7/1/1/{path}"), "Connection: close\r\n");
+    for request in [Front::anonymous("GET /status"), token("manifest"), token("kubeevents?follow=true")] {
         let response = front.exchange(request, true).await;
         assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("\r\n\r\n{}"), "{response}");
     }
@@ -541,6 +554,7 @@ fn passthrough_needs_a_certificate_of_an_authority() {
     for (flags, wanted) in [
         (&["--rest-mtls=passthrough"][..], "--upstream-provider"),
         (&["--upstream-name=a.example"], "--upstream-provider"),
+        (&["--rest-events=upstream"], "--upstream-provider"),
         (&["--upstream-provider=http://127.0.0.1:8443"], "https://host:port"),
     ] {
         let (code, err) = check(flags);

@@ -344,9 +344,9 @@ async fn every_metric_changes_with_its_event() {
 }
 
 /// Metrics of other tests: restarts in `restart.rs`; watches in `kube.rs` and `kube/stale.rs`; connections
-/// and handshakes in `prometheus.rs` and `secure.rs`; certificates in `certificates.rs`; chain queries in
-/// `chain.rs`. The build never changes.
-const TESTED_ELSEWHERE: [&str; 16] = [
+/// and handshakes in `prometheus.rs` and `secure.rs`; certificates in `certificates.rs`; REST in `front.rs`;
+/// chain queries in `chain.rs`. The build never changes.
+const TESTED_ELSEWHERE: [&str; 23] = [
     "leasemux_restarts_total",
     "leasemux_watch_failures_total",
     "leasemux_watch_lists_total",
@@ -358,6 +358,13 @@ const TESTED_ELSEWHERE: [&str; 16] = [
     "leasemux_tls_handshake_seconds",
     "leasemux_certificate_expiry_timestamp_seconds",
     "leasemux_ca_certificate_expiry_timestamp_seconds",
+    "leasemux_rest_requests_total",
+    "leasemux_rest_filter_total",
+    "leasemux_ws_streams",
+    "leasemux_ws_streams_ended_total",
+    "leasemux_rest_upstream_seconds",
+    "leasemux_rest_upstream_failures_total",
+    "leasemux_passthrough_connections",
     "leasemux_chain_queries_total",
     "leasemux_chain_query_seconds",
     "leasemux_chain_answers_total",
