@@ -70,7 +70,7 @@ mod tests {
             Box::pin(std::future::ready(answer.ok_or(Unavailable)))
         }
 
-        fn account<'a>(
+        fn account_key<'a>(
             &'a self,
             _: &'a Owner,
         ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {

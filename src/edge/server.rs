@@ -258,7 +258,7 @@ impl Server {
             return Ok(hello.replay(socket));
         }
         // Such a peer must prove itself, which it cannot do here.
-        if accepted.must_prove {
+        if accepted.needs_trusted_certificate {
             return Err(ConnectionEnd::ShutOut);
         }
         Err(match splicing.splicer.splice(hello, socket).await {

@@ -10,9 +10,9 @@ use metrics::{Counter, Gauge, Histogram, Recorder};
 use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
-    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, FilterSpelling,
-    Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate, SourceError,
-    StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
+    FilterSpelling, Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate,
+    SourceError, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
