@@ -225,12 +225,11 @@ impl RestService {
         }
         let started = Instant::now();
         let response = upstream.forward(request, |tunnel| slot.set(tunnel)).await;
-        match response.extensions().get::<Failure>() {
-            Some(failure) => self.metrics().rest_upstream_failures.of(failure.reason).increment(1),
-            None => {
-                let seconds = started.elapsed().as_secs_f64();
-                self.metrics().rest_upstream_time.of(route.template()).record(seconds);
-            }
+        if let Some(failure) = response.extensions().get::<Failure>() {
+            self.metrics().rest_upstream_failures.of(failure.reason).increment(1);
+        } else {
+            let seconds = started.elapsed().as_secs_f64();
+            self.metrics().rest_upstream_time.of(route.template()).record(seconds);
         }
         Ok(response.map(Either::Right))
     }
