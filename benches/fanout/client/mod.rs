@@ -68,19 +68,21 @@ impl Client {
     ) -> Result<Self> {
         let (poll, clock) = (Poll::new()?, Clock::new());
         let login = Login::load(cell.security, dir)?;
-        let mut followers = Vec::new();
-        for (index, replica) in (0..cell.followers).zip((0..replicas).cycle()) {
-            let received = Received::new(cell.size, clock, replicas.into(), index == 0 && replicas == 1);
-            let (protocol, greeting) = (contender.protocol(), greeting(replica));
-            let mut follower = Follower::connect(server.followers, &login, &greeting, protocol, received)?;
-            poll.registry().register(&mut follower.socket, Token(index), Interest::READABLE)?;
-            followers.push(follower);
-        }
         let mut publisher = Publisher::connect(server, contender, cell.size, clock)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry().register(&mut publisher.socket, Token(cell.followers), interest)?;
         let (events, buffers) = (Events::with_capacity(1_024), Buffers::default());
-        let mut client = Self { poll, events, followers, publisher, size: cell.size, replicas, buffers };
+        let (size, followers) = (cell.size, Vec::new());
+        let mut client = Self { poll, events, followers, publisher, size, replicas, buffers };
+        for (index, replica) in (0..cell.followers).zip((0..replicas).cycle()) {
+            let received = Received::new(cell.size, clock, replicas.into(), index == 0 && replicas == 1);
+            let (protocol, greeting) = (contender.protocol(), greeting(replica));
+            let mut follower = Follower::connect(server.followers, &login, &greeting, protocol, received)?;
+            client.poll.registry().register(&mut follower.socket, Token(index), Interest::READABLE)?;
+            client.followers.push(follower);
+            // Answers pings, since many followers take long to connect.
+            client.poll_once(Duration::ZERO)?;
+        }
         client.await_subscriptions()?;
         Ok(client)
     }

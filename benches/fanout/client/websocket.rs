@@ -37,6 +37,9 @@ pub(crate) struct Websocket {
     open: bool,
     /// Lines of the frames of one read, with their newlines.
     lines: Vec<u8>,
+    /// The last frame's text before and after its line. Nearly always, the next frame has the same.
+    head: Vec<u8>,
+    tail: Vec<u8>,
 }
 
 /// Returns the bytes that open a websocket at `path`.
@@ -72,44 +75,58 @@ fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 impl Protocol for Websocket {
     fn feed(&mut self, bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String> {
         let mut partial = std::mem::take(&mut self.partial);
-        partial.extend_from_slice(bytes);
-        let mut rest = partial.as_slice();
+        if partial.is_empty() {
+            let parsed = self.parse(bytes, reply)?;
+            partial.extend_from_slice(bytes.get(parsed..).unwrap_or_default());
+        } else {
+            partial.extend_from_slice(bytes);
+            let parsed = self.parse(&partial, reply)?;
+            partial.drain(..parsed);
+        }
+        self.partial = partial;
+        received.take(&self.lines)?;
+        self.lines.clear();
+        Ok(())
+    }
+}
+
+impl Websocket {
+    /// Parses all that is complete: the head of the response, and frames. Returns its length.
+    fn parse(&mut self, bytes: &[u8], reply: &mut Vec<u8>) -> Result<usize, String> {
+        let mut rest = bytes;
         if !self.open {
-            let Some(end) = memmem::find(rest, HEAD_END) else {
-                self.partial = partial;
-                return Ok(());
-            };
+            let Some(end) = memmem::find(rest, HEAD_END) else { return Ok(0) };
             if !rest.starts_with(ACCEPTED) {
                 return Err(format!("the handshake was refused: {}", String::from_utf8_lossy(rest)));
             }
             self.open = true;
             rest = rest.get(end + HEAD_END.len()..).unwrap_or_default();
         }
-        self.lines.clear();
         while let Some((first, payload, after)) = frame(rest) {
             self.frame(first, payload, reply)?;
             rest = after;
         }
-        received.take(&self.lines)?;
-        let parsed = partial.len() - rest.len();
-        partial.drain(..parsed);
-        self.partial = partial;
-        Ok(())
+        Ok(bytes.len() - rest.len())
     }
-}
 
-impl Websocket {
     fn frame(&mut self, first: u8, payload: &[u8], reply: &mut Vec<u8>) -> Result<(), String> {
         let shown = || String::from_utf8_lossy(payload).into_owned();
         match first {
             TEXT => {
-                let begin = memmem::find(payload, LINE_BEGIN).ok_or_else(shown)? + LINE_BEGIN.len();
-                let line = payload.get(begin..).unwrap_or_default();
-                let (line, details) = line.split_at(memchr::memchr(LINE_END, line).ok_or_else(shown)?);
-                if memmem::find(details, NOTICE).is_some() {
-                    return Err(shown());
+                let line = payload.strip_prefix(self.head.as_slice());
+                let line = line.and_then(|line| line.strip_suffix(self.tail.as_slice()));
+                if let Some(line) = line.filter(|_| !self.head.is_empty()) {
+                    self.lines.extend_from_slice(line);
+                } else {
+                    let begin = memmem::find(payload, LINE_BEGIN).ok_or_else(shown)? + LINE_BEGIN.len();
+                    let (head, line) = payload.split_at(begin);
+                    let (line, tail) = line.split_at(memchr::memchr(LINE_END, line).ok_or_else(shown)?);
+                    if memmem::find(tail, NOTICE).is_some() {
+                        return Err(shown());
+                    }
+                    self.lines.extend_from_slice(line);
+                    (self.head, self.tail) = (head.to_vec(), tail.to_vec());
                 }
-                self.lines.extend_from_slice(line);
                 self.lines.push(b'\n');
             }
             PING => {
