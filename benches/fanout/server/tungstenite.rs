@@ -65,7 +65,7 @@ async fn publish(ingest: TcpListener, batches: broadcast::Sender<Batch>) -> Resu
     }
 }
 
-/// Returns the text of a line's frame, of the same form as the gateway's. The published lines need no escapes.
+/// Returns the text of a line's frame, in the form of the gateway. The published lines need no escapes.
 fn text(line: &[u8]) -> Result<Utf8Bytes> {
     let mut text = format!("{{\"name\":\"{SERVICE}\",\"message\":\"").into_bytes();
     text.extend_from_slice(line);
