@@ -12,7 +12,6 @@ mod errors;
 mod frame_limit;
 mod peer_limits;
 mod proxy;
-#[allow(dead_code, reason = "not connected yet")]
 pub mod published;
 mod quotas;
 pub mod request;

@@ -28,7 +28,6 @@ pub(crate) mod backfill;
 pub(crate) mod backfill_limits;
 pub(crate) mod body;
 pub mod chunk;
-#[allow(dead_code, reason = "not connected yet")]
 pub(crate) mod collector;
 mod encoder;
 pub mod entry_name;

@@ -15,7 +15,6 @@ pub mod published;
 pub mod quota;
 pub(crate) mod rate;
 pub mod refusal;
-#[allow(dead_code, reason = "not connected yet")]
 pub(crate) mod replica_text;
 pub(crate) mod text;
 pub mod time;

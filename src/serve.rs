@@ -15,6 +15,7 @@ use crate::config::{PlatformKind, ServeConfig};
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
 use crate::edge::drain::Drain;
+use crate::edge::published::DefaultProto;
 use crate::edge::rest::{RestService, RestSettings};
 use crate::edge::server::{self, Protocol, Server};
 use crate::edge::service::LeaseService;
@@ -143,6 +144,8 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         }
         None => None,
     };
+    let published_port = config.published.published_listen;
+    let published_port = published_port.map(|address| bind("--published-listen", address)).transpose()?;
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = setup::trust(&config, &notifier, &exporter.metrics).await?;
@@ -202,6 +205,13 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         rest_address = Some(listener.local_addr().map_err(internal)?);
         drain.spawn(server.serve(listener));
     }
+    let mut published_address = None;
+    if let Some(socket) = published_port {
+        let server = server.for_proto(DefaultProto::Published);
+        let listener = listen("--published-listen", socket)?;
+        published_address = Some(listener.local_addr().map_err(internal)?);
+        drain.spawn(server.serve(listener));
+    }
     drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;
     readiness.set(true);
@@ -226,11 +236,15 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         %gateway,
         %admin,
         rest = rest_address.map(tracing::field::display),
+        published = published_address.map(tracing::field::display),
         platform = running.platform.name(),
         "ready"
     );
-    let rest = rest_address.map(|address| format!(" rest https://{address}")).unwrap_or_default();
-    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}{rest}")))
+    let port = |name: &str, address: Option<SocketAddr>| {
+        address.map(|address| format!(" {name} https://{address}")).unwrap_or_default()
+    };
+    let others = [port("rest", rest_address), port("published", published_address)].concat();
+    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}{others}")))
 }
 
 /// The certificates that the ports present.

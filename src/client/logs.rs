@@ -17,7 +17,7 @@ use super::request::{filters, status};
 use super::until::Until;
 use crate::config::{LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
-use crate::model::proto::lease::{ServiceLogsRequest, ServiceStatus};
+use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatus};
 use crate::model::time::LogTime;
 
 /// Limit on the query for the replicas. Without its result, the call reads more than it prints.
@@ -98,6 +98,8 @@ fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::R
 
 fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
     let (filter, filters) = filters(&config.call);
+    // An empty filter selects everything, and makes the request one of the draft wherever it is sent.
+    let filter = filter.or_else(|| filters.is_empty().then(ServiceFilter::default));
     ServiceLogsRequest {
         lease_id: Some((&config.call.lease).into()),
         filter,

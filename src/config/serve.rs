@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
+use super::published::PublishedOptions;
 use super::resolver::Resolver;
 use super::rest::{self, RestOptions};
 use super::start_checks::StartChecks;
@@ -24,6 +25,9 @@ use crate::platform::local::LocalOptions;
 
 const PLATFORMS: &[(&str, PlatformKind)] =
     &[("local", PlatformKind::Local), ("kube", PlatformKind::Kube), ("node", PlatformKind::Node)];
+
+/// Settings with an address to listen on.
+const LISTENERS: [&str; 4] = ["listen", "admin_listen", "rest_listen", "published_listen"];
 
 const LOG_FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("json", Format::Json)];
 
@@ -90,6 +94,8 @@ pub struct ServeConfig {
     pub(crate) node: NodeOptions,
     #[command(flatten)]
     pub(crate) rest: RestOptions,
+    #[command(flatten)]
+    pub(crate) published: PublishedOptions,
     #[command(flatten)]
     pub(crate) local: LocalOptions,
     #[command(flatten)]
@@ -175,16 +181,16 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
         resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
     }
     rest::check(resolver, checks);
-    for id in ["listen", "admin_listen", "rest_listen"] {
+    for id in LISTENERS {
         resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
     }
-    for [one, other] in
-        [["listen", "admin_listen"], ["listen", "rest_listen"], ["admin_listen", "rest_listen"]]
-    {
-        let address = |id| resolver.get::<SocketAddr>(id).copied();
-        if address(one).zip(address(other)).is_some_and(|(one, other)| collide(one, other)) {
-            let [one, other] = [one, other].map(|id| id.replace('_', "-"));
-            resolver.conflict(&format!("--{one} and --{other} are the same address: they must differ"));
+    for (index, one) in LISTENERS.iter().enumerate() {
+        for other in &LISTENERS[index + 1..] {
+            let address = |id| resolver.get::<SocketAddr>(id).copied();
+            if address(one).zip(address(other)).is_some_and(|(one, other)| collide(one, other)) {
+                let [one, other] = [one, other].map(|id| id.replace('_', "-"));
+                resolver.conflict(&format!("--{one} and --{other} are the same address: they must differ"));
+            }
         }
     }
     resolver.verify("data_dir", |dir: &PathBuf| (checks.data_dir)(dir));

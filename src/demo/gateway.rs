@@ -196,10 +196,11 @@ impl Gateway {
     }
 }
 
-/// Parses `leasemux ready: gateway https://… admin http://…`.
+/// Parses `leasemux ready: gateway https://… admin http://…`, which other addresses may follow.
 fn ready_line(line: &str) -> Option<(Uri, Uri)> {
     let rest = line.trim_end().strip_prefix("leasemux ready: gateway ")?;
-    let (gateway, admin) = rest.split_once(" admin ")?;
+    let (gateway, others) = rest.split_once(" admin ")?;
+    let admin = others.split(' ').next()?;
     Some((gateway.parse().ok()?, admin.parse().ok()?))
 }
 
@@ -277,7 +278,10 @@ mod tests {
 
     #[test]
     fn only_a_complete_ready_line_is_parsed() {
-        assert!(ready_line("leasemux ready: gateway https://h:1 admin http://h:2\n").is_some());
+        for others in ["", " rest https://h:3 published https://h:4"] {
+            let line = format!("leasemux ready: gateway https://h:1 admin http://h:2{others}\n");
+            assert!(ready_line(&line).is_some(), "{line}");
+        }
         for line in
             ["", "leasemux ready: gateway https://h:1\n", "ready", "leasemux ready: gateway a b admin c"]
         {

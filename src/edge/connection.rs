@@ -25,9 +25,10 @@ use tower::ServiceExt as _;
 use super::drain::Drain;
 use super::frame_limit::{Flooded, FrameLimited};
 use super::peer_limits::{AuthState, PeerLimits, ShutOutNotice};
+use super::published::DefaultProto;
 use super::request_body::{BodyDiscarder, RequestBody};
-use super::response::{CallMetrics, ResponseBody};
-use super::service::{ConnectionInfo, LeaseService, method_of};
+use super::response::{self, CallMetrics, ResponseBody};
+use super::service::{ConnectionInfo, LeaseMethod, LeaseService, unknown_method};
 use super::stream_supervisor::{Handoff, StreamCount, StreamExecutor};
 use crate::access::authenticator::ClientCertificate;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
@@ -122,6 +123,12 @@ impl Connections {
         let discarder = BodyDiscarder::new(drain.clone());
         let permits = Arc::new(Semaphore::new(limits.connection.max));
         Self { service, routes, limits, metrics, drain, permits, flood_log, discarder }
+    }
+
+    /// Returns connections of a port of this proto, within the same limits.
+    #[must_use]
+    pub fn for_proto(&self, proto: DefaultProto) -> Self {
+        Self { service: self.service.for_proto(proto), ..self.clone() }
     }
 
     /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the
@@ -368,8 +375,8 @@ impl Service<Request<Incoming>> for RequestDispatcher {
         let supervisor = self.handoff.begin();
         let mut request = request.map(|body| RequestBody::new(body, discarder.clone()));
         let path = request.uri().path();
-        if let Some(method) = method_of(path) {
-            let metrics = CallMetrics::start(metrics, method);
+        if let Some(method) = LeaseMethod::at(path) {
+            let metrics = CallMetrics::start(metrics, method.draft());
             let call = service.clone().call(method, self.info.clone(), request, supervisor);
             return Box::pin(async move { Ok(metrics.count(call.await)) });
         }
@@ -377,6 +384,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
             drain.note_readiness_poll();
         }
         let is_known = [HEALTH, REFLECTION].iter().any(|service| path.starts_with(service));
+        let unknown = (!is_known).then(|| unknown_method(path));
         match service.admit_anonymous(&self.info, &mut request) {
             Ok(permit) => supervisor.hold(permit),
             Err(rejected) => {
@@ -389,14 +397,11 @@ impl Service<Request<Incoming>> for RequestDispatcher {
         let control = supervisor.supervise_foreign(drain.clone());
         let routes = routes.clone();
         Box::pin(async move {
-            let call = if is_known {
-                routes.oneshot(request.map(tonic::body::Body::new))
-            } else {
-                // Fails without the body, which is discarded first.
-                let (head, body) = request.into_parts();
-                body.finish().await;
-                routes.oneshot(Request::from_parts(head, tonic::body::Body::empty()))
-            };
+            if let Some(error) = unknown {
+                request.into_body().finish().await;
+                return Ok(response::of_status(error.to_status()));
+            }
+            let call = routes.oneshot(request.map(tonic::body::Body::new));
             call.await.map(|response| response.map(|body| ResponseBody::of_foreign(body, control)))
         })
     }

@@ -25,19 +25,8 @@ use crate::logs::notice::Notices;
 use crate::logs::representation::Representation;
 use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, LeaseId, ServiceName};
-use crate::model::label::{LabelValue as _, label};
 use crate::model::published::ServicesRequest;
 use crate::model::view::Filter;
-
-label! {
-    /// A method of the published proto that the gateway serves.
-    pub(crate) enum PublishedMethod as "method" {
-        Logs = "ServiceLogs",
-        StreamLogs = "StreamServiceLogs",
-        Status = "ServiceStatus",
-        StreamStatus = "StreamServiceStatus",
-    }
-}
 
 /// The field with `services` in the published proto, and `filter` in the draft.
 const SERVICES_OR_FILTER: u32 = 2;
@@ -52,9 +41,12 @@ const FIRST_ADDITION: u32 = 100;
 const NOTICES_METADATA: &str = "leasemux-notices";
 
 /// The proto of a listener, which decides about requests that are the same in both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DefaultProto {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DefaultProto {
+    /// The draft (`--listen`).
+    #[default]
     Draft,
+    /// The published proto (`--published-listen`).
     Published,
 }
 
@@ -71,18 +63,9 @@ pub enum RequestForm {
 
 /// A request of the published proto.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PublishedRequest {
-    pub(crate) lease: LeaseId,
-    pub(crate) filter: Filter,
-}
-
-// === impl PublishedMethod ===
-
-impl PublishedMethod {
-    /// Returns the method with this name, if only the published proto has it.
-    pub(crate) fn only_published(name: &str) -> Option<Self> {
-        [Self::StreamLogs, Self::StreamStatus].into_iter().find(|method| method.label() == name)
-    }
+pub(super) struct PublishedRequest {
+    pub(super) lease: LeaseId,
+    pub(super) filter: Filter,
 }
 
 /// Determines the proto of a `ServiceLogs` or `ServiceStatus` request in one pass over its fields.
@@ -106,7 +89,7 @@ pub fn classify(mut message: &[u8]) -> Result<RequestForm, CallError> {
             WireType::LengthDelimited => length_delimited(&mut message),
             _ => None,
         };
-        match content.ok_or_else(|| CallError::request("field 2 is malformed"))? {
+        match content.ok_or_else(|| CallError::request("filter (field 2) is malformed"))? {
             // An empty filter, or one that begins with its field `name`, or `replicas` in either encoding.
             // No service name begins so.
             [] | [0x0a | 0x10 | 0x12, ..] => is_draft = true,
@@ -148,7 +131,7 @@ fn length_delimited<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 ///
 /// # Errors
 /// Those of [`classify`], and an error for an invalid lease or more than `services_max` services.
-pub(crate) fn unary(
+pub(super) fn unary(
     message: &Bytes,
     default: DefaultProto,
     services_max: usize,
@@ -166,7 +149,7 @@ pub(crate) fn unary(
 ///
 /// # Errors
 /// Those of [`unary`], and an error for fields of the draft: without them, the request would select more.
-pub(crate) fn stream(message: &Bytes, services_max: usize) -> Result<PublishedRequest, CallError> {
+pub(super) fn stream(message: &Bytes, services_max: usize) -> Result<PublishedRequest, CallError> {
     unary(message, DefaultProto::Published, services_max)?.ok_or_else(|| {
         let text = "is not supported by this method, which has lease_id = 1 and services = 2; \
                     to use fields of the draft proto, call ServiceLogs or ServiceStatus";
@@ -195,7 +178,7 @@ fn decode(
 ///
 /// # Errors
 /// [`CallError::BadRequest`] for an unknown value.
-pub(crate) fn notices(headers: &HeaderMap) -> Result<Notices, CallError> {
+pub(super) fn notices(headers: &HeaderMap) -> Result<Notices, CallError> {
     let Some(value) = headers.get(NOTICES_METADATA) else {
         return Ok(Notices::default());
     };
@@ -206,14 +189,15 @@ pub(crate) fn notices(headers: &HeaderMap) -> Result<Notices, CallError> {
 
 impl PublishedRequest {
     /// Returns the request for the lines of a `ServiceLogs` response.
-    pub(crate) fn unary_logs(self, representation: Representation) -> LogsRequest {
+    pub(super) fn unary_logs(self) -> LogsRequest {
         let last = Some(CollectorLimits::UNARY.lines_to_read());
-        self.logs(ReadRange::UntilNow(BackfillFilter { last, since: None }), representation)
+        self.logs(ReadRange::UntilNow(BackfillFilter { last, since: None }), Representation::Plain)
     }
 
     /// Returns the request for a `StreamServiceLogs` call: new lines only.
-    pub(crate) fn stream_logs(self, representation: Representation) -> LogsRequest {
-        self.logs(ReadRange::Follow(BackfillFilter { last: Some(0), since: None }), representation)
+    pub(super) fn stream_logs(self, notices: Notices) -> LogsRequest {
+        let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });
+        self.logs(range, Representation::Published(notices))
     }
 
     fn logs(self, range: ReadRange, representation: Representation) -> LogsRequest {
@@ -348,10 +332,10 @@ mod tests {
     #[test]
     fn logs_are_the_last_lines_or_the_new_ones() {
         let request = stream(&of(&["web"]), FILTERS_MAX).unwrap();
-        let unary = request.clone().unary_logs(Representation::Plain);
+        let unary = request.clone().unary_logs();
         assert!(!unary.range.follows());
         assert_eq!(unary.range.filter().last, Some(1_001));
-        let stream = request.stream_logs(Representation::Plain);
+        let stream = request.stream_logs(Notices::All);
         assert_eq!((stream.range.follows(), stream.range.filter().last), (true, Some(0)));
     }
 
@@ -366,14 +350,6 @@ mod tests {
         assert_eq!(notices(&HeaderMap::new()).unwrap(), Notices::All);
         assert_eq!(read("none").unwrap(), Notices::None);
         assert_eq!(invalid(read("some")), NOTICES_METADATA);
-    }
-
-    #[test]
-    fn stream_methods_are_only_published() {
-        let method = PublishedMethod::only_published;
-        assert_eq!(method("StreamServiceLogs"), Some(PublishedMethod::StreamLogs));
-        assert_eq!(method("StreamServiceStatus"), Some(PublishedMethod::StreamStatus));
-        assert_eq!((method("ServiceLogs"), method("SendManifest"), method("")), (None, None, None));
     }
 
     fn service_name() -> impl Strategy<Value = String> {

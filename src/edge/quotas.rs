@@ -17,6 +17,16 @@ use crate::model::rate::{Buckets, Rate};
 /// and is short enough for a person.
 const STREAMS_RETRY: Duration = Duration::from_secs(5);
 
+/// Unary calls for logs in progress. Each holds up to 3.5 MiB of lines, and for a moment twice as much: together
+/// 224 MiB.
+const UNARY_LOGS_MAX: usize = 32;
+
+/// Those of one owner. A call takes milliseconds, unless its caller reads slowly.
+const UNARY_LOGS_PER_OWNER_MAX: usize = 8;
+
+/// Retry-after hint when too many of them are in progress.
+const UNARY_LOGS_RETRY: Duration = Duration::from_secs(1);
+
 /// Owners and leases whose rates are remembered: more than one gateway serves at a time.
 const KEYS_KEPT: usize = 16_384;
 
@@ -29,6 +39,8 @@ struct QuotaTables {
     limits: QuotaLimits,
     all_streams: ConcurrencyLimiter<()>,
     streams: ConcurrencyLimiter<Owner>,
+    all_unary_logs: ConcurrencyLimiter<()>,
+    unary_logs: ConcurrencyLimiter<Owner>,
     all_requests: RateQuota<()>,
     requests: RateQuota<Owner>,
     all_restarts: RateQuota<()>,
@@ -45,8 +57,8 @@ pub(super) struct RateQuota<K> {
     pub(super) buckets: Option<Buckets<K>>,
 }
 
-/// Counts a call as a stream of its owner and of the gateway. Released on drop.
-pub(super) type StreamPermit = (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>);
+/// Counts a call for its owner and for the gateway. Released on drop.
+pub(super) type CallPermit = (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>);
 
 // === impl Quotas ===
 
@@ -65,6 +77,8 @@ impl Quotas {
             limits: limits.clone(),
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
+            all_unary_logs: ConcurrencyLimiter::default(),
+            unary_logs: ConcurrencyLimiter::default(),
         }))
     }
 
@@ -72,24 +86,23 @@ impl Quotas {
     ///
     /// # Errors
     /// The owner, or all owners together, call too often or have too many streams open.
-    pub(super) fn admit_call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
+    pub(super) fn admit_call(&self, owner: &Owner, now: Instant) -> Result<CallPermit, Exceeded> {
         let QuotaTables { limits, requests, all_requests, streams, all_streams, .. } = &*self.0;
         requests.take(owner, now, || Subject::Owner(owner.clone()))?;
         all_requests.take(&(), now, || Subject::Gateway)?;
-        let exceeded = |quota, subject, limit: usize| Exceeded {
-            quota,
-            subject,
-            limit: limit as u64,
-            retry_after: Some(STREAMS_RETRY),
-        };
-        // The owner's own quota first: its error reveals nothing about other owners.
-        let of_owner = streams.hold(owner, limits.streams_per_owner).ok_or_else(|| {
-            exceeded(Quota::StreamsPerOwner, Subject::Owner(owner.clone()), limits.streams_per_owner)
-        })?;
-        let of_all = all_streams
-            .hold(&(), limits.streams)
-            .ok_or_else(|| exceeded(Quota::Streams, Subject::Gateway, limits.streams))?;
-        Ok((of_owner, of_all))
+        let of_owner = (streams, limits.streams_per_owner, Quota::StreamsPerOwner);
+        hold_both(owner, of_owner, (all_streams, limits.streams, Quota::Streams), STREAMS_RETRY)
+    }
+
+    /// Admits a unary call of `owner` for logs, which collects its response in memory. The permit is released
+    /// when the response is sent.
+    ///
+    /// # Errors
+    /// The owner, or all owners together, have too many of them in progress.
+    pub(super) fn admit_unary_logs(&self, owner: &Owner) -> Result<CallPermit, Exceeded> {
+        let QuotaTables { unary_logs, all_unary_logs, .. } = &*self.0;
+        let of_owner = (unary_logs, UNARY_LOGS_PER_OWNER_MAX, Quota::UnaryLogsPerOwner);
+        hold_both(owner, of_owner, (all_unary_logs, UNARY_LOGS_MAX, Quota::UnaryLogs), UNARY_LOGS_RETRY)
     }
 
     /// Admits a restart in `lease`, and counts it. Called before anything is done; not for a repeated call.
@@ -103,6 +116,28 @@ impl Quotas {
         restarts_of_owners.take(lease.owner(), now, || Subject::Owner(lease.owner().clone()))?;
         all_restarts.take(&(), now, || Subject::Gateway)
     }
+}
+
+/// Takes a permit of `owner`, and one of the gateway.
+fn hold_both(
+    owner: &Owner,
+    (of_owner, owner_max, owner_quota): (&ConcurrencyLimiter<Owner>, usize, Quota),
+    (of_all, all_max, all_quota): (&ConcurrencyLimiter<()>, usize, Quota),
+    retry: Duration,
+) -> Result<CallPermit, Exceeded> {
+    let exceeded = |quota, subject, limit: usize| Exceeded {
+        quota,
+        subject,
+        limit: limit as u64,
+        retry_after: Some(retry),
+    };
+    // The owner's own quota first: its error reveals nothing about other owners.
+    let permit = of_owner
+        .hold(owner, owner_max)
+        .ok_or_else(|| exceeded(owner_quota, Subject::Owner(owner.clone()), owner_max))?;
+    let permit_of_all =
+        of_all.hold(&(), all_max).ok_or_else(|| exceeded(all_quota, Subject::Gateway, all_max))?;
+    Ok((permit, permit_of_all))
 }
 
 /// Creates a quota of calls. The burst lets all streams reconnect at once.

@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Empty, StreamBody};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::metrics::{Code, GaugeGuard, Method, Metrics};
 use crate::model::proto::framed;
 use crate::stream::{Messages, Parts, StreamControl};
@@ -58,14 +60,23 @@ pub(super) fn of_stream(
     grpc(ResponseBody::new(body.map_err(|never| match never {})))
 }
 
-/// Creates a response of one message.
+/// Creates a response of one message, which goes out in pieces. Keeps `held` until the last one was handed over.
 pub(super) fn of_message(
     message: &impl prost::Message,
     control: Arc<StreamControl>,
+    held: impl Send + 'static,
 ) -> Response<ResponseBody> {
     let mut trailers = HeaderMap::new();
     trailers.insert(STATUS, HeaderValue::from_static("0"));
-    let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let (mut unsent, mut trailers) = (framed(message), Some(trailers));
+    let frames = std::iter::from_fn(move || {
+        let _held = &held;
+        if unsent.is_empty() {
+            return trailers.take().map(Frame::trailers);
+        }
+        Some(Frame::data(unsent.split_to(unsent.len().min(STREAM_SEND_MAX_BYTES))))
+    });
+    let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
     grpc(ResponseBody::of_foreign(tonic::body::Body::new(body), control))
 }
 

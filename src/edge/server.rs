@@ -20,6 +20,7 @@ use tonic_health::server::HealthReporter;
 
 use super::connection::Connections;
 use super::proxy;
+use super::published::DefaultProto;
 use super::rest::RestService;
 use super::service::{ConnectionInfo, SERVICE};
 use super::tls::SniConfigs;
@@ -142,6 +143,12 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 // === impl Server ===
 
 impl Server {
+    /// Returns the server of another gRPC port, of this proto.
+    #[must_use]
+    pub fn for_proto(&self, proto: DefaultProto) -> Self {
+        Self { connections: self.connections.for_proto(proto), ..self.clone() }
+    }
+
     /// Accepts connections until the gateway drains. Open connections continue.
     pub async fn serve(self, listener: TcpListener) {
         tokio::select! {

@@ -16,6 +16,7 @@ use super::audit::{AuditLog, AuditRecord};
 use super::drain::Drain;
 use super::errors::{CallError, of_end};
 use super::peer_limits::{AuthState, PeerLimits};
+use super::published::{self, DefaultProto};
 use super::quotas::Quotas;
 use super::request;
 use super::request_body::{Encoding, MessageMeter, RequestBody};
@@ -31,7 +32,7 @@ use crate::logs::{LogsRequest, ReadRange};
 use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::LeaseId;
 use crate::model::limits::QuotaLimits;
-use crate::model::metrics::{LabelValue as _, Method, Metrics};
+use crate::model::metrics::{LabelValue as _, Method, Metrics, PublishedMethod};
 use crate::model::peer::PeerNet;
 use crate::model::proto::lease::{ServiceLogsRequest, ServiceStatusRequest};
 use crate::model::quota::{Exceeded, Quota, Subject};
@@ -42,8 +43,13 @@ use crate::restart::RestartManager;
 use crate::status::StatusBody;
 use crate::stream::{StreamControl, StreamEnd};
 
+mod published_calls;
+
 /// The full name of the service.
 pub const SERVICE: &str = "akash.provider.lease.v1.LeaseRPC";
+
+/// Path prefix of the provider's own service.
+const PROVIDER_SERVICE: &str = "/akash.provider.v1.ProviderRPC/";
 
 /// Retry-after hint when the rate of queries about unknown callers is used up: the next second has its own.
 const TRUST_RETRY: Duration = Duration::from_secs(1);
@@ -71,8 +77,21 @@ pub struct LeaseService {
     pub(super) quotas: Quotas,
     pub(super) peers: PeerLimits,
     pub(super) drain: Drain,
+    /// The proto of requests that are the same in both.
+    proto: DefaultProto,
 }
 
+/// A method of the lease service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaseMethod {
+    /// One of the draft. The request determines whether `ServiceLogs` and `ServiceStatus` are of the published
+    /// proto.
+    Draft(Method),
+    /// One that only the published proto has.
+    Published(PublishedMethod),
+}
+
+/// A call whose caller is authenticated.
 struct Call<'a> {
     caller: Authenticated,
     supervisor: &'a SupervisorHandle,
@@ -81,10 +100,42 @@ struct Call<'a> {
 
 pub(super) type ViewReceiver = watch::Receiver<Arc<LeaseView>>;
 
-/// Returns the method of the lease service at a request path.
-pub(super) fn method_of(path: &str) -> Option<Method> {
-    let name = path.strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')?;
-    Method::ALL.iter().copied().find(|method| method.label() == name)
+/// Returns the error of a call at a path that is not served.
+pub(super) fn unknown_method(path: &str) -> CallError {
+    let is_of_provider = path.starts_with(PROVIDER_SERVICE)
+        || path
+            .strip_prefix('/')
+            .and_then(|path| path.strip_prefix(SERVICE))
+            .is_some_and(|method| ["/SendManifest", "/AttestationQuote"].contains(&method));
+    CallError::Unimplemented(if is_of_provider {
+        "this gateway does not serve this method: call the provider itself"
+    } else {
+        "there is no such method; this gateway serves the logs, status and restart of LeaseRPC, health and \
+         reflection"
+    })
+}
+
+// === impl LeaseMethod ===
+
+impl LeaseMethod {
+    /// Returns the method at a request path.
+    pub(super) fn at(path: &str) -> Option<Self> {
+        let name = path.strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')?;
+        let draft = Method::ALL.iter().find(|method| method.label() == name);
+        let published = || {
+            let streams = [PublishedMethod::StreamLogs, PublishedMethod::StreamStatus];
+            streams.into_iter().find(|method| method.label() == name)
+        };
+        draft.copied().map(Self::Draft).or_else(|| published().map(Self::Published))
+    }
+
+    /// Returns the method of the draft with the same purpose.
+    pub(super) fn draft(self) -> Method {
+        match self {
+            Self::Draft(method) => method,
+            Self::Published(method) => method.draft(),
+        }
+    }
 }
 
 // === impl ConnectionInfo ===
@@ -114,7 +165,13 @@ impl LeaseService {
         let quotas = Quotas::new(&limits.quota);
         let audit = AuditLog::new(limits.audit_refusals_per_minute);
         let peers = PeerLimits::new(&limits.connection, &limits.quota);
-        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain }
+        let proto = DefaultProto::default();
+        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain, proto }
+    }
+
+    /// Returns the same service for a port of this proto.
+    pub(super) fn for_proto(&self, proto: DefaultProto) -> Self {
+        Self { proto, ..self.clone() }
     }
 
     /// Returns whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
@@ -131,12 +188,12 @@ impl LeaseService {
     /// Answers one call of the lease service. If it becomes a stream, starts its supervision.
     pub(super) async fn call(
         self,
-        method: Method,
+        method: LeaseMethod,
         info: ConnectionInfo,
         request: Request<RequestBody>,
         supervisor: SupervisorHandle,
     ) -> Response<ResponseBody> {
-        let audit = self.audit.call(Some(method), info.net());
+        let audit = self.audit.call(Some(method.draft()), info.net());
         let response = self.try_call(method, &info, request, &supervisor, &audit).await;
         response.unwrap_or_else(|error| self.fail(&error, &audit))
     }
@@ -194,7 +251,7 @@ impl LeaseService {
 
     async fn try_call(
         &self,
-        method: Method,
+        method: LeaseMethod,
         info: &ConnectionInfo,
         request: Request<RequestBody>,
         supervisor: &SupervisorHandle,
@@ -211,7 +268,21 @@ impl LeaseService {
         let max_bytes = self.actors.context().limits.connection.request_max_bytes;
         let message = body.read_message(encoding, max_bytes).await?;
         let call = Call { caller, supervisor, audit };
-        match method {
+        let services_max = self.limits().filters_per_request;
+        let unary = |method| {
+            let request = published::unary(&message, self.proto, services_max)?;
+            Ok::<_, CallError>(request.map(|request| (method, request)))
+        };
+        let published = match method {
+            LeaseMethod::Draft(Method::Logs) => unary(PublishedMethod::Logs)?,
+            LeaseMethod::Draft(Method::Status) => unary(PublishedMethod::Status)?,
+            LeaseMethod::Draft(Method::Restart) => None,
+            LeaseMethod::Published(method) => Some((method, published::stream(&message, services_max)?)),
+        };
+        if let Some((method, request)) = published {
+            return self.published(method, request, &head.headers, call).await;
+        }
+        match method.draft() {
             Method::Logs => self.logs(&message, call).await,
             Method::Status => self.status(&message, call).await,
             Method::Restart => self.restart(&message, call).await,
@@ -311,14 +382,19 @@ impl LeaseService {
                 return Err(CallError::NoPreviousRun);
             }
         }
-        let control = self.open_stream(&call);
+        Ok(self.log_stream(request, view, &call))
+    }
+
+    /// Opens a log stream.
+    fn log_stream(&self, request: LogsRequest, view: View, call: &Call<'_>) -> Response<ResponseBody> {
+        let control = self.open_stream(call);
         tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.range.follows(), "log stream opened");
         let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
         let trailers = Box::new(move |end: &StreamEnd| {
             count_end(end, &metrics, &audit);
             trailers(end)
         });
-        Ok(response::of_stream(self.logs_body(request, view, control, trailers)))
+        response::of_stream(self.logs_body(request, view, control, trailers))
     }
 
     /// Creates the body of a log stream.
@@ -341,9 +417,21 @@ impl LeaseService {
         call.audit.set_lease(&lease);
         call.caller.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
         let view = self.checked_view(&lease, &filter).await?;
-        let control = self.open_stream(&call);
-        tracing::debug!(%lease, follow = message.follow, "status stream opened");
-        Ok(response::of_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
+        Ok(self.status_stream(&lease, filter, view, message.follow, &call))
+    }
+
+    /// Opens a stream of statuses; without `follow` of one.
+    fn status_stream(
+        &self,
+        lease: &LeaseId,
+        filter: Filter,
+        view: View,
+        follow: bool,
+        call: &Call<'_>,
+    ) -> Response<ResponseBody> {
+        let control = self.open_stream(call);
+        tracing::debug!(%lease, follow, "status stream opened");
+        response::of_stream(StatusBody::new(view, filter, follow, control, trailers))
     }
 
     /// Answers `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the
@@ -375,7 +463,7 @@ impl LeaseService {
         // to its control and need not: it is one message, which like the last messages of a log may take the
         // whole drain.
         let control = self.open_stream(&call);
-        Ok(response::of_message(&job.response(), control))
+        Ok(response::of_message(&job.response(), control, ()))
     }
 
     /// Returns the view of `lease`. It has everything that `filter` names, and at most as many replicas as
@@ -477,4 +565,20 @@ fn trailers(end: &StreamEnd) -> HeaderMap {
         tracing::error!(%status, "failed to encode status in trailers");
     }
     trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_determines_the_method() {
+        let method = |name: &str| LeaseMethod::at(&format!("/{SERVICE}/{name}"));
+        assert_eq!(method("ServiceLogs"), Some(LeaseMethod::Draft(Method::Logs)));
+        assert_eq!(method("ServiceRestart"), Some(LeaseMethod::Draft(Method::Restart)));
+        assert_eq!(method("StreamServiceLogs"), Some(LeaseMethod::Published(PublishedMethod::StreamLogs)));
+        let status = method("StreamServiceStatus").unwrap();
+        assert_eq!(status.draft(), Method::Status);
+        assert_eq!((method("SendManifest"), method("")), (None, None));
+    }
 }

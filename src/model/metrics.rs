@@ -15,7 +15,7 @@ pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
-    PlatformName, ReadKind, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
+    PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

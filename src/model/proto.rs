@@ -1,6 +1,6 @@
 //! The generated code of the protocol, and the descriptor set for reflection.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::id::LeaseId;
 use super::time::LogTime;
@@ -42,6 +42,18 @@ pub fn framed(message: &impl prost::Message) -> Bytes {
     out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     message.encode_raw(&mut out);
     out.freeze()
+}
+
+/// Takes the first message from the beginning of a stream of messages, without its prefix; `None` if it is not
+/// complete.
+pub(crate) fn unframed(stream: &mut BytesMut) -> Option<BytesMut> {
+    let length = stream.get(1..PREFIX_BYTES)?.try_into().map(u32::from_be_bytes).ok()?;
+    let end = PREFIX_BYTES + usize::try_from(length).ok()?;
+    if stream.len() < end {
+        return None;
+    }
+    stream.advance(PREFIX_BYTES);
+    Some(stream.split_to(end - PREFIX_BYTES))
 }
 
 impl From<&LeaseId> for market::LeaseId {

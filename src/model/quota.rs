@@ -36,6 +36,10 @@ label! {
         HistoryRate = "history_rate",
         /// Bytes per second of the history reads of one owner.
         HistoryRatePerOwner = "history_rate_per_owner",
+        /// Unary calls for logs in progress, of all owners.
+        UnaryLogs = "unary_logs",
+        /// Unary calls for logs in progress, of one owner.
+        UnaryLogsPerOwner = "unary_logs_per_owner",
         /// Failed authentications, handshakes and HTTP/2 connections of one peer per minute.
         AuthFailuresPerPeer = "auth_failures_per_peer",
         /// Open calls of health and reflection, which need no credentials, of one peer.
@@ -95,6 +99,8 @@ impl Exceeded {
             Quota::HistoryReadsPerOwner => "too many reads of older lines of this owner at once",
             Quota::HistoryRate => "too many bytes of older lines per second",
             Quota::HistoryRatePerOwner => "too many bytes of older lines of this owner per second",
+            Quota::UnaryLogs => "too many unary calls for logs at once",
+            Quota::UnaryLogsPerOwner => "too many unary calls for logs of this owner at once",
             Quota::AuthFailuresPerPeer => {
                 "too many failed authentications or broken connections per minute from this address"
             }
@@ -111,6 +117,7 @@ impl Exceeded {
         match self.quota {
             Quota::ReplicasPerStream => "; select fewer by a filter",
             Quota::HistoryReads | Quota::HistoryReadsPerOwner => "; none ended in time",
+            Quota::UnaryLogs | Quota::UnaryLogsPerOwner => "; call again, or call StreamServiceLogs",
             Quota::AuthFailuresPerPeer => "; try again later, or connect with a trusted certificate",
             Quota::ChainQueries => "; try again later",
             _ => "",

@@ -341,6 +341,39 @@ async fn streams_of_a_stopping_gateway_end_with_unavailable() {
     workspace.until_nothing_is_left();
 }
 
+#[tokio::test]
+async fn published_port_is_for_requests_with_a_lease_only() {
+    let (workspace, lease, gateway) =
+        serve(&[("web", "echo 1 of a service; exec sleep 1000", 1)], &["--published-listen=127.0.0.1:0"]);
+    let address = gateway.program.out.get();
+    let (_, address) = address.trim_end().split_once(" published https://").unwrap();
+    // `leasemux logs` speaks the draft at both ports.
+    let follow = |address| workspace.follow(address, "alice", &lease);
+    let mut followers = [follow(gateway.address), follow(address.parse().unwrap())];
+    for follower in &mut followers {
+        follower.until("a line", |seen| seen.runs("web/0") == [1]);
+    }
+    let done = workspace.logs(address.parse().unwrap(), "alice", &lease, &[]);
+    code(&done, 0);
+    assert!(done.out.contains("1 of a service"), "{done:?}");
+    // The response is not one of the draft.
+    let target = Target {
+        gateway: format!("https://{address}").parse().unwrap(),
+        identity: Some(workspace.path("alice")),
+        token: None,
+        ca: Some(workspace.path("data/server.pem")),
+        insecure: false,
+    };
+    let mut client = Connector::new(&target).unwrap().connect().await.unwrap();
+    let request = ServiceLogsRequest { lease_id: Some((&lease).into()), ..Default::default() };
+    let mut stream = client.service_logs(request).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap_err().message().contains("decode"));
+    drop((stream, client));
+    code(&gateway.stop(Signal::TERM), 0);
+    drop(followers);
+    workspace.until_nothing_is_left();
+}
+
 #[test]
 fn second_signal_stops_the_gateway_at_once() {
     // The services would use their whole grace period, and this follower never reads.

@@ -30,6 +30,7 @@ mod modules;
 mod output;
 mod platform;
 mod prometheus;
+mod published;
 mod quotas;
 mod random;
 mod rest;

@@ -11,7 +11,7 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    FilterSpelling, Handshake, HttpClass, Method, PlatformName, ReadKind, RestartResult, RouteTemplate,
+    FilterSpelling, Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate,
     SourceError, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
@@ -227,6 +227,12 @@ catalogue! {
             "Any `INTERNAL` is in the log, under the id that the caller received. `UNAVAILABLE` outside of \
              shutdowns: the platform or the trust source fails. `UNAUTHENTICATED`: see \
              `leasemux_auth_refusals_total`.";
+
+        /// Calls with a valid request of the published proto, by method; they count in all other metrics too,
+        /// as the method of the draft with the same purpose
+        published_calls: Family<Counter, PublishedMethod> = "leasemux_published_calls_total",
+            "It is zero although clients of the published proto are in use: their calls are rejected, or they \
+             call `--listen` where `--published-listen` is meant.";
 
         /// Time from the headers of a call to the first message of the response, or to the status if there is
         /// none, in seconds

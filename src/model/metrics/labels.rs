@@ -22,6 +22,26 @@ label! {
 }
 
 label! {
+    /// A method of the published proto that the gateway serves.
+    pub(crate) enum PublishedMethod as "method" {
+        Logs = "ServiceLogs",
+        StreamLogs = "StreamServiceLogs",
+        Status = "ServiceStatus",
+        StreamStatus = "StreamServiceStatus",
+    }
+}
+
+impl PublishedMethod {
+    /// Returns the method of the draft with the same purpose.
+    pub(crate) fn draft(self) -> Method {
+        match self {
+            Self::Logs | Self::StreamLogs => Method::Logs,
+            Self::Status | Self::StreamStatus => Method::Status,
+        }
+    }
+}
+
+label! {
     /// The result of a call: the codes of gRPC, in the order of their numbers.
     pub(crate) enum Code as "code" {
         Ok = "OK",

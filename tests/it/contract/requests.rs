@@ -219,15 +219,22 @@ async fn invalid_cursor_is_rejected_by_field() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bare_service_name_as_filter_is_rejected() {
+async fn bare_service_name_never_selects_everything() {
     let mut caller = Caller::new().await;
-    // Clients of the other published form send `repeated string services = 2`. Some names are also
-    // well-formed messages, which the decoder would accept as an empty filter, which selects everything.
-    for name in ["web", "ha", "h1", "p1", "xa", "pa", "a12345678", "e1234", "nginx", "a", &"w".repeat(63)] {
-        for field in [&[0x12][..], &[0xc2, 0x06]] {
-            let tail = [field, &[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
-            let status = caller.logs(name, caller.with(&tail)).await;
-            check_invalid(name, &status, if field.len() == 1 { "filter" } else { "filters" });
+    // Clients of the published proto send `repeated string services = 2`. Some names are also well-formed
+    // messages, which the decoder would accept as an empty filter, which selects everything.
+    for name in ["ha", "h1", "p1", "xa", "pa", "a12345678", "e1234", "nginx", "a", &"w".repeat(63)] {
+        let tail = |field: &[u8]| [field, &[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
+        for method in ["ServiceLogs", "ServiceStatus"] {
+            let status = caller.raw.call(method, caller.with(&tail(&[0x12]))).await.status;
+            check(name, &status, Code::NotFound, "SERVICE_NOT_FOUND");
+        }
+        // The published proto has neither a restart nor the field `filters`.
+        for (method, field, named) in
+            [("ServiceRestart", &[0x12][..], "filter"), ("ServiceLogs", &[0xc2, 0x06], "filters")]
+        {
+            let status = caller.raw.call(method, caller.with(&tail(field))).await.status;
+            check_invalid(name, &status, named);
             assert!(status.message().contains("bare service name"), "{name}: {status:?}");
             assert!(status.message().contains("filter.name"), "{name}: {status:?}");
         }

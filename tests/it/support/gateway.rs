@@ -14,6 +14,7 @@ use leasemux::access::wallet::{Mnemonic, Wallet};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
+use leasemux::edge::published::DefaultProto;
 use leasemux::edge::rest::{RestService, RestSettings};
 use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
@@ -160,6 +161,11 @@ impl Gateway {
         let (routes, health) = server::routes().unwrap();
         let connections = Connections::new(service.clone(), routes);
         Self { platform: fake, drain, restarts, health, exporter, connections, service, trust }
+    }
+
+    /// Returns the same gateway, with connections to a port of this proto.
+    pub(crate) fn for_proto(&self, proto: DefaultProto) -> Self {
+        Self { connections: self.connections.for_proto(proto), ..self.clone() }
     }
 
     /// Returns a server with real sockets and TLS.

@@ -251,9 +251,9 @@ impl Workspace {
         let program = self.start(&args);
         let (address, admin, rest) = program.until_out("its ready line", |out| {
             let line = out.split_once('\n')?.0.strip_prefix("leasemux ready: gateway https://")?;
-            let (gateway, admin) = line.split_once(" admin http://")?;
-            let (admin, rest) =
-                admin.split_once(" rest https://").map_or((admin, None), |(a, r)| (a, Some(r)));
+            let (gateway, others) = line.split_once(" admin http://")?;
+            let admin = others.split(' ').next()?;
+            let rest = others.split_once(" rest https://").and_then(|(_, rest)| rest.split(' ').next());
             Some((gateway.parse().unwrap(), admin.parse().unwrap(), rest.map(|rest| rest.parse().unwrap())))
         });
         Gateway { program, address, admin, rest }
