@@ -386,7 +386,12 @@ impl LeaseService {
     }
 
     /// Opens a log stream.
-    fn log_stream(&self, request: LogsRequest, view: View, call: &Call<'_>) -> Response<ResponseBody> {
+    fn log_stream(
+        &self,
+        request: LogsRequest,
+        view: ViewReceiver,
+        call: &Call<'_>,
+    ) -> Response<ResponseBody> {
         let control = self.open_stream(call);
         tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.range.follows(), "log stream opened");
         let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
@@ -425,7 +430,7 @@ impl LeaseService {
         &self,
         lease: &LeaseId,
         filter: Filter,
-        view: View,
+        view: ViewReceiver,
         follow: bool,
         call: &Call<'_>,
     ) -> Response<ResponseBody> {

@@ -7,7 +7,7 @@ use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
 use prost::Message as _;
 
-use super::{Call, LeaseService, View, count_end};
+use super::{Call, LeaseService, ViewReceiver, count_end};
 use crate::access::grants::TokenScope;
 use crate::edge::errors::{CallError, of_end};
 use crate::edge::published::{self, PublishedRequest};
@@ -60,7 +60,7 @@ impl LeaseService {
         &self,
         request: PublishedRequest,
         notices: Notices,
-        view: View,
+        view: ViewReceiver,
         call: &Call<'_>,
     ) -> Result<Response<ResponseBody>, CallError> {
         let permit = self.quotas.admit_unary_logs(call.caller.identity.owner())?;
@@ -88,7 +88,7 @@ async fn collect(
     body: LogsBody,
     mut collector: Collector,
     names: NameStyle,
-    view: &View,
+    view: &ViewReceiver,
 ) -> ServiceLogsResponse {
     let mut body = Box::pin(body);
     let mut unread = BytesMut::new();
@@ -109,7 +109,7 @@ async fn collect(
 }
 
 /// Returns the name of a replica in the run with this identifier.
-fn name_of(names: NameStyle, view: &View, replica: &Replica, instance: &str) -> String {
+fn name_of(names: NameStyle, view: &ViewReceiver, replica: &Replica, instance: &str) -> String {
     let view = view.borrow();
     let mut runs = view.replica(replica).into_iter().flat_map(|replica| &replica.runs);
     let run = runs.find(|run| run.instance.as_str() == instance);

@@ -11,8 +11,8 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    FilterSpelling, Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate,
-    SourceError, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    FilterSpelling, Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RestartResult,
+    RouteTemplate, SourceError, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
