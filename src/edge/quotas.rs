@@ -17,8 +17,8 @@ use crate::model::rate::{Buckets, Rate};
 /// and is short enough for a person.
 const STREAMS_RETRY: Duration = Duration::from_secs(5);
 
-/// Unary calls for logs in progress. Each holds up to 3.5 MiB of lines, and for a moment twice as much: together
-/// 224 MiB.
+/// Unary calls for logs in progress. Each holds up to 3.5 MiB of lines, and for a moment twice as much:
+/// together 224 MiB.
 const UNARY_LOGS_MAX: usize = 32;
 
 /// Those of one owner. A call takes milliseconds, unless its caller reads slowly.

@@ -60,7 +60,7 @@ pub(super) fn of_stream(
     grpc(ResponseBody::new(body.map_err(|never| match never {})))
 }
 
-/// Creates a response of one message, which goes out in pieces. Keeps `held` until the last one was handed over.
+/// Creates a response of one message, which goes out in pieces. Keeps `held` until the body is dropped.
 pub(super) fn of_message(
     message: &impl prost::Message,
     control: Arc<StreamControl>,

@@ -84,8 +84,8 @@ pub struct LeaseService {
 /// A method of the lease service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseMethod {
-    /// One of the draft. The request determines whether `ServiceLogs` and `ServiceStatus` are of the published
-    /// proto.
+    /// One of the draft. `ServiceLogs` and `ServiceStatus` may be of the published proto: the request
+    /// determines that.
     Draft(Method),
     /// One that only the published proto has.
     Published(PublishedMethod),

@@ -132,9 +132,9 @@ impl Follower {
         }
     }
 
-    /// The loss check: asserts that the text is the produced lines of these runs, from line `from` of the first
-    /// one, except for gaps of exactly the missing lines and bytes. Returns the number of missing lines, and the
-    /// other notices.
+    /// The loss check: asserts that the text is the produced lines of these runs, from line `from` of the
+    /// first one, except for gaps of exactly the missing lines and bytes. Returns the number of missing
+    /// lines, and the other notices.
     fn check(&self, platform: &FakePlatform, runs: &[&Instance], from: usize) -> (usize, Vec<&str>) {
         let produced = runs.iter().flat_map(|run| platform.printed(run)).skip(from);
         let mut produced = produced.map(|line| String::from_utf8(line.to_vec()).unwrap());
