@@ -134,9 +134,9 @@ fn slow_go_client_gets_pings_and_accounts_for_every_line() {
     command.args(["-url", &url, "-token", &scenario.token(), "-ca", &scenario.ca()]);
     command.args(["-slow", "20s", "-pause", "10ms"]);
     let client = Program::start(command, "rest_client".to_owned());
+    // It has lagged, and was slow for longer than it waits for a ping.
     until(&client, "slow");
     scenario.workspace.open("calm");
-    until(&client, "gap");
     scenario.restart();
     until(&client, "run db-0 2");
     scenario.drain(vec![client]);
