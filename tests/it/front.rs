@@ -401,7 +401,7 @@ async fn other_names_are_spliced_with_their_certificate() {
     let mut socket = TcpStream::connect(front.gateway.rest()).await.unwrap();
     socket.write_all(&client_hello()).await.unwrap();
     assert_eq!(read_all(&mut socket).await, "");
-    assert_eq!(front.metric("leasemux_rest_upstream_failures_total{reason=\"connect\"}"), 1);
+    front.until_metric("leasemux_rest_upstream_failures_total{reason=\"connect\"}", 1);
 }
 
 /// Returns the first bytes of a client without a server name.
