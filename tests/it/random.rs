@@ -295,7 +295,7 @@ impl Follower {
                     *stream = Some(Box::new(setup.resume(*ended, request.clone()).await));
                 }
             }
-            Self::WebSocket { stream, query } => *stream = Box::new(open_by_certificate(setup, query).await),
+            Self::WebSocket { stream, query } => **stream = open_by_certificate(setup, query).await,
         }
     }
 }

@@ -8,6 +8,9 @@ use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::platform::Error;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use super::{HOUR, Rest, numbered, open_by_certificate};
 use crate::contract::tokens::signed_for;
@@ -151,7 +154,8 @@ async fn drain_sends_the_ring_then_1001() {
     rest.platform().print(&run, numbered(11..=20));
     tokio::time::sleep(Duration::from_millis(100)).await;
     let drain = rest.gateway.drain.clone();
-    let finished = tokio::spawn(async move { drain.finish(Duration::from_secs(30)).await });
+    let mut finishing = JoinSet::new();
+    finishing.spawn(async move { drain.finish(Duration::from_secs(30)).await });
     for stream in [&mut live, &mut idle] {
         assert_eq!(stream.end().await, (1001, String::new()));
         let end = stream.last();
@@ -164,7 +168,8 @@ async fn drain_sends_the_ring_then_1001() {
     assert_eq!(live.received.assert_complete(rest.platform(), "web", 0, &[(&run, 0)]), 0);
     idle.received.assert_complete(rest.platform(), "web", 0, &[(&run, 10)]);
     assert_eq!(events.end().await, (1001, String::new()));
-    assert!(finished.await.unwrap(), "the drain does not reach its deadline");
+    let finished = finishing.join_next().await.unwrap().unwrap();
+    assert!(finished, "the drain does not reach its deadline");
     assert_eq!(ended(&rest, "drain"), 2);
 }
 
@@ -250,7 +255,7 @@ async fn expired_token_ends_the_stream_by_policy() {
         tokio::join!(continued.linger(Duration::from_secs(60)), closed.linger(Duration::from_secs(60)));
     }
     let after = async { continued.linger(Duration::from_secs(120)).await };
-    let (_, close) = tokio::join!(after, closed.end());
+    let ((), close) = tokio::join!(after, closed.end());
     assert_eq!(close, (4000, "credentials no longer valid".to_owned()));
     rest.platform().print(&run, numbered(30..=40));
     continued.until("lines after the expiry", |stream| stream.received.lines("web", 0) == 40).await;
@@ -268,7 +273,7 @@ async fn client_frames_are_judged() {
     let (rest, _) = Rest::one_run(Limits::default());
     // Frames of the client, masked with zeros, and the answer's close code.
     let text = |length: u16| {
-        let mut frame = vec![0x81, 0x80 | 126];
+        let mut frame = vec![0x81, 0x80 | 0x7e];
         frame.extend(length.to_be_bytes());
         frame.extend(vec![0; 4 + usize::from(length)]);
         frame
@@ -301,20 +306,19 @@ async fn client_frames_are_judged() {
 async fn client_may_close_ping_and_send_text() {
     let (rest, run) = Rest::one_run(Limits::default());
     rest.platform().print(&run, numbered(1..=10));
-    let request = tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(
-        "ws://any/lease/7/1/1/logs?follow=true",
-    );
-    let mut request = request.unwrap();
+    let mut request = "ws://any/lease/7/1/1/logs?follow=true".into_client_request().unwrap();
     let bearer = format!("Bearer {}", rest.token(Access::Full));
     request.headers_mut().insert("authorization", bearer.parse().unwrap());
     let (mut socket, _) = tokio_tungstenite::client_async(request, rest.connect()).await.unwrap();
-    use tokio_tungstenite::tungstenite::Message;
     socket.send(Message::text("ignored")).await.unwrap();
     socket.send(Message::binary(vec![0; 4_000])).await.unwrap();
     socket.send(Message::Ping(b"hello"[..].into())).await.unwrap();
     loop {
         match socket.next().await.unwrap().unwrap() {
-            Message::Pong(payload) => break assert_eq!(&payload[..], b"hello"),
+            Message::Pong(payload) => {
+                assert_eq!(&payload[..], b"hello");
+                break;
+            }
             Message::Text(_) | Message::Ping(_) => {}
             other => panic!("{other:?}"),
         }

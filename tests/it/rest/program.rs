@@ -92,7 +92,7 @@ async fn followers_pass_restart_of_replica_and_drain() {
         assert!(names.iter().all(|name| matches!(*name, "web-0" | "web-1")), "{names:?}");
     }
     block_in_place(|| {
-        grpc.until("two runs", |seen| seen.runs("web/0").len() == 2 && seen.runs("web/1").len() == 2)
+        grpc.until("two runs", |seen| seen.runs("web/0").len() == 2 && seen.runs("web/1").len() == 2);
     });
     program.gateway.program.signal(Signal::TERM);
     for stream in [&mut by_token, &mut by_certificate] {
@@ -129,7 +129,7 @@ async fn client_that_stops_reading_gets_exact_gap() {
     };
     quick.until("all lines", has_all).await;
     block_in_place(|| {
-        grpc.until("all lines", |seen| seen.tally().lines + seen.tally().lost_lines >= COUNT as u64)
+        grpc.until("all lines", |seen| seen.tally().lines + seen.tally().lost_lines >= COUNT as u64);
     });
     program.workspace.open("end");
     for stream in [&mut quick, &mut slow] {
