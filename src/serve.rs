@@ -20,6 +20,8 @@ use crate::edge::rest::{RestService, RestSettings};
 use crate::edge::server::{self, Protocol, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
+use crate::edge::upstream::provider::UpstreamProvider;
+use crate::edge::upstream::splice::Splicing;
 use crate::logs::actor::ActorContext;
 use crate::logs::actors::ActorRegistry;
 use crate::logs::entry_name::NameStyle;
@@ -128,6 +130,7 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     Ok(())
 }
 
+#[expect(clippy::too_many_lines, reason = "the steps of a start, in order")]
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
     fd_limit::apply(&mut config.limits, config.platform);
@@ -186,25 +189,22 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let server =
         Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies, splicing: None };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
-    let mut rest_address = None;
-    if let (Some((socket, tls)), Some(provider)) = (rest_port, config.access.provider) {
-        let settings = RestSettings {
-            provider,
-            public_host: config.public_hostnames.first().cloned().unwrap_or_default(),
-            notices: config.rest.rest_notices,
-            token_grace: config.rest.token_grace(),
-        };
-        let mut rest = RestService::new(service, settings);
-        let mut splicing = None;
-        if let Some((provider, of_provider)) = upstream {
-            rest = rest.with_upstream(provider, config.rest.forwards_events());
-            splicing = Some(of_provider);
+    let rest_address = match (rest_port, config.access.provider) {
+        (Some(port), Some(provider)) => {
+            let settings = RestSettings {
+                provider,
+                public_host: config.public_hostnames.first().cloned().unwrap_or_default(),
+                notices: config.rest.rest_notices,
+                token_grace: config.rest.token_grace(),
+            };
+            let rest = RestService::new(service, settings);
+            let (address, serving) =
+                rest_server(&server, rest, port, upstream, config.rest.forwards_events())?;
+            drain.spawn(serving);
+            Some(address)
         }
-        let server = Server { protocol: Protocol::Rest(rest), tls, splicing, ..server.clone() };
-        let listener = listen("--rest-listen", socket)?;
-        rest_address = Some(listener.local_addr().map_err(internal)?);
-        drain.spawn(server.serve(listener));
-    }
+        _ => None,
+    };
     let mut published_address = None;
     if let Some(socket) = published_port {
         let server = server.for_proto(DefaultProto::Published);
@@ -231,20 +231,49 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         _upkeep: AbortOnDropHandle::new(upkeep),
         _side: side,
     };
-    let (gateway, admin) = addresses;
+    let ready = ready_line(running.platform.name(), addresses, rest_address, published_address);
+    Ok((running, ready))
+}
+
+/// Returns the address of the REST port, and the future that serves it as `server` does the gRPC port.
+fn rest_server(
+    server: &Server,
+    mut rest: RestService,
+    (socket, tls): (TcpSocket, tls::SniConfigs),
+    upstream: Option<(UpstreamProvider, Splicing)>,
+    forwards_events: bool,
+) -> Result<(SocketAddr, impl Future<Output = ()> + Send + 'static), ServeError> {
+    let mut splicing = None;
+    if let Some((provider, of_provider)) = upstream {
+        rest = rest.with_upstream(provider, forwards_events);
+        splicing = Some(of_provider);
+    }
+    let server = Server { protocol: Protocol::Rest(rest), tls, splicing, ..server.clone() };
+    let listener = listen("--rest-listen", socket)?;
+    let address = listener.local_addr().map_err(internal)?;
+    Ok((address, server.serve(listener)))
+}
+
+/// Logs the addresses of the ports, and returns the line for standard output.
+fn ready_line(
+    platform: &str,
+    (gateway, admin): (SocketAddr, SocketAddr),
+    rest: Option<SocketAddr>,
+    published: Option<SocketAddr>,
+) -> String {
     tracing::info!(
         %gateway,
         %admin,
-        rest = rest_address.map(tracing::field::display),
-        published = published_address.map(tracing::field::display),
-        platform = running.platform.name(),
+        rest = rest.map(tracing::field::display),
+        published = published.map(tracing::field::display),
+        platform,
         "ready"
     );
     let port = |name: &str, address: Option<SocketAddr>| {
         address.map(|address| format!(" {name} https://{address}")).unwrap_or_default()
     };
-    let others = [port("rest", rest_address), port("published", published_address)].concat();
-    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}{others}")))
+    let others = [port("rest", rest), port("published", published)].concat();
+    format!("leasemux ready: gateway https://{gateway} admin http://{admin}{others}")
 }
 
 /// The certificates that the ports present.

@@ -168,7 +168,7 @@ impl Front {
         let mut request = url.into_client_request().unwrap();
         let token = format!("Bearer {}", self.setup.token).parse().unwrap();
         request.headers_mut().insert("authorization", token);
-        let (mut socket, _) = soon(tokio_tungstenite::client_async(request, io)).await.unwrap();
+        let (mut socket, _) = soon(Box::pin(tokio_tungstenite::client_async(request, io))).await.unwrap();
         loop {
             let message = soon(futures_util::StreamExt::next(&mut socket)).await.unwrap().unwrap();
             if message.is_text() && message.to_text().unwrap().contains("\"line ") {
@@ -429,7 +429,7 @@ async fn native_routes_work_while_the_provider_is_down() {
         let response = front.exchange(get(path), false).await;
         assert!(response.starts_with("HTTP/1.1 200 ") && response.contains("\"web\""), "{response}");
     }
-    let frame = front.first_frame().await;
+    let frame = Box::pin(front.first_frame()).await;
     assert!(frame.starts_with("{\"name\":\"web-0\",\"message\":\"line "), "{frame}");
     front.until_metric("leasemux_ws_streams{kind=\"logs\"}", 0);
     for series in [
@@ -562,12 +562,14 @@ fn passthrough_needs_a_certificate_of_an_authority() {
     }
 }
 
+/// REST and admin port of a gateway, and whether it is ready.
+type Target = (parking_lot::Mutex<(SocketAddr, SocketAddr)>, AtomicBool);
+
 /// A balancer that sends each new connection to a gateway whose readiness was reported last, as a Kubernetes
 /// service does.
 struct Balancer {
     address: SocketAddr,
-    /// REST and admin port of each gateway, and whether it is ready.
-    gateways: Vec<Arc<(parking_lot::Mutex<(SocketAddr, SocketAddr)>, AtomicBool)>>,
+    gateways: Vec<Arc<Target>>,
     _running: JoinSet<()>,
 }
 
