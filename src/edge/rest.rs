@@ -2,8 +2,8 @@
 //!
 //! `connection` serves HTTP/1.1 on an accepted connection, and hands each request to [`RestService`]. It
 //! checks in the order of the Akash provider: credentials, lease id, parameters, scope, handshake. Everything
-//! about the lease itself comes after the upgrade, as a notice and a close code ([`stream`]), because clients
-//! show nothing of a refused handshake. [`route`], [`query`], [`error`], [`close`] and [`status_json`] are
+//! about the lease itself comes after the upgrade, as a notice and a close code (`stream`), because clients
+//! show nothing of a refused handshake. `route`, [`query`], `error`, `close` and `status_json` are
 //! pure.
 //!
 //! With a provider behind the gateway, requests that are not served here are forwarded to it, credentials
