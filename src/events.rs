@@ -3,6 +3,7 @@
 //! [`synthetic`] derives events from changes of the lease view, for platforms without events and for changes
 //! that Kubernetes does not report. [`service`] finds the service that a Kubernetes event belongs to.
 
+#[allow(dead_code, reason = "for events of Kubernetes, which are not watched yet")]
 pub(crate) mod service;
 pub(crate) mod synthetic;
 

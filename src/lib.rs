@@ -12,7 +12,6 @@ pub mod client;
 pub mod config;
 pub mod demo;
 pub mod edge;
-#[allow(dead_code, reason = "not connected yet")]
 mod events;
 pub mod logs;
 pub mod loss_checker;

@@ -13,7 +13,7 @@ pub(crate) mod client_hello;
 pub(super) mod copy;
 pub(crate) mod failure;
 pub(crate) mod framing;
-#[allow(dead_code, reason = "for the published proto")]
+#[allow(dead_code, reason = "for --upstream-grpc, which is not offered yet")]
 pub(crate) mod grpc;
 mod headers;
 mod pool;

@@ -125,7 +125,6 @@ impl Ending {
     }
 
     /// Appends lost lines to the reason of a stream without notices.
-    #[allow(dead_code, reason = "not connected yet")]
     pub(crate) fn with_lost_lines(mut self, lines: u64) -> Self {
         if lines > 0 {
             let separator = if self.reason.is_empty() { "" } else { "; " };
