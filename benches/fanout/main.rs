@@ -1,6 +1,6 @@
 //! Measures the server's cost of delivering lines to many followers. Compares the gateway with raw sockets, a
-//! simple tonic server, websockets, and (without TLS) NATS and Redis, in one interleaved run. docs/PERFORMANCE.md has the
-//! method and the last results.
+//! simple tonic server, websockets, and (without TLS) NATS and Redis, in one interleaved run.
+//! docs/PERFORMANCE.md has the method and the last results.
 //!
 //! Each contender runs in its own process ([`server`], [`peers`]). This process publishes numbered lines to
 //! it over TCP and follows them over one connection per follower, from one thread ([`client`]). CPU time and

@@ -271,8 +271,9 @@ impl PeerWatch {
         Self { peer, limits: limits.clone(), auth: info.auth.clone() }
     }
 
-    /// Waits until the connection must get GOAWAY, or the counterpart of HTTP/1.1: its peer is shut out and no
-    /// call on it has authenticated, or it floods the gateway with rejected calls, which counts as a failure of the peer.
+    /// Waits until the connection must get GOAWAY, or the counterpart of HTTP/1.1: its peer is shut out and
+    /// no call on it has authenticated, or it floods the gateway with rejected calls, which counts as a
+    /// failure of the peer.
     pub(super) async fn must_go_away(&self) {
         let Some((notice, net)) = &self.peer else {
             return std::future::pending().await;

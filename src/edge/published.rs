@@ -7,8 +7,8 @@
 //! | 3 | – | `bool follow` |
 //! | from 100 | – | additions of this gateway |
 //!
-//! [`classify`] distinguishes the two by the wire form, before anything is decoded. A request that could select
-//! more services when it is read in the other form is refused, so that no caller receives more than it
+//! [`classify`] distinguishes the two by the wire form, before anything is decoded. A request that could
+//! select more services when it is read in the other form is refused, so that no caller receives more than it
 //! asked for.
 
 use std::collections::HashMap;

@@ -234,8 +234,8 @@ impl Server {
         }
     }
 
-    /// Reads the `ClientHello`. Returns the connection if the gateway terminates its TLS. Otherwise splices it,
-    /// and returns how it ended.
+    /// Reads the `ClientHello`. Returns the connection if the gateway terminates its TLS. Otherwise splices
+    /// it, and returns how it ended.
     async fn splice(
         &self,
         splicing: &Splicing,

@@ -15,8 +15,8 @@ const INTENDED_ENDS: [&str; 3] = ["Completed", "Restarted", "GatewayStopped"];
 /// Reasons of waiting that are part of every start.
 const NORMAL_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
 
-/// Returns the events between two views, oldest first. Without an old view: those of all runs that the new view
-/// has.
+/// Returns the events between two views, oldest first. Without an old view: those of all runs that the new
+/// view has.
 ///
 /// `now` is the time of changes that the view has no time for. `pod_name` returns the name of the pod of a run,
 /// or of a replica without one. Views may be skipped: a run that began and ended in between has its events if

@@ -439,8 +439,8 @@ impl http_body::Body for LogsBody {
                 }
             }
             if !batch.parts.is_empty() {
-                // Not in later stages: `Trailers` may return `Pending`, and would lose a remainder. Not within
-                // websocket frames, so that pings and the close frame can go between any two portions.
+                // Not in later stages: `Trailers` may return `Pending`, and would lose a remainder. Not
+                // within websocket frames, so that pings and the close frame can go between any two portions.
                 if matches!(this.stage, Stage::Running) && !this.request.representation.is_websocket() {
                     this.remainder = batch.cut(STREAM_SEND_MAX_BYTES);
                 }

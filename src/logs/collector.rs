@@ -1,9 +1,9 @@
 //! Collects the answer of a unary `ServiceLogs` call: the newest lines of each replica, within limits. Pure.
 //!
-//! Lines are those of the merged output: bytes up to a newline, whichever stream they come from. The collector
-//! evicts whole lines, oldest first, of the replica that is over its limit or, for the total limit, of the
-//! replica that holds most. So a quiet replica keeps its lines beside a busy one. An eviction is reported as
-//! the first line of the replica.
+//! Lines are those of the merged output: bytes up to a newline, whichever stream they come from. The
+//! collector evicts whole lines, oldest first, of the replica that is over its limit or, for the total limit,
+//! of the replica that holds most. So a quiet replica keeps its lines beside a busy one. An eviction is
+//! reported as the first line of the replica.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -17,8 +17,8 @@ use crate::model::proto::lease;
 use crate::model::published::{ServiceLogs, ServiceLogsResponse};
 use crate::model::time::LogTime;
 
-/// Bytes that a line costs besides its text: its element in [`Slot::lines`], rounded up. Bounds the memory for
-/// many short lines.
+/// Bytes that a line costs besides its text: its element in [`Slot::lines`], rounded up. Bounds the memory
+/// for many short lines.
 const LINE_OVERHEAD_BYTES: usize = 32;
 
 /// Bytes that an entry costs besides its text and name: tags and lengths of its fields, rounded up.
@@ -132,8 +132,9 @@ impl Collector {
         Self { limits, notices, slots: Vec::new(), by_cost: BTreeSet::new(), total: 0 }
     }
 
-    /// Adds an entry of a draft stream. `name_of` returns the name of a replica in the run of an instance, which
-    /// may be empty: unknown. Then the name of the last entry stays. Entries of no replica are left out.
+    /// Adds an entry of a draft stream. `name_of` returns the name of a replica in the run of an instance,
+    /// which may be empty: unknown. Then the name of the last entry stays. Entries of no replica are left
+    /// out.
     pub(crate) fn push_entry(
         &mut self,
         entry: &lease::ServiceLogs,

@@ -10,8 +10,8 @@ use super::notice::{Notice, Notices};
 use crate::model::proto::framed;
 use crate::model::published::{ServiceLogs, ServiceLogsResponse};
 
-/// Encodes a chunk. The last line gets a newline if the container ended it without one, so that the next entry
-/// begins a new line.
+/// Encodes a chunk. The last line gets a newline if the container ended it without one, so that the next
+/// entry begins a new line.
 pub(crate) fn lines(name: &str, chunk: &Chunk) -> Bytes {
     if chunk.is_unfinished() || chunk.data.ends_with(b"\n") {
         return entry(name, chunk.data.clone());

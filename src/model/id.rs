@@ -296,7 +296,8 @@ impl Instance {
         }
     }
 
-    /// Adds the pod's name, by which REST clients know the run. Names over [`POD_NAME_MAX_BYTES`] are ignored.
+    /// Adds the pod's name, by which REST clients know the run. Names over [`POD_NAME_MAX_BYTES`] are
+    /// ignored.
     #[must_use]
     pub(crate) fn with_pod_name(&self, name: &str) -> Self {
         let name = if name.len() <= POD_NAME_MAX_BYTES { name } else { "" };

@@ -44,8 +44,8 @@ pub fn framed(message: &impl prost::Message) -> Bytes {
     out.freeze()
 }
 
-/// Takes the first message from the beginning of a stream of messages, without its prefix; `None` if it is not
-/// complete.
+/// Takes the first message from the beginning of a stream of messages, without its prefix; `None` if it is
+/// not complete.
 pub(crate) fn unframed(stream: &mut BytesMut) -> Option<BytesMut> {
     let length = stream.get(1..PREFIX_BYTES)?.try_into().map(u32::from_be_bytes).ok()?;
     let end = PREFIX_BYTES + usize::try_from(length).ok()?;

@@ -345,7 +345,8 @@ async fn every_metric_changes_with_its_event() {
 
 /// Metrics of other tests: restarts in `restart.rs`; watches in `kube.rs` and `kube/stale.rs`; calls of the
 /// published proto in `published.rs`; connections and handshakes in `prometheus.rs` and `secure.rs`;
-/// certificates in `certificates.rs`; REST in `front.rs`; chain queries in `chain.rs`. The build never changes.
+/// certificates in `certificates.rs`; REST in `front.rs`; chain queries in `chain.rs`. The build never
+/// changes.
 const TESTED_ELSEWHERE: [&str; 24] = [
     "leasemux_restarts_total",
     "leasemux_watch_failures_total",

@@ -1,7 +1,7 @@
 //! Error responses: status, content type and text of each.
 //!
-//! Faults of credentials have the texts of the Akash provider, which clients show and compare. All other texts
-//! come from the table of `edge::errors`, which has nothing internal.
+//! Faults of credentials have the texts of the Akash provider, which clients show and compare. All other
+//! texts come from the table of `edge::errors`, which has nothing internal.
 
 use std::borrow::Cow;
 use std::time::Duration;

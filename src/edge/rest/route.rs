@@ -1,7 +1,7 @@
 //! Matches request paths.
 //!
-//! Paths are matched as they came, without decoding and normalising: `%2F` and `..` are ordinary characters of
-//! a segment. A path that another program would read differently therefore matches no native route.
+//! Paths are matched as they came, without decoding and normalising: `%2F` and `..` are ordinary characters
+//! of a segment. A path that another program would read differently therefore matches no native route.
 
 use http::Method;
 

@@ -133,8 +133,8 @@ fn numbered(range: std::ops::Range<u64>, width: usize, after: &mut Position) -> 
     TailItem::Lines(LineBatch { data: data.into(), lines })
 }
 
-/// The loss check: lines and gaps are the numbers from zero to `end`, in order. Returns the kinds of the other
-/// notices.
+/// The loss check: lines and gaps are the numbers from zero to `end`, in order. Returns the kinds of the
+/// other notices.
 fn check_loss(frames: &[Vec<u8>], end: u64) -> Vec<String> {
     let (mut next, mut others) = (0, Vec::new());
     // Each data frame has whole websocket frames.

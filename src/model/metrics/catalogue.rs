@@ -305,8 +305,8 @@ catalogue! {
     }
 
     group "The REST port", "Requests and websockets of `--rest-listen`. Without it all of them stay 0." {
-        /// Answered requests, by the template of their route and the class of their status; a websocket counts
-        /// as 1xx
+        /// Answered requests, by the template of their route and the class of their status; a websocket
+        /// counts as 1xx
         rest_requests: Family<Counter, (RouteTemplate, HttpClass)> = "leasemux_rest_requests_total",
             "`5xx`: the platform or the trust source fails, or the provider behind the gateway. Many `4xx` of \
              `other`: clients use routes that are not served.";

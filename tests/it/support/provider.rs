@@ -1,5 +1,5 @@
-//! A stand-in of the Akash provider behind the gateway: TLS, and a script per connection, which checks what it
-//! receives byte for byte.
+//! A stand-in of the Akash provider behind the gateway: TLS, and a script per connection, which checks what
+//! it receives byte for byte.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

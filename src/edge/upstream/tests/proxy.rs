@@ -380,9 +380,10 @@ async fn malformed_response_gets_502() {
     }
 }
 
-#[tokio::test]
-async fn slow_provider_gets_504_after_130_s() {
-    let (seen, mut requests) = mpsc::channel(1);
+/// Starts a provider that does not answer. It reports each request when its head has come, and again when the
+/// gateway has given it up.
+async fn silent_provider() -> (StandIn, mpsc::Receiver<()>) {
+    let (seen, requests) = mpsc::channel(1);
     let provider = StandIn::start(move |mut io, _| {
         let seen = seen.clone();
         async move {
@@ -393,6 +394,12 @@ async fn slow_provider_gets_504_after_130_s() {
         }
     })
     .await;
+    (provider, requests)
+}
+
+#[tokio::test]
+async fn slow_provider_gets_504_after_130_s() {
+    let (provider, mut requests) = silent_provider().await;
     let front = Front::start(&provider).await;
     let mut client = front.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -411,17 +418,7 @@ async fn slow_provider_gets_504_after_130_s() {
 
 #[tokio::test]
 async fn client_that_leaves_ends_its_request() {
-    let (seen, mut ended) = mpsc::channel(1);
-    let provider = StandIn::start(move |mut io, _| {
-        let seen = seen.clone();
-        async move {
-            read_head(&mut io).await;
-            seen.send(()).await.unwrap();
-            assert_eq!(io.read(&mut [0]).await.unwrap_or_default(), 0);
-            seen.send(()).await.unwrap();
-        }
-    })
-    .await;
+    let (provider, mut ended) = silent_provider().await;
     let front = Front::start(&provider).await;
     let mut client = front.connect().await;
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
