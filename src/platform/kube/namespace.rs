@@ -45,6 +45,8 @@ pub(super) struct NamespaceState {
     pub(super) facts: BTreeMap<(Watched, String), Fact>,
     /// The indices of pods that Kubernetes does not number, by uid.
     indices: BTreeMap<String, u32>,
+    /// The order in which the logs of one replica's pods are read, by uid. Pods that do not live come first.
+    ranks: BTreeMap<String, usize>,
     /// Pods that are gone, when they went, and until when the view has them.
     pub(super) gone: Vec<(PodFacts, LogTime, Instant)>,
 }
@@ -85,7 +87,12 @@ impl NamespaceState {
         pod.ordinal.or_else(|| self.indices.get(&pod.uid).copied())
     }
 
-    /// Numbers the pods that Kubernetes does not number.
+    /// Returns the place of a pod in the order in which the logs of its replica are read.
+    pub(super) fn rank(&self, pod: &PodFacts) -> usize {
+        self.ranks.get(&pod.uid).copied().unwrap_or(usize::MAX)
+    }
+
+    /// Numbers the pods that Kubernetes does not number, and ranks all pods.
     pub(super) fn number(&mut self) {
         let mut pods_max: BTreeMap<&ServiceName, u32> = BTreeMap::new();
         for workload in self.workloads() {
@@ -108,6 +115,19 @@ impl NamespaceState {
         });
         let given = replica_index::assign(numbered);
         self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
+        self.ranks = self.ranked();
+    }
+
+    /// Ranks the pods. A pod that ceases to live follows those that ceased before and precedes those that
+    /// live. Pods seen for the first time follow in the order of (deletion, creation, name).
+    ///
+    /// Ranks are remembered, because readers continue with the run after the one that they have read. Age is
+    /// not enough: an older pod may have waited for the index of a younger one.
+    fn ranked(&self) -> BTreeMap<String, usize> {
+        let gone = self.gone.iter().map(|(pod, ..)| (pod, false));
+        let mut pods: Vec<_> = self.pods().map(|pod| (pod, pod.lives)).chain(gone).collect();
+        pods.sort_by_key(|(pod, lives)| (*lives, self.rank(pod), pod.deleted, pod.created, &pod.name));
+        pods.iter().enumerate().map(|(rank, (pod, _))| (pod.uid.clone(), rank)).collect()
     }
 
     /// Returns the pods whose index is not written on them yet.

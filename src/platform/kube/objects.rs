@@ -47,6 +47,8 @@ pub(super) struct PodFacts {
     /// The replica index that is written on it.
     pub(super) written: Option<u32>,
     pub(super) created: LogTime,
+    /// When its deletion was requested.
+    pub(super) deleted: Option<LogTime>,
     /// Whether it lives: it is not being deleted, has not failed and has not succeeded.
     pub(super) lives: bool,
     pub(super) ready: bool,
@@ -163,6 +165,7 @@ impl PodFacts {
             ordinal: owner.and_then(|owner| ordinal(meta, owner)),
             written: meta.annotations.as_ref().and_then(|all| all.get(names::INDEX)?.parse().ok()),
             created: meta.creation_timestamp.as_ref().map_or(LogTime::MIN, time),
+            deleted: deletion_requested(meta),
             lives: meta.deletion_timestamp.is_none() && !matches!(phase, "Failed" | "Succeeded"),
             ready: ready && meta.deletion_timestamp.is_none(),
             container: container_status(pod, service.as_str()).map(ContainerFacts::read),
@@ -255,6 +258,13 @@ fn ordinal(meta: &ObjectMeta, owner: &OwnerReference) -> Option<u32> {
         return None;
     }
     meta.name.as_deref()?.strip_prefix(owner.name.as_str())?.strip_prefix('-')?.parse().ok()
+}
+
+/// Returns when the deletion of an object was requested. Its deletion timestamp is the end of its grace period.
+fn deletion_requested(meta: &ObjectMeta) -> Option<LogTime> {
+    let grace = meta.deletion_grace_period_seconds.unwrap_or_default();
+    let until = meta.deletion_timestamp.as_ref().map(time)?;
+    Some(until.saturating_add_nanos(grace.saturating_mul(-1_000_000_000)))
 }
 
 /// Returns why a pod does not run, if its main container does not have the reason: it is not scheduled, or an

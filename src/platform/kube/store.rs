@@ -101,13 +101,13 @@ impl Store {
         }
     }
 
-    /// Returns the pod of a replica: the newest living one, otherwise the newest.
+    /// Returns the pod of a replica: the living one, otherwise the last one that lived.
     pub(super) fn occupant(&self, namespace: &str, replica: &Replica) -> Option<PodFacts> {
         let inner = self.0.lock();
         let state = inner.namespaces.get(namespace)?;
         let pods = state.pods().filter(|pod| pod.service == replica.service);
         let pods = pods.filter(|pod| state.index(pod) == Some(replica.index));
-        pods.max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
+        pods.max_by_key(|pod| state.rank(pod)).cloned()
     }
 
     /// Marks all views as out of date since `since`, or as current.

@@ -21,7 +21,7 @@ const TERMINATING: &str = "Terminating";
 /// End reason of a run whose pod went before its kubelet reported the end.
 const DELETED: &str = "Deleted";
 
-/// The pods of one replica, and when each went if it is gone. Pods that do not live come first, then by age.
+/// The pods of one replica in the order of their ranks, and when each went if it is gone.
 type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 
 /// Properties of the provider that apply to all leases.
@@ -80,10 +80,8 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
 fn pods_by_replica(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
     let gone = state.gone.iter().map(|(pod, at, _)| (pod, Some(*at)));
     let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
-    // The log of a pod that does not live is read before that of the pod that took its index, whichever is
-    // older.
-    let lives = |(pod, gone): &(&PodFacts, Option<LogTime>)| pod.lives && gone.is_none();
-    pods.sort_by_key(|member| (lives(member), member.0.created, member.0.name.as_str()));
+    // The log of a pod that does not live is read before that of the pod that took its index.
+    pods.sort_by_key(|(pod, _)| state.rank(pod));
     let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();
     for (pod, gone) in pods {
         if let Some(index) = state.index(pod) {

@@ -17,6 +17,7 @@ use super::cluster::{LogAnswer, RunKey};
 use super::{SERVICE, SILENCE, Scenario, connect, eventually, in_time, pass};
 use crate::support::gateway::{PATIENCE, Stream};
 use crate::support::loss_check::{Received, Seen};
+use crate::support::replica;
 use crate::support::seeds::seeds;
 use crate::support::statuses::Statuses;
 
@@ -259,6 +260,42 @@ async fn reused_index_begins_without_gap() {
 }
 
 #[tokio::test]
+async fn older_pod_that_took_an_index_later_is_read_later() {
+    let scenario = Scenario::new(1).await;
+    let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
+    // Two surplus pods: the older one waits for an index, until the younger one is deleted.
+    for (pod, second) in [("old", 0), ("older", 1), ("younger", 2)] {
+        cluster.create_pod(&lease, SERVICE, "set", pod, second);
+    }
+    cluster.start_pod(&lease, SERVICE, "old", 0);
+    let first = cluster.start_pod(&lease, SERVICE, "younger", 0);
+    cluster.print(&first, 5, 1_000);
+    scenario.shows(&[1, 1]).await;
+    cluster.mark_deleted(&lease, "younger");
+    let second = cluster.start_pod(&lease, SERVICE, "older", 0);
+    cluster.print(&second, 5, 1_000);
+    scenario.shows(&[1, 2]).await;
+    let mut follower = scenario.follow().await;
+    in_time(&mut follower, |received| lines_of(received, &first).len() == 5).await;
+    followed_by_all(&scenario, &mut follower, &first).await;
+    // Both are being deleted, and the younger one ends first.
+    cluster.mark_deleted(&lease, "older");
+    let view = scenario.platform.watch(&lease).await.unwrap();
+    eventually(async || view.borrow().replica(&replica(SERVICE, 1)).is_some_and(|found| !found.ready)).await;
+    for (pod, run) in [("younger", &first), ("older", &second)] {
+        in_time(&mut follower, |received| lines_of(received, run).len() == 5).await;
+        followed_by_all(&scenario, &mut follower, run).await;
+        cluster.end_deleted(&lease, pod, run, LogAnswer::Serve, true);
+    }
+    for pod in ["younger", "older"] {
+        cluster.remove("pods", &lease.namespace(), pod, false);
+    }
+    in_time(&mut follower, |received| received.events(SERVICE, 1).contains(&Kind::Gone)).await;
+    let printed = [cluster.printed(&first), cluster.printed(&second)].concat();
+    assert_eq!((gaps(&follower.received), lines(&follower.received, 1)), (0, printed));
+}
+
+#[tokio::test]
 async fn random_rollout_follows_every_pod() {
     for seed in seeds(4) {
         println!("seed: {seed}");
@@ -286,6 +323,8 @@ struct Pod {
     runs: Vec<RunKey>,
     /// Its replica index, once seen.
     index: Option<u32>,
+    /// Its number among the deleted pods.
+    deletion: Option<usize>,
 }
 
 /// A random rollout of a deployment whose versions may crash.
@@ -401,7 +440,14 @@ impl RandomRollout {
         let name = format!("{}-{}", ["p", "a", "z"][self.random.random_range(0..3)], self.pods.len());
         let second = u32::try_from(self.pods.len()).unwrap();
         cluster.create_pod(lease, SERVICE, &format!("set-{}", self.version), &name, second);
-        let pod = Pod { name, version: self.version, phase: Phase::Creating, runs: Vec::new(), index: None };
+        let pod = Pod {
+            name,
+            version: self.version,
+            phase: Phase::Creating,
+            runs: Vec::new(),
+            index: None,
+            deletion: None,
+        };
         self.pods.push(pod);
     }
 
@@ -413,7 +459,9 @@ impl RandomRollout {
             eventually(async || replica_of(&view.borrow(), &uid).is_some()).await;
         }
         let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
+        let deletion = self.pods.iter().filter(|pod| pod.deletion.is_some()).count();
         let pod = &mut self.pods[at];
+        pod.deletion = Some(deletion);
         println!("{} in {:?}: deleted, {:?}", pod.name, pod.index, pod.phase);
         cluster.mark_deleted(lease, &pod.name);
         pod.phase = Phase::Dying(!pod.runs.is_empty());
@@ -461,7 +509,7 @@ impl RandomRollout {
             other != at
                 && before.index == pod.index
                 && matches!(before.phase, Phase::Dying(_))
-                && (pod.lives() || other < at)
+                && (pod.lives() || before.deletion < pod.deletion)
         })
     }
 

@@ -169,6 +169,50 @@ async fn replica_of_replaced_pod_is_kept_until_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn order_of_runs_is_kept_when_an_older_pod_dies_later() {
+    let waiting = json!({ "status": { "containerStatuses": [
+        { "name": "web", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+          "state": { "waiting": { "reason": "ContainerCreating" } } } ] } });
+    let deleted = |second: u32| {
+        json!({ "metadata": { "deletionTimestamp": format!("2026-11-25T00:02:{second:02}Z"),
+                              "deletionGracePeriodSeconds": 30 } })
+    };
+    let running = json!({});
+    // All pods but one are surplus. The younger one runs first.
+    let pods =
+        || vec![pod("a", 1, running.clone()), pod("b", 2, waiting.clone()), pod("c", 3, running.clone())];
+    let store = store(pods(), 1);
+    let view = store.watch(&lease()).unwrap();
+    let set = |(key, fact): (Key, Fact)| store.apply(Change::Object(key, Some(fact)));
+    let order = || -> Vec<String> {
+        let replica = Replica { service: "web".parse().unwrap(), index: 1 };
+        let view = view.borrow();
+        let runs = view.replica(&replica).map(|replica| replica.runs.clone()).unwrap_or_default();
+        runs.iter().map(|run| run.instance.parts().0.to_owned()).collect()
+    };
+    assert_eq!(order(), ["uid-c"]);
+    set(pod("c", 3, deleted(40)));
+    set(pod("b", 2, running.clone()));
+    assert_eq!(order(), ["uid-c", "uid-b"]);
+    set(pod("b", 2, deleted(50)));
+    assert_eq!(order(), ["uid-c", "uid-b"]);
+    // A gateway that starts now finds the same order.
+    let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
+    let both = |second, index| {
+        let mut more = deleted(second);
+        merge(&mut more, written(index));
+        more
+    };
+    let other = self::store(vec![pod("b", 2, both(50, "1")), pod("c", 3, both(40, "1"))], 1);
+    let seen = other.watch(&lease()).unwrap();
+    let replica = Replica { service: "web".parse().unwrap(), index: 1 };
+    let runs = seen.borrow().replica(&replica).unwrap().runs.clone();
+    assert_eq!(runs.iter().map(|run| run.instance.parts().0.to_owned()).collect::<Vec<_>>(), order());
+    store.apply(Change::Object(pod("c", 3, json!({})).0, None));
+    assert_eq!(order(), ["uid-c", "uid-b"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn written_index_counts_and_missing_one_is_pending() {
     let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
