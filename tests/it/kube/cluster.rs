@@ -78,7 +78,8 @@ struct State {
     exhausted: bool,
     /// Runs that kubelets have not reported, by pod.
     unreported: BTreeMap<String, u64>,
-    /// Log requests, successful or not.
+    /// Requests of all kinds, and of logs, successful or not.
+    requests: usize,
     log_requests: usize,
     /// Status of refused log requests, if they are refused.
     logs_refused: Option<StatusCode>,
@@ -407,6 +408,11 @@ impl Cluster {
         self.lock().patches_refused
     }
 
+    /// Number of requests so far.
+    pub(crate) fn requests(&self) -> usize {
+        self.lock().requests
+    }
+
     /// Number of log requests, successful or not.
     pub(crate) fn log_requests(&self) -> usize {
         self.lock().log_requests
@@ -505,6 +511,7 @@ impl Cluster {
     where
         B: hyper::body::Body<Error: std::fmt::Debug>,
     {
+        self.lock().requests += 1;
         let path = request.uri().path().to_owned();
         let query: BTreeMap<String, String> = request
             .uri()

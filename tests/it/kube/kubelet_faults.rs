@@ -70,7 +70,7 @@ pub(super) fn check(scenario: &Scenario, received: &Received, runs: &[RunKey]) -
 /// sent twice, looks like two equal lines.
 pub(super) async fn lag(random: &mut StdRng, scenario: &Scenario, run: &RunKey, follower: &mut Stream) {
     let first = format!("{}/0\n", run.2);
-    in_time(follower, |received| received.text(SERVICE, 0).contains(&first)).await;
+    in_time(scenario, follower, |received| received.text(SERVICE, 0).contains(&first)).await;
     let lines = |random: &mut StdRng| {
         if random.random_ratio(1, 4) {
             random.random_range(LONG / 2..LONG)
@@ -95,7 +95,7 @@ pub(super) async fn restart_unreported(
     let run = runs.last().unwrap().clone();
     // Kubelets keep one previous run, so the present lines are read first.
     cluster.print(&run, 1, STEP);
-    in_time(follower, ended_with(cluster.printed(&run).last().cloned().unwrap())).await;
+    in_time(scenario, follower, ended_with(cluster.printed(&run).last().cloned().unwrap())).await;
     // A response that completes just before the run ends looks like the end of the run: see
     // docs/KUBERNETES.md.
     wait(follower, Duration::from_secs(2)).await;
@@ -141,9 +141,9 @@ async fn kubelet_lagging_two_rotations_repeats_nothing() {
         wait(&mut follower, Duration::from_secs(2)).await;
         eventually(async || scenario.cluster.follows().0 == 1).await;
         scenario.cluster.lag(&run, 10, &left_out, newest, STEP);
-        in_time(&mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
+        in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
         scenario.cluster.print(&run, 10, STEP);
-        in_time(&mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
+        in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
         // The gap comes with the first repeated line, which may follow the last new one.
         for _ in 0..100 {
             _ = follower.next_if_ready().await.unwrap();
@@ -174,7 +174,7 @@ async fn unreported_restart_before_first_read_mixes_no_runs() {
         wait(&mut follower, Duration::from_secs(20)).await;
         assert_eq!(follower.received.lines(SERVICE, 0), 0, "{:?}", follower.received.of(SERVICE, 0));
         let last = scenario.cluster.crash(scenario.lease(), "a", &runs[unreported - 1]);
-        in_time(&mut follower, ended_with(scenario.cluster.printed(&last).pop().unwrap())).await;
+        in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&last).pop().unwrap())).await;
         let gaps = check(&scenario, &follower.received, &runs);
         assert_eq!((gaps > 0, follower.received.lines(SERVICE, 0)), (unreported > 1, 10), "{unreported}");
     }
@@ -193,14 +193,15 @@ async fn unreported_restart_of_killed_container_loses_nothing() {
         let run = scenario.cluster.crash(scenario.lease(), "a", runs.last().unwrap());
         scenario.cluster.print(&run, 5, STEP);
         runs.push(run.clone());
-        in_time(&mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
+        in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
         scenario.cluster.print(&run, 3, STEP);
         let next = scenario.cluster.crash_unreported(&run);
         scenario.cluster.print(&next, 5, STEP);
         runs.push(next);
         wait(&mut follower, Duration::from_secs(8)).await;
         let reported = scenario.cluster.crash(scenario.lease(), "a", &run);
-        in_time(&mut follower, ended_with(scenario.cluster.printed(&reported).pop().unwrap())).await;
+        in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&reported).pop().unwrap()))
+            .await;
     }
     assert_eq!(check(&scenario, &follower.received, &runs), 0);
 }
@@ -226,7 +227,7 @@ async fn follower_learns_that_a_log_cannot_be_followed() {
         assert!(knows(&follower.received), "{:?}", follower.received);
         scenario.cluster.print(&run, 5, STEP);
         wait(&mut follower, Duration::from_secs(5)).await;
-        in_time(&mut follower, |received| received.lines(SERVICE, 0) >= lines).await;
+        in_time(&scenario, &mut follower, |received| received.lines(SERVICE, 0) >= lines).await;
         followers.push(follower);
     }
     // Instances are available again: the log is followed without a new request of the followers.

@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
 use super::cluster::{LogAnswer, RunKey};
-use super::{SERVICE, SILENCE, Scenario, connect, eventually, in_time, pass};
+use super::{RESTS, SERVICE, SILENCE, Scenario, connect, eventually, in_time, pass, pass_at_rest};
 use crate::support::gateway::{PATIENCE, Stream};
 use crate::support::loss_check::{Received, Seen};
 use crate::support::replica;
@@ -23,9 +23,6 @@ use crate::support::statuses::Statuses;
 
 /// More replicas than any scenario has.
 const SLOTS: u32 = 16;
-
-/// Rounds of all tasks without a new log request after which the tails count as idle.
-const RESTS: usize = 30;
 
 /// Responses of a kubelet for the log of a pod that is being deleted.
 const ANSWERS: [LogAnswer; 5] =
@@ -125,13 +122,13 @@ async fn crashing_new_version_is_followed_at_once() {
             let run = cluster.start_pod(&lease, SERVICE, "new-0", restarts);
             cluster.set_ready(&lease, "new-0", false);
             cluster.print(&run, 30, 1_000);
-            in_time(&mut follower, |received| lines_of(received, &run).len() == 30).await;
+            in_time(&scenario, &mut follower, |received| lines_of(received, &run).len() == 30).await;
             cluster.exit_pod(&lease, "new-0", &run, 7);
             let ended = 2 + usize::try_from(restarts).unwrap();
             let ends = |received: &Received| {
                 received.events(SERVICE, 2).iter().filter(|kind| **kind == Kind::Ended).count()
             };
-            in_time(&mut follower, |received| ends(received) == ended).await;
+            in_time(&scenario, &mut follower, |received| ends(received) == ended).await;
             runs.push(run);
         }
         // The status has each pod as kubectl shows it.
@@ -173,16 +170,16 @@ async fn followed_by_all(scenario: &Scenario, follower: &mut Stream, run: &RunKe
     at_rest(scenario, follower, |_| scenario.cluster.follows_of(&run.0) > 0).await;
 }
 
-/// Waits until this holds and no log has been requested since.
+/// Waits until this holds and no request is under way.
 async fn at_rest(scenario: &Scenario, follower: &mut Stream, holds: impl Fn(&Received) -> bool) {
     loop {
-        in_time(follower, &holds).await;
-        let asked = scenario.cluster.log_requests();
+        in_time(scenario, follower, &holds).await;
+        let requests = scenario.cluster.requests();
         // All tasks are on this thread: each call lets them run.
         for _ in 0..RESTS {
             _ = follower.next_if_ready().await.unwrap();
         }
-        if asked == scenario.cluster.log_requests() && holds(&follower.received) {
+        if requests == scenario.cluster.requests() && holds(&follower.received) {
             return;
         }
     }
@@ -225,7 +222,7 @@ async fn reused_index_begins_without_gap() {
         for pod in ["c", "d"] {
             let run = runs.last().unwrap().clone();
             cluster.print(&run, 5, 1_000);
-            in_time(&mut follower, |received| lines_of(received, &run).len() == 5).await;
+            in_time(&scenario, &mut follower, |received| lines_of(received, &run).len() == 5).await;
             followed_by_all(&scenario, &mut follower, &run).await;
             cluster.scale(&lease, SERVICE, 1);
             let former = run.0.strip_prefix("uid-").unwrap();
@@ -237,7 +234,7 @@ async fn reused_index_begins_without_gap() {
             let gone = |received: &Received| {
                 received.events(SERVICE, 1).iter().filter(|kind| **kind == Kind::Gone).count() > times
             };
-            in_time(&mut follower, gone).await;
+            in_time(&scenario, &mut follower, gone).await;
             if is_forgotten {
                 pass(Duration::from_secs(30)).await;
             }
@@ -249,7 +246,7 @@ async fn reused_index_begins_without_gap() {
             let next = cluster.start_pod(&lease, SERVICE, pod, 0);
             cluster.print(&next, 5, 1_000);
             for follower in [&mut follower, &mut late] {
-                in_time(follower, |received| lines_of(received, &next).len() == 5).await;
+                in_time(&scenario, follower, |received| lines_of(received, &next).len() == 5).await;
                 assert_eq!(gaps(&follower.received), 0, "{:?}", follower.received);
             }
             runs.push(next);
@@ -276,21 +273,21 @@ async fn older_pod_that_took_an_index_later_is_read_later() {
     cluster.print(&second, 5, 1_000);
     scenario.shows(&[1, 2]).await;
     let mut follower = scenario.follow().await;
-    in_time(&mut follower, |received| lines_of(received, &first).len() == 5).await;
+    in_time(&scenario, &mut follower, |received| lines_of(received, &first).len() == 5).await;
     followed_by_all(&scenario, &mut follower, &first).await;
     // Both are being deleted, and the younger one ends first.
     cluster.mark_deleted(&lease, "older");
     let view = scenario.platform.watch(&lease).await.unwrap();
     eventually(async || view.borrow().replica(&replica(SERVICE, 1)).is_some_and(|found| !found.ready)).await;
     for (pod, run) in [("younger", &first), ("older", &second)] {
-        in_time(&mut follower, |received| lines_of(received, run).len() == 5).await;
+        in_time(&scenario, &mut follower, |received| lines_of(received, run).len() == 5).await;
         followed_by_all(&scenario, &mut follower, run).await;
         cluster.end_deleted(&lease, pod, run, LogAnswer::Serve, true);
     }
     for pod in ["younger", "older"] {
         cluster.remove("pods", &lease.namespace(), pod, false);
     }
-    in_time(&mut follower, |received| received.events(SERVICE, 1).contains(&Kind::Gone)).await;
+    in_time(&scenario, &mut follower, |received| received.events(SERVICE, 1).contains(&Kind::Gone)).await;
     let printed = [cluster.printed(&first), cluster.printed(&second)].concat();
     assert_eq!((gaps(&follower.received), lines(&follower.received, 1)), (0, printed));
 }
@@ -389,7 +386,7 @@ impl RandomRollout {
                     }
                 }
                 17..=19 => self.finish().await,
-                20 => pass(Duration::from_secs(11)).await,
+                20 => pass_at_rest(&self.scenario, &mut self.follower, Duration::from_secs(11)).await,
                 _ => self.receive_all().await,
             }
         }
@@ -585,7 +582,7 @@ impl RandomRollout {
                 }
                 _ = self.follower.next_if_ready().await.unwrap();
             }
-            pass(SILENCE).await;
+            pass_at_rest(&self.scenario, &mut self.follower, SILENCE).await;
         }
         let missing = expected
             .iter()
