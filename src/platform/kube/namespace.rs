@@ -100,15 +100,16 @@ impl NamespaceState {
             *pods = (*pods).max(workload.count.saturating_add(workload.surge));
         }
         let indices = &self.indices;
-        let gone = self.gone.iter().map(|(pod, ..)| (pod, false));
-        let all = self.pods().map(|pod| (pod, pod.lives)).chain(gone);
-        let numbered = all.map(|(pod, lives)| Numbered {
+        let gone = self.gone.iter().map(|(pod, ..)| (pod, false, false));
+        let all = self.pods().map(|pod| (pod, pod.lives, pod.deleted.is_some())).chain(gone);
+        let numbered = all.map(|(pod, lives, is_dying)| Numbered {
             service: &pod.service,
             pods_max: pods_max.get(&pod.service).copied().unwrap_or_default(),
             created: pod.created,
             name: &pod.name,
             uid: &pod.uid,
             lives,
+            is_dying,
             has_run: pod.has_run(),
             ordinal: pod.ordinal,
             claim: pod.written.or_else(|| indices.get(&pod.uid).copied()),

@@ -12,7 +12,9 @@
 //!
 //! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen
 //! first. So a pod that has not run yet takes only an index below [`Numbered::pods_max`], and otherwise has
-//! none: its log is still empty. A pod that has run always has an index.
+//! none: its log is still empty. A pod that has run always has an index, also if it is first seen to have run
+//! while it is being deleted: its log can still be read. It then takes the lowest index that no pod has, so
+//! that its log is read at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +31,8 @@ pub(super) struct Numbered<'a> {
     pub(super) name: &'a str,
     pub(super) uid: &'a str,
     pub(super) lives: bool,
+    /// Whether it is in the cluster and being deleted.
+    pub(super) is_dying: bool,
     /// Whether its container has run.
     pub(super) has_run: bool,
     /// Its ordinal in a stateful set, which is always its index.
@@ -37,8 +41,8 @@ pub(super) struct Numbered<'a> {
     pub(super) claim: Option<u32>,
 }
 
-/// Returns the index of each pod without an ordinal, by uid. A pod that does not live and has no claim has no
-/// index. Neither has a living pod that has not run and finds no free index.
+/// Returns the index of each pod without an ordinal, by uid. A pod that is neither alive nor being deleted and
+/// has no claim has no index. Neither has a pod that has not run and is being deleted, or finds no free index.
 pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeMap<&'a str, u32> {
     let mut pods: Vec<Numbered<'a>> = pods.into_iter().collect();
     pods.sort_by_key(|pod| (pod.service, pod.created, pod.name));
@@ -66,6 +70,12 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
                 && (pod.has_run || free < pod.pods_max)
             {
                 taken.insert(free);
+                given.insert(pod.uid, free);
+            }
+        }
+        for pod in unnumbered().filter(|pod| pod.is_dying && pod.has_run && pod.claim.is_none()) {
+            taken.extend(service.iter().filter_map(|other| given.get(other.uid)));
+            if let Some(free) = (0..=u32::MAX).find(|index| !taken.contains(index)) {
                 given.insert(pod.uid, free);
             }
         }

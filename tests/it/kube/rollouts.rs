@@ -57,11 +57,11 @@ fn replica_of<'a>(view: &'a LeaseView, uid: &str) -> Option<(u32, &'a ReplicaVie
     service.replicas.iter().find(|(_, found)| has(found)).map(|(index, found)| (*index, found))
 }
 
-/// Compares the view with the API server's pods: each living pod must have its own index. Returns the
-/// difference.
+/// Compares the view with the API server's pods: each living pod must have its own index, and each pod that
+/// has run must have one. Returns the difference.
 fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
     let mut taken = BTreeSet::new();
-    for pod in pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
+    for pod in pods {
         let (uid, container) = (&pod["metadata"]["uid"], &pod["status"]["containerStatuses"][0]);
         let uid = uid.as_str().unwrap();
         let has_run = container["restartCount"] != 0
@@ -71,6 +71,9 @@ fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
             continue;
         }
         let Some((index, found)) = replica_of(view, uid) else { return Some(format!("{uid} is no replica")) };
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            continue;
+        }
         if !taken.insert(index) {
             return Some(format!("{uid} has index {index}, which another living pod has"));
         }
@@ -369,7 +372,7 @@ impl RandomRollout {
     async fn live(mut self) {
         for _ in 0..60 {
             match self.random.random_range(0..22) {
-                0..=5 => self.control().await,
+                0..=5 => self.control(),
                 6..=8 => self.start(),
                 9..=11 => self.print(),
                 12 | 13 => self.crash().await,
@@ -382,7 +385,7 @@ impl RandomRollout {
                 // An operator deletes a pod.
                 16 => {
                     if let Some(at) = self.any(Pod::lives) {
-                        self.delete(at).await;
+                        self.delete(at);
                     }
                 }
                 17..=19 => self.finish().await,
@@ -392,7 +395,7 @@ impl RandomRollout {
         }
         // The rollout completes.
         for _ in 0..200 {
-            self.control().await;
+            self.control();
             self.start();
             if self.pods.iter().any(|pod| pod.phase == Phase::Crashed) {
                 self.version += u32::from(self.chance(0.2));
@@ -404,13 +407,13 @@ impl RandomRollout {
     }
 
     /// The next step of the controllers: delete a surplus or outdated pod, create a missing one.
-    async fn control(&mut self) {
+    fn control(&mut self) {
         let living = self.pods.iter().filter(|pod| pod.lives()).count();
         let available = self.pods.iter().filter(|pod| pod.phase == Phase::Running).count();
         let version = self.version;
         if living > self.count {
             let at = self.any(Pod::lives).unwrap();
-            self.delete(at).await;
+            self.delete(at);
         } else if living < self.count {
             self.create();
         } else if let Some(at) = self.any(|pod| pod.lives() && pod.version != version) {
@@ -422,9 +425,9 @@ impl RandomRollout {
             // The two controllers of the replica sets do not wait for each other.
             if self.chance(0.4) {
                 self.create();
-                self.delete(at).await;
+                self.delete(at);
             } else {
-                self.delete(at).await;
+                self.delete(at);
                 if self.chance(0.7) {
                     self.create();
                 }
@@ -448,13 +451,7 @@ impl RandomRollout {
         self.pods.push(pod);
     }
 
-    async fn delete(&mut self, at: usize) {
-        // A pod that the gateway has not seen alive has no index.
-        if !self.pods[at].runs.is_empty() {
-            let (view, uid) =
-                (self.scenario.platform.watch(self.scenario.lease()).await.unwrap(), self.pods[at].uid());
-            eventually(async || replica_of(&view.borrow(), &uid).is_some()).await;
-        }
+    fn delete(&mut self, at: usize) {
         let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
         let deletion = self.pods.iter().filter(|pod| pod.deletion.is_some()).count();
         let pod = &mut self.pods[at];

@@ -42,6 +42,7 @@ impl Gateway {
             name: &pod.name,
             uid: &pod.name,
             lives: pod.lives,
+            is_dying: !pod.lives,
             has_run: pod.has_run,
             ordinal: None,
             claim: pod.written.or(self.seen.get(&pod.name).copied()),
@@ -163,6 +164,7 @@ fn assigned(pods_max: u32, pods: &[(&str, i64, bool, bool, Option<u32>)]) -> BTr
         name,
         uid: name,
         lives,
+        is_dying: !lives,
         has_run,
         ordinal: None,
         claim,
@@ -210,6 +212,22 @@ fn new_pod_waits_for_the_deletion_that_makes_room() {
 }
 
 #[test]
+fn pod_first_seen_running_while_deleted_has_its_own_index() {
+    let given = assigned(
+        2,
+        &[
+            ("a", 1, true, true, Some(0)),
+            ("b", 2, false, true, Some(2)),
+            ("first", 3, false, true, None),
+            ("second", 4, false, true, None),
+            ("never ran", 5, false, false, None),
+            ("new", 6, true, false, None),
+        ],
+    );
+    assert_eq!(given, indices([("a", 0), ("b", 2), ("new", 1), ("first", 3), ("second", 4)]));
+}
+
+#[test]
 fn older_pod_keeps_an_index_that_is_written_twice() {
     let given = assigned(
         3,
@@ -233,6 +251,7 @@ fn ordinal_is_not_given_to_another_pod() {
         name,
         uid: name,
         lives: true,
+        is_dying: false,
         has_run: true,
         ordinal,
         claim,
