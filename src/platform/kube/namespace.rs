@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
 use super::replica_index::{self, Numbered};
 use crate::model::id::ServiceName;
+use crate::model::limits::RUNS_MAX;
 use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 
@@ -129,6 +130,36 @@ impl NamespaceState {
         let mut pods: Vec<_> = self.pods().map(|pod| (pod, pod.lives)).chain(gone).collect();
         pods.sort_by_key(|(pod, lives)| (*lives, self.rank(pod), pod.deleted, pod.created, &pod.name));
         pods.iter().enumerate().map(|(rank, (pod, _))| (pod.uid.clone(), rank)).collect()
+    }
+
+    /// Removes expired pods, and returns whether there were any. A pod whose log still waits for that of another
+    /// pod is kept: its reader finds that the log is gone, and reports the loss.
+    pub(super) fn remove_expired(&mut self, now: Instant) -> bool {
+        if self.gone.iter().all(|(.., until)| now < *until) {
+            return false;
+        }
+        let mut gone = std::mem::take(&mut self.gone);
+        gone.sort_by_key(|(pod, ..)| self.rank(pod));
+        let place = |pod: &PodFacts| Some(((pod.service.clone(), self.index(pod)?), self.rank(pod)));
+        // The replicas' first pods that may be read.
+        let mut first: BTreeMap<(ServiceName, u32), usize> = BTreeMap::new();
+        for (replica, rank) in self.pods().filter_map(place) {
+            let first = first.entry(replica).or_insert(rank);
+            *first = rank.min(*first);
+        }
+        let count = gone.len();
+        gone.retain(|(pod, _, until)| {
+            let Some((replica, rank)) = place(pod) else { return now < *until };
+            let waits = first.get(&replica).is_some_and(|first| *first < rank) && count <= RUNS_MAX;
+            let is_kept = waits || now < *until;
+            if is_kept {
+                let first = first.entry(replica).or_insert(rank);
+                *first = rank.min(*first);
+            }
+            is_kept
+        });
+        self.gone = gone;
+        self.gone.len() < count
     }
 
     /// Returns the pods whose index is not written on them yet.

@@ -130,10 +130,10 @@ impl Store {
         let mut inner = self.0.lock();
         inner.views.retain(|_, view| view.receiver_count() > 0);
         let now = Instant::now();
-        let changed = inner.namespaces.iter_mut().filter_map(|(namespace, state)| {
-            let expired = state.gone.extract_if(.., |(.., until)| *until <= now).count();
-            (expired > 0).then(|| namespace.clone())
-        });
+        let changed = inner
+            .namespaces
+            .iter_mut()
+            .filter_map(|(namespace, state)| state.remove_expired(now).then(|| namespace.clone()));
         for namespace in changed.collect::<Vec<_>>() {
             inner.refresh(&namespace);
         }

@@ -296,6 +296,40 @@ async fn older_pod_that_took_an_index_later_is_read_later() {
 }
 
 #[tokio::test]
+async fn pod_gone_before_its_log_was_read_is_a_gap() {
+    let scenario = Scenario::new(1).await;
+    let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
+    let mut runs = Vec::new();
+    let mut run = |pod: &str, second| {
+        cluster.create_pod(&lease, SERVICE, "set", pod, second);
+        let run = cluster.start_pod(&lease, SERVICE, pod, 0);
+        cluster.print(&run, 5, 1_000);
+        runs.push(run);
+    };
+    run("old", 0);
+    scenario.shows(&[1]).await;
+    let mut follower = scenario.follow().await;
+    in_time(&scenario, &mut follower, |received| received.lines(SERVICE, 0) == 5).await;
+    // The replacement of a pod that ends slowly is replaced, too.
+    cluster.mark_deleted(&lease, "old");
+    run("lost", 1);
+    scenario.shows(&[2]).await;
+    cluster.mark_deleted(&lease, "lost");
+    cluster.remove("pods", &lease.namespace(), "lost", false);
+    run("new", 2);
+    scenario.shows(&[3]).await;
+    for _ in 0..3 {
+        pass_at_rest(&scenario, &mut follower, Duration::from_secs(11)).await;
+    }
+    followed_by_all(&scenario, &mut follower, &runs[0]).await;
+    cluster.end_deleted(&lease, "old", &runs[0], LogAnswer::Serve, true);
+    cluster.remove("pods", &lease.namespace(), "old", false);
+    in_time(&scenario, &mut follower, |received| lines_of(received, &runs[2]).len() == 5).await;
+    let printed = [cluster.printed(&runs[0]), cluster.printed(&runs[2])].concat();
+    assert_eq!((gaps(&follower.received), lines(&follower.received, 0)), (1, printed));
+}
+
+#[tokio::test]
 async fn random_rollout_follows_every_pod() {
     for seed in seeds(4) {
         println!("seed: {seed}");

@@ -213,6 +213,31 @@ async fn order_of_runs_is_kept_when_an_older_pod_dies_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn gone_pod_is_kept_while_an_earlier_one_is_read() {
+    let store = store(vec![pod("a", 1, json!({}))], 1);
+    let view = store.watch(&lease()).unwrap();
+    let set = |(key, fact): (Key, Fact)| store.apply(Change::Object(key, Some(fact)));
+    let runs = || replicas(&view.borrow())[0].2;
+    let expire = async || {
+        tokio::time::advance(GONE_KEPT * 2).await;
+        store.remove_expired();
+    };
+    // b replaces a, which ends slowly, and is replaced by c.
+    set(pod("a", 1, json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } })));
+    set(pod("b", 2, json!({})));
+    store.apply(Change::Object(pod("b", 2, json!({})).0, None));
+    set(pod("c", 3, json!({})));
+    expire().await;
+    assert_eq!(runs(), 3);
+    // A reader of a has time to see its end.
+    store.apply(Change::Object(pod("a", 1, json!({})).0, None));
+    store.remove_expired();
+    assert_eq!(runs(), 3);
+    expire().await;
+    assert_eq!(runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn written_index_counts_and_missing_one_is_pending() {
     let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
