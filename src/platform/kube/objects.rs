@@ -260,7 +260,8 @@ fn ordinal(meta: &ObjectMeta, owner: &OwnerReference) -> Option<u32> {
     meta.name.as_deref()?.strip_prefix(owner.name.as_str())?.strip_prefix('-')?.parse().ok()
 }
 
-/// Returns when the deletion of an object was requested. Its deletion timestamp is the end of its grace period.
+/// Returns when the deletion of an object was requested. Its deletion timestamp is the end of the grace
+/// period.
 fn deletion_requested(meta: &ObjectMeta) -> Option<LogTime> {
     let grace = meta.deletion_grace_period_seconds.unwrap_or_default();
     let until = meta.deletion_timestamp.as_ref().map(time)?;
