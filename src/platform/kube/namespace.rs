@@ -132,8 +132,8 @@ impl NamespaceState {
         pods.iter().enumerate().map(|(rank, (pod, _))| (pod.uid.clone(), rank)).collect()
     }
 
-    /// Removes expired pods, and returns whether there were any. A pod whose log still waits for that of another
-    /// pod is kept: its reader finds that the log is gone, and reports the loss.
+    /// Removes expired pods, and returns whether there were any. A pod whose log still waits for that of
+    /// another pod is kept: its reader finds that the log is gone, and reports the loss.
     pub(super) fn remove_expired(&mut self, now: Instant) -> bool {
         if self.gone.iter().all(|(.., until)| now < *until) {
             return false;

@@ -41,8 +41,9 @@ pub(super) struct Numbered<'a> {
     pub(super) claim: Option<u32>,
 }
 
-/// Returns the index of each pod without an ordinal, by uid. A pod that is neither alive nor being deleted and
-/// has no claim has no index. Neither has a pod that has not run and is being deleted, or finds no free index.
+/// Returns the index of each pod without an ordinal, by uid. A pod that neither lives nor is being deleted
+/// and has no claim has no index. Neither has a pod that has not run and is being deleted or finds no free
+/// index.
 pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeMap<&'a str, u32> {
     let mut pods: Vec<Numbered<'a>> = pods.into_iter().collect();
     pods.sort_by_key(|pod| (pod.service, pod.created, pod.name));
