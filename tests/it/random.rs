@@ -219,15 +219,17 @@ impl Scenario {
         }
     }
 
-    /// Whether a follower got every line, or a gap for it.
+    /// Whether a follower got every line, or a gap for it. Checks for other loss and for repeats if it seems so.
     fn is_complete(&self, received: &Received) -> bool {
         (0..REPLICAS).all(|replica| {
-            let produced: usize = self.runs[replica as usize]
-                .iter()
-                .map(|run| self.setup.gateway.platform.produced(run).len())
-                .sum();
+            let platform = &self.setup.gateway.platform;
+            let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
+            let produced: usize = runs.iter().map(|(run, _)| platform.produced(run).len()).sum();
             let missing = usize::try_from(received.missing("web", replica)).unwrap();
+            // The first condition is cheap. It counts a line twice if its beginning is in a gap and its end
+            // was received.
             received.lines("web", replica) + missing >= produced
+                && received.checked(platform, "web", replica, &runs).0 == produced
         })
     }
 
@@ -243,7 +245,7 @@ impl Scenario {
         join_all(followers.into_iter().map(|follower| self.drain(follower))).await;
     }
 
-    /// Reads until the follower is complete, then checks for loss and repeats.
+    /// Reads until the follower is complete.
     async fn drain(&self, mut follower: Follower) {
         while !self.is_complete(follower.received()) {
             if !follower.next().await {
@@ -251,10 +253,6 @@ impl Scenario {
                 tokio::time::sleep(RECONNECT_DELAY).await;
                 follower.resume(&self.setup).await;
             }
-        }
-        for replica in 0..REPLICAS {
-            let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
-            follower.received().assert_complete(&self.setup.gateway.platform, "web", replica, &runs);
         }
     }
 }
@@ -309,16 +307,42 @@ proptest! {
         history_reads in prop_oneof![Just(1), Just(64)],
         history_wait in prop_oneof![Just(Duration::ZERO), Just(Duration::from_millis(20))],
     ) {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let mut scenario = Scenario::new(history_reads, history_wait);
-            for action in actions {
-                scenario.act(action).await;
-            }
-            scenario.finish().await;
-        });
+        run(actions, history_reads, history_wait);
     }
+}
+
+/// The ring holds less than the two pieces of such a line, encoded for gRPC and for websockets. So a follower
+/// that lags continues within a line, which counts as lost.
+#[test]
+fn gap_ends_within_line_that_ring_cannot_hold() {
+    let print = |lines, length| Action::Print { replica: 0, lines, length };
+    let open = |websocket| Action::Open { close_on_lag: false, websocket };
+    let actions = vec![
+        open(false),
+        print(1, 1),
+        print(1, 1),
+        Action::Fail { replica: 0, failing: true },
+        open(true),
+        print(1, 1),
+        open(false),
+        Action::StartOrEnd { replica: 0 },
+        Action::StartOrEnd { replica: 0 },
+        print(12, 32_717),
+    ];
+    run(actions, 1, Duration::from_millis(20));
+}
+
+/// Runs a scenario on one thread, with the clock paused.
+fn run(actions: Vec<Action>, history_reads: usize, history_wait: Duration) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut scenario = Scenario::new(history_reads, history_wait);
+        for action in actions {
+            scenario.act(action).await;
+        }
+        scenario.finish().await;
+    });
 }
 
 /// Returns how many scenarios to run: `PROPTEST_CASES`, or a few.

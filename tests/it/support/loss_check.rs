@@ -188,6 +188,19 @@ impl Received {
         replica: u32,
         runs: &[(&Instance, usize)],
     ) -> u64 {
+        self.checked(platform, service, replica, runs).1
+    }
+
+    /// As [`Received::assert_complete`]. Returns the number of produced lines that were received or reported as
+    /// lost, and the number of lost ones.
+    #[track_caller]
+    pub(crate) fn checked(
+        &self,
+        platform: &FakePlatform,
+        service: &str,
+        replica: u32,
+        runs: &[(&Instance, usize)],
+    ) -> (usize, u64) {
         let seen = self.of(service, replica);
         let mut lost = 0;
         let produced: Vec<(String, Option<bytes::Bytes>)> = runs
@@ -197,17 +210,27 @@ impl Received {
             })
             .collect();
         let length = |line: &Option<bytes::Bytes>| line.as_ref().map_or(LOST_BYTES, |line| line.len() as u64);
-        // A place in the produced lines: line, and bytes of it that were received.
+        // A place in the produced lines: line, and bytes of it that were received or lost.
         let (mut line, mut within) = (0, 0);
+        // A gap has counted this line. The rest of it may follow.
+        let mut counted = false;
         for one in seen {
             match one {
                 Seen::Event(..) => {}
                 Seen::Gap(lines, bytes, exact) => {
                     assert!(exact, "an inexact gap cannot be checked");
-                    let end = line + usize::try_from(*lines).unwrap();
-                    let missing: u64 = produced[line..end].iter().map(|(_, text)| length(text)).sum();
-                    assert_eq!(*bytes, missing - within as u64, "bytes of the gap at line {line}");
-                    (line, within) = (end, 0);
+                    let end = line + usize::from(counted) + usize::try_from(*lines).unwrap();
+                    let missing =
+                        produced[line..end].iter().map(|(_, text)| length(text)).sum::<u64>() - within as u64;
+                    let rest = missing.checked_sub(*bytes);
+                    let rest = rest.unwrap_or_else(|| panic!("{bytes} bytes of {missing} at line {line}"));
+                    if rest == 0 {
+                        (line, within, counted) = (end, 0, false);
+                    } else {
+                        let last = length(&produced[end - 1].1);
+                        assert!(rest < last, "bytes of the gap at line {line}: {bytes}, not {missing}");
+                        (line, within, counted) = (end - 1, usize::try_from(last - rest).unwrap(), true);
+                    }
                     lost += lines;
                 }
                 Seen::Logs(run, bytes) => {
@@ -230,13 +253,13 @@ impl Received {
                         bytes = &bytes[count..];
                         within += count;
                         if within == text.len() {
-                            (line, within) = (line + 1, 0);
+                            (line, within, counted) = (line + 1, 0, false);
                         }
                     }
                 }
             }
         }
-        lost
+        (line, lost)
     }
 
     /// Asserts that the lines of a replica are the printed lines, in order and without repeats, except at
