@@ -1,8 +1,8 @@
 // A client of the REST port with the websocket library of Akash's command line, and its rule for pings: the read deadline
 // of 15 s is set when the client connects, and only a received ping renews it. It reads slowly at first, for longer than
-// that and until it has lagged, so a ping that waits behind unread data would end it. Follows logs and checks that no line is lost.
+// that, so a ping that waits behind unread data would end it. Follows logs and checks that no line is lost.
 //
-// Run by `tests/it/interop.rs`. Reports and fails as `rest_client.py` does; prints `slow` when it begins to read fast.
+// Run by `tests/it/interop.rs`. Reports and fails as `rest_client.py` does; prints `slow` when it has read slowly and received a gap.
 package main
 
 import (
@@ -63,7 +63,7 @@ func (r *replica) take(e entry) {
 
 func main() {
 	url, token, ca := flag.String("url", "", ""), flag.String("token", "", ""), flag.String("ca", "", "")
-	slow, pause := flag.Duration("slow", 0, "least time of slow reading"), flag.Duration("pause", 0, "pause after each frame")
+	slow, pause := flag.Duration("slow", 0, "time of slow reading"), flag.Duration("pause", 0, "pause after each frame in that time")
 	flag.Parse()
 	pem, err := os.ReadFile(*ca)
 	if err != nil {
@@ -97,8 +97,9 @@ func main() {
 		}
 		replicas[e.Name].take(e)
 		if *slow > 0 {
-			time.Sleep(*pause)
-			if time.Since(begin) > *slow && gaps > 0 {
+			if time.Since(begin) < *slow {
+				time.Sleep(*pause)
+			} else if gaps > 0 {
 				fmt.Println("slow")
 				*slow = 0
 			}

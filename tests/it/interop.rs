@@ -125,14 +125,15 @@ fn javascript_rest_client_accounts_for_every_line() {
 #[test]
 fn slow_go_client_gets_pings_and_accounts_for_every_line() {
     let Some(program) = setting(GO) else { return };
-    // Fewer lines at a time, since the flood lasts longer.
-    let scenario = RestScenario::new(20);
+    // Fewer lines at a time, since the flood lasts longer. In 20 s the client takes 200 of them, and it lags
+    // after some 300 of one replica.
+    let scenario = RestScenario::new(50);
     scenario.workspace.open("flood");
     let mut command = Command::new(program);
     // As the command line of Akash asks, and slower than the replicas print.
     let url = format!("wss://{}{}/logs?follow=true&services=web,db", scenario.address(), scenario.path());
     command.args(["-url", &url, "-token", &scenario.token(), "-ca", &scenario.ca()]);
-    command.args(["-slow", "20s", "-pause", "10ms"]);
+    command.args(["-slow", "20s", "-pause", "100ms"]);
     let client = Program::start(command, "rest_client".to_owned());
     // It has lagged, and was slow for longer than it waits for a ping.
     until(&client, "slow");
