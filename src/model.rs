@@ -2,6 +2,7 @@
 //! and no I/O.
 
 pub(crate) mod concurrency;
+pub mod event;
 pub mod id;
 pub(crate) mod label;
 pub mod limits;

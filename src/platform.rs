@@ -22,6 +22,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
 use self::coordination::RestartLocks;
+use crate::model::event::LeaseEvent;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{LineBatch, SourceGap};
 use crate::model::metrics::SourceError;
@@ -67,11 +68,28 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         Box::pin(std::future::ready(()))
     }
 
+    /// Watches the events that the platform itself has of a lease, until the stream is dropped. `None` if the
+    /// platform has no events. An endless stream; if it ends, the events are unavailable.
+    fn events(&self, _lease: &LeaseId) -> Option<BoxStream<'static, NativeEvents>> {
+        None
+    }
+
     /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be
     /// no other gateway.
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         None
     }
+}
+
+/// News about the events that a platform has of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NativeEvents {
+    /// Existing events: first all of them, or the newest; later those that the stream has missed.
+    Listed(Vec<LeaseEvent>),
+    /// An event is new, or has happened again.
+    Changed(LeaseEvent),
+    /// The events cannot be read at present. A list follows when they can.
+    Unavailable,
 }
 
 /// A run to replace by the next one.

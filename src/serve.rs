@@ -195,6 +195,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
                 provider,
                 public_host: config.public_hostnames.first().cloned().unwrap_or_default(),
                 notices: config.rest.rest_notices,
+                native_events: config.rest.has_native_events(),
                 token_grace: config.rest.token_grace(),
             };
             let rest = RestService::new(service, settings);

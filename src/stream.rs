@@ -45,8 +45,9 @@ pub(crate) enum StreamEnd {
     Done,
     /// The lease has ended.
     LeaseEnded,
-    /// The follower lagged, and had asked to be disconnected then.
-    Lagged(Replica),
+    /// The follower lagged behind this buffer (of a replica, or of events), and had asked to be disconnected
+    /// then.
+    Lagged(String),
     /// A quota was used up before the stream had started.
     Exceeded(Box<Exceeded>),
     /// The logs of these replicas cannot be read at the moment. All others were sent.

@@ -28,8 +28,11 @@ const NOTICES: &[(&str, Notices)] =
 const EXPIRED: &[(&str, ExpiredTokens)] =
     &[("continue", ExpiredTokens::Continue), ("close", ExpiredTokens::Close)];
 
-const EVENTS: &[(&str, EventSource)] =
-    &[("upstream", EventSource::Upstream), ("synthetic", EventSource::Synthetic)];
+const EVENTS: &[(&str, EventSource)] = &[
+    ("native", EventSource::Native),
+    ("upstream", EventSource::Upstream),
+    ("synthetic", EventSource::Synthetic),
+];
 
 const MTLS: &[(&str, MtlsMode)] =
     &[("passthrough", MtlsMode::Passthrough), ("terminate", MtlsMode::Terminate)];
@@ -49,9 +52,10 @@ pub(crate) struct RestOptions {
     /// Notice lines about gaps, restarts and ends in log streams: all, loss (gaps, errors, ends) or none
     #[arg(long, value_name = "WHICH", default_value = "all", value_parser = choice(NOTICES, "all, loss or none"))]
     pub(crate) rest_notices: Notices,
-    /// Where events come from: upstream (--upstream-provider) or synthetic (starts and ends of replicas, made
-    /// here); default: upstream with a provider
-    #[arg(long, value_name = "WHERE", value_parser = choice(EVENTS, "upstream or synthetic"))]
+    /// Where events come from: native (the cluster, if it permits that, else synthetic), upstream
+    /// (--upstream-provider) or synthetic (starts and ends of replicas, made here); default: upstream with a
+    /// provider, else native
+    #[arg(long, value_name = "WHERE", value_parser = choice(EVENTS, "native, upstream or synthetic"))]
     pub(crate) rest_events: Option<EventSource>,
     /// What happens to a stream when its token expires: continue (as the Akash provider) or close
     // Console opens its stream once, with a token of 30 minutes.
@@ -88,6 +92,7 @@ pub(crate) enum ExpiredTokens {
 /// Where events come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventSource {
+    Native,
     Upstream,
     Synthetic,
 }
@@ -105,6 +110,11 @@ impl RestOptions {
 
     /// Returns whether the provider gets requests for events, if there is one.
     pub(crate) fn forwards_events(&self) -> bool {
+        matches!(self.rest_events, None | Some(EventSource::Upstream))
+    }
+
+    /// Returns whether events that are served here come from the platform, if it has any.
+    pub(crate) fn has_native_events(&self) -> bool {
         self.rest_events != Some(EventSource::Synthetic)
     }
 

@@ -163,9 +163,9 @@ pub(super) fn of_end(end: &StreamEnd) -> Status {
     match end {
         StreamEnd::Done => Status::new(Code::Ok, ""),
         StreamEnd::LeaseEnded => status(Code::NotFound, "the lease has ended", "LEASE_ENDED"),
-        StreamEnd::Lagged(replica) => {
+        StreamEnd::Lagged(buffer) => {
             let text = format!(
-                "the stream lagged behind the buffer of {replica} and was closed, as requested (on_lag = CLOSE); \
+                "the stream lagged behind the buffer of {buffer} and was closed, as requested (on_lag = CLOSE); \
                  resume from the cursors of the last response"
             );
             status(Code::ResourceExhausted, text, "FOLLOWER_LAGGED")

@@ -30,6 +30,7 @@ use super::upstream::provider::{ResponseBody as UpstreamBody, UpstreamProvider};
 use super::websocket::handshake;
 use crate::access::authenticator::{Authenticated, ClientCertificate};
 use crate::access::grants::TokenScope;
+use crate::events::EventFeeds;
 use crate::logs::notice::Notices;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
@@ -61,6 +62,8 @@ pub struct RestSettings {
     pub public_host: String,
     /// The notices of a stream that does not select them.
     pub notices: Notices,
+    /// Events come from the platform, if it has any. Otherwise all are derived from states of replicas.
+    pub native_events: bool,
     /// For how long a stream may outlive the token that opened it. Zero: it ends with the token.
     pub token_grace: Duration,
 }
@@ -73,6 +76,7 @@ pub struct RestService(Arc<Inner>);
 struct Inner {
     service: LeaseService,
     settings: RestSettings,
+    events: EventFeeds,
     /// The provider behind the gateway; `None`: there is none.
     upstream: Option<Upstream>,
 }
@@ -93,16 +97,20 @@ pub(super) type RestBody = Either<Full<Bytes>, UpstreamBody>;
 impl RestService {
     /// Creates a service without a provider behind it. Limits, quotas and metrics are those of `service`.
     pub fn new(service: LeaseService, settings: RestSettings) -> Self {
-        Self(Arc::new(Inner { service, settings, upstream: None }))
+        let context = service.actors.context();
+        let (platform, metrics) = (Arc::clone(&context.platform), context.metrics.clone());
+        let events = EventFeeds::new(platform, metrics, settings.native_events, events::encode);
+        Self(Arc::new(Inner { service, settings, events, upstream: None }))
     }
 
     /// Forwards requests that are not served here to `provider`; with `has_events` also those for events,
     /// whose callers have a token.
     #[must_use]
     pub(crate) fn with_upstream(&self, provider: UpstreamProvider, has_events: bool) -> Self {
-        let Inner { service, settings, .. } = &*self.0;
-        let (service, settings) = (service.clone(), settings.clone());
-        Self(Arc::new(Inner { service, settings, upstream: Some(Upstream { provider, has_events }) }))
+        let Inner { service, settings, events, .. } = &*self.0;
+        let (service, settings, events) = (service.clone(), settings.clone(), events.clone());
+        let upstream = Some(Upstream { provider, has_events });
+        Self(Arc::new(Inner { service, settings, events, upstream }))
     }
 
     /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the
@@ -133,6 +141,10 @@ impl RestService {
 
     fn settings(&self) -> &RestSettings {
         &self.0.settings
+    }
+
+    fn events(&self) -> &EventFeeds {
+        &self.0.events
     }
 
     fn limits(&self) -> &Limits {

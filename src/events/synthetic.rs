@@ -1,6 +1,6 @@
 //! Events from changes of a lease view: starts, ends, failures and removals of replicas.
 
-use super::{LeaseEvent, Object, REPORTER, Severity};
+use crate::model::event::{LeaseEvent, Object, REPORTER, Severity};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::replica_text;
 use crate::model::time::LogTime;
@@ -8,6 +8,9 @@ use crate::model::view::{Filter, LeaseView, ReplicaState, ReplicaView, Run, RunE
 
 /// The reason of a run that the kernel ended, as Kubernetes writes it.
 const OOM_KILLED: &str = "OOMKilled";
+
+/// The reason of an event about any other end.
+const ENDED: &str = "Ended";
 
 /// Reasons of requested or regular ends.
 const INTENDED_ENDS: [&str; 3] = ["Completed", "Restarted", "GatewayStopped"];
@@ -18,15 +21,13 @@ const NORMAL_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
 /// Returns the events between two views, oldest first. Without an old view: those of all runs that the new
 /// view has.
 ///
-/// `now` is the time of changes that the view has no time for. `pod_name` returns the name of the pod of a run,
-/// or of a replica without one. Views may be skipped: a run that began and ended in between has its events if
-/// the new view still lists it.
-pub(crate) fn changes(
+/// `now` is the time of changes that the view has no time for. Views may be skipped: a run that began and ended
+/// in between has its events if the new view still lists it.
+pub(super) fn changes(
     lease: &LeaseId,
     old: Option<&LeaseView>,
     new: &LeaseView,
     now: LogTime,
-    pod_name: impl Fn(&Replica, Option<&Run>) -> String,
 ) -> Vec<LeaseEvent> {
     let namespace = lease.namespace();
     let everything = Filter::everything();
@@ -57,6 +58,20 @@ pub(crate) fn changes(
     events
 }
 
+/// Whether it is about the end of a run. Kubernetes reports the other changes as events, but no ends and no OOM
+/// kills.
+pub(super) fn is_end(event: &LeaseEvent) -> bool {
+    [ENDED, OOM_KILLED].contains(&event.reason.as_str())
+}
+
+/// Returns the name of the pod of a run; without one, the service and index of the replica.
+fn pod_name(replica: &Replica, run: Option<&Run>) -> String {
+    match run.and_then(|run| run.instance.pod_name()) {
+        Some(pod) => pod.to_owned(),
+        None => format!("{}-{}", replica.service, replica.index),
+    }
+}
+
 /// One change of a replica.
 struct Change {
     severity: Severity,
@@ -81,7 +96,7 @@ impl Change {
         let is_oom = end.reason == OOM_KILLED;
         let failed = is_oom || end.exit_code.is_some_and(|code| code != 0) || end.signal.is_some();
         let is_intended = INTENDED_ENDS.contains(&end.reason.as_str());
-        let reason = if is_oom { OOM_KILLED } else { "Ended" };
+        let reason = if is_oom { OOM_KILLED } else { ENDED };
         // These words add nothing to the exit code, or to the reason of the event.
         let detail = if is_oom || matches!(&*end.reason, "Error" | "Completed") { "" } else { &end.reason };
         Self {
@@ -95,11 +110,10 @@ impl Change {
     fn into_event(self, replica: &Replica, namespace: &str, pod: String) -> LeaseEvent {
         let object = Object { kind: "Pod".to_owned(), namespace: namespace.to_owned(), name: pod };
         LeaseEvent {
-            reporting_controller: REPORTER.to_owned(),
             service: Some(replica.service.clone()),
             replica: Some(replica.index),
             event_time: Some(self.time),
-            ..LeaseEvent::new(self.severity, &self.reason, &self.note, object)
+            ..LeaseEvent::new(self.severity, &self.reason, &self.note, object).reported_by(REPORTER, "")
         }
     }
 }
@@ -168,7 +182,8 @@ mod tests {
                          akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     fn run(number: u32, end: Option<RunEnd>) -> Run {
-        let instance = Instance::new("uid", "web", number).unwrap();
+        let instance =
+            Instance::new("uid", "web", number).unwrap().with_pod_name(&format!("web-of-{number}"));
         Run { instance, started: LogTime::from_nanos(i64::from(number) * 10), end, log_is_gone: false }
     }
 
@@ -196,10 +211,7 @@ mod tests {
     }
 
     fn events(old: Option<&LeaseView>, new: &LeaseView) -> Vec<LeaseEvent> {
-        let name = |replica: &Replica, run: Option<&Run>| {
-            format!("{}-{}", replica.service, run.map_or(9, |run| run.instance.parts().2))
-        };
-        changes(&LEASE.parse().unwrap(), old, new, LogTime::from_nanos(99), name)
+        changes(&LEASE.parse().unwrap(), old, new, LogTime::from_nanos(99))
     }
 
     /// Returns severity, reason, note and pod of each event.
@@ -214,9 +226,9 @@ mod tests {
     fn first_view_tells_the_runs_that_it_has() {
         let first = view(vec![slot(&[run(0, Some(ended(5, 137, "OOMKilled"))), run(1, None)])]);
         let expected = [
-            "Normal Started: replica 0 started [web-0]",
-            "Warning OOMKilled: replica 0 ended with exit code 137 [web-0]",
-            "Normal Started: replica 0 started [web-1]",
+            "Normal Started: replica 0 started [web-of-0]",
+            "Warning OOMKilled: replica 0 ended with exit code 137 [web-of-0]",
+            "Normal Started: replica 0 started [web-of-1]",
         ];
         assert_eq!(seen(None, &first), expected);
         assert_eq!(seen(Some(&first), &first), Vec::<String>::new());
@@ -231,15 +243,15 @@ mod tests {
         let old = view(vec![slot(&[run(0, None)])]);
         let new = view(vec![slot(&[run(0, Some(ended(5, 0, "Completed"))), run(1, None)])]);
         let expected = [
-            "Normal Ended: replica 0 ended with exit code 0 [web-0]",
-            "Normal Started: replica 0 started [web-1]",
+            "Normal Ended: replica 0 ended with exit code 0 [web-of-0]",
+            "Normal Started: replica 0 started [web-of-1]",
         ];
         assert_eq!(seen(Some(&old), &new), expected);
         let requested = view(vec![slot(&[run(0, Some(ended(5, 143, "Restarted")))])]);
-        let expected = ["Normal Ended: replica 0 ended with exit code 143 (Restarted) [web-0]"];
+        let expected = ["Normal Ended: replica 0 ended with exit code 143 (Restarted) [web-of-0]"];
         assert_eq!(seen(Some(&old), &requested), expected);
         let failed = view(vec![slot(&[run(0, Some(ended(5, 1, "Error")))])]);
-        let expected = ["Warning Ended: replica 0 ended with exit code 1 [web-0]"];
+        let expected = ["Warning Ended: replica 0 ended with exit code 1 [web-of-0]"];
         assert_eq!(seen(Some(&old), &failed), expected);
     }
 
@@ -250,8 +262,8 @@ mod tests {
         after.forgotten = Some(ended(5, 1, "Error"));
         let new = view(vec![after.clone()]);
         let expected = [
-            "Warning Ended: replica 0 ended with exit code 1 [web-0]",
-            "Normal Started: replica 0 started [web-1]",
+            "Warning Ended: replica 0 ended with exit code 1 [web-of-0]",
+            "Normal Started: replica 0 started [web-of-1]",
         ];
         assert_eq!(seen(Some(&old), &new), expected);
         assert_eq!(seen(Some(&new), &new), Vec::<String>::new());
@@ -263,8 +275,8 @@ mod tests {
     fn new_reason_of_waiting_is_an_event() {
         let old = view(vec![waiting("ContainerCreating", "")]);
         let new = view(vec![waiting("ImagePullBackOff", "no such image")]);
-        assert_eq!(seen(None, &old), ["Normal ContainerCreating: replica 0 is waiting [web-9]"]);
-        let expected = ["Warning ImagePullBackOff: replica 0 is waiting: no such image [web-9]"];
+        assert_eq!(seen(None, &old), ["Normal ContainerCreating: replica 0 is waiting [web-0]"]);
+        let expected = ["Warning ImagePullBackOff: replica 0 is waiting: no such image [web-0]"];
         assert_eq!(seen(Some(&old), &new), expected);
         let later = view(vec![waiting("ImagePullBackOff", "no such image, back-off 20s")]);
         assert_eq!(seen(Some(&new), &later), Vec::<String>::new());
@@ -274,7 +286,7 @@ mod tests {
     fn removed_replica_is_gone() {
         let old = view(vec![slot(&[run(0, None)]), slot(&[run(3, None)])]);
         let new = view(vec![slot(&[run(0, None)])]);
-        let expected = ["Normal Gone: replica 1 is no longer part of the lease [web-3]"];
+        let expected = ["Normal Gone: replica 1 is no longer part of the lease [web-of-3]"];
         assert_eq!(seen(Some(&old), &new), expected);
     }
 }

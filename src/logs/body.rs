@@ -223,7 +223,7 @@ impl LogsBody {
                 idle += 1;
                 match stream.poll_send(batch, cx) {
                     Poll::Ready(SendStep::Lagged) if self.request.on_lag == LagPolicy::Close => {
-                        return Some(StreamEnd::Lagged(stream.replica().clone()));
+                        return Some(StreamEnd::Lagged(stream.replica().to_string()));
                     }
                     Poll::Ready(SendStep::Rejected(exceeded)) => return Some(StreamEnd::Exceeded(exceeded)),
                     Poll::Ready(SendStep::More | SendStep::Lagged) => idle = 0,

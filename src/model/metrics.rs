@@ -14,8 +14,9 @@ pub use super::label::{LabelSet, LabelValue, Labels};
 pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
-    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
-    PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
+    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, EventOrigin,
+    EventWatchFailure, Handshake, Method, PlatformName, PublishedMethod, ReadKind, RestartResult,
+    RouteTemplate, UpstreamFailure, WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

@@ -9,6 +9,7 @@
 mod api;
 mod client;
 mod coordination;
+mod events;
 mod freshness;
 mod log;
 mod names;
@@ -21,6 +22,7 @@ mod singleflight;
 mod start;
 mod store;
 mod view;
+mod watch_backoff;
 mod watches;
 
 use std::collections::BTreeSet;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
 use kube::Client;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
@@ -38,6 +41,7 @@ use tokio::time::Instant;
 
 pub use self::client::check;
 pub use self::coordination::KubeRestartLocks;
+use self::events::EventWatches;
 use self::freshness::Freshness;
 use self::log::{PodLog, RunWatch};
 use self::namespace::{BUILT_IN, PendingIndexWrite};
@@ -46,7 +50,7 @@ use self::singleflight::SharedReads;
 use self::store::Store;
 use self::watches::Watch;
 use super::coordination::RestartLocks;
-use super::{Error, Platform, RestartRequest, Tail, TailRequest};
+use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::Metrics;
@@ -98,6 +102,7 @@ pub struct KubePlatform {
     limiter: OpenLimiter,
     reads: SharedReads,
     locks: KubeRestartLocks,
+    events: EventWatches,
     _tasks: JoinSet<()>,
 }
 
@@ -161,6 +166,7 @@ impl KubePlatform {
         let needed = BUILT_IN.into_iter().chain(installed).collect();
         start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
+            events: EventWatches::new(client.clone(), store.clone(), metrics.clone()),
             client,
             provider: provider.clone(),
             store,
@@ -262,6 +268,10 @@ impl Platform for KubePlatform {
 
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.delete(request))
+    }
+
+    fn events(&self, lease: &LeaseId) -> Option<BoxStream<'static, NativeEvents>> {
+        Some(self.events.watch(lease.namespace()))
     }
 
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {

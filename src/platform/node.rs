@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use super::coordination::RestartLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
 use super::log_files::{self, FollowMode, LogFiles};
-use super::{Error, Platform, RestartRequest, Tail, TailRequest};
+use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
 use crate::sys::dir_watch::Notifier;
@@ -95,6 +96,10 @@ impl Platform for NodePlatform {
 
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
         self.kube.restart(request)
+    }
+
+    fn events(&self, lease: &LeaseId) -> Option<BoxStream<'static, NativeEvents>> {
+        self.kube.events(lease)
     }
 
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {

@@ -90,6 +90,7 @@ pub(super) fn serve(
                 provider,
                 public_host: String::new(),
                 notices: Notices::default(),
+                native_events: true,
                 token_grace: Duration::ZERO,
             };
             Protocol::Rest(RestService::new(service.clone(), settings))

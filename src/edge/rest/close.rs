@@ -88,10 +88,10 @@ impl Ending {
             StreamEnd::Refused(_) => WebsocketEnd::Revoked,
         };
         let mut close = Self::new(code, reason, &of_end(end), label);
-        if let StreamEnd::Lagged(replica) = end {
+        if let StreamEnd::Lagged(buffer) = end {
             // The text for gRPC names cursors, which this protocol does not have.
             close.text =
-                format!("the stream lagged behind the buffer of {replica} and was closed, as requested");
+                format!("the stream lagged behind the buffer of {buffer} and was closed, as requested");
         }
         close
     }
@@ -124,12 +124,12 @@ impl Ending {
         Close { code: self.code, reason: self.reason.clone().into(), end: self.label }
     }
 
-    /// Appends lost lines to the reason of a stream without notices.
-    pub(crate) fn with_lost_lines(mut self, lines: u64) -> Self {
-        if lines > 0 {
+    /// Appends lost lines or events, the `unit`, to the reason of a stream without notices.
+    pub(crate) fn with_lost(mut self, count: u64, unit: &str) -> Self {
+        if count > 0 {
             let separator = if self.reason.is_empty() { "" } else { "; " };
-            let unit = if lines == 1 { "line was" } else { "lines were" };
-            let _ = write!(self.reason, "{separator}{lines} {unit} missing");
+            let verb = if count == 1 { " was" } else { "s were" };
+            let _ = write!(self.reason, "{separator}{count} {unit}{verb} missing");
             self.reason.truncate(truncate(&self.reason, REASON_MAX_BYTES).len());
         }
         self
@@ -182,7 +182,7 @@ mod tests {
         for (end, code, reason) in [
             (StreamEnd::Done, 1000, ""),
             (StreamEnd::LeaseEnded, 4001, "lease ended"),
-            (StreamEnd::Lagged(replica()), 4000, "follower lagged"),
+            (StreamEnd::Lagged("web/0".to_owned()), 4000, "follower lagged"),
             (StreamEnd::Exceeded(Box::new(exceeded())), 4000, "streams_per_owner"),
             (StreamEnd::Unreadable(vec![replica()]), 4002, "cluster not reachable"),
             (StreamEnd::Draining, 1001, ""),
@@ -192,16 +192,16 @@ mod tests {
             assert_eq!((close.code, close.reason.as_str()), (code, reason));
             assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Done), "{}", close.text);
         }
-        assert!(!Ending::of_end(&StreamEnd::Lagged(replica())).text.contains("cursor"));
+        assert!(!Ending::of_end(&StreamEnd::Lagged("web/0".to_owned())).text.contains("cursor"));
     }
 
     #[test]
     fn lost_lines_are_part_of_the_reason() {
-        let close = |lines| Ending::of_end(&StreamEnd::LeaseEnded).with_lost_lines(lines).reason;
+        let close = |lines| Ending::of_end(&StreamEnd::LeaseEnded).with_lost(lines, "line").reason;
         assert_eq!(close(0), "lease ended");
         assert_eq!(close(1), "lease ended; 1 line was missing");
-        assert_eq!(Ending::of_end(&StreamEnd::Done).with_lost_lines(2).reason, "2 lines were missing");
+        assert_eq!(Ending::of_end(&StreamEnd::Done).with_lost(2, "event").reason, "2 events were missing");
         let long = Ending { reason: "ß".repeat(61), ..Ending::no_running_pods() };
-        assert!(long.with_lost_lines(u64::MAX).reason.len() <= REASON_MAX_BYTES);
+        assert!(long.with_lost(u64::MAX, "line").reason.len() <= REASON_MAX_BYTES);
     }
 }

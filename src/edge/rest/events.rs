@@ -1,4 +1,4 @@
-//! The body of an event stream: synthetic events from the changes of a lease view.
+//! The body of an event stream: sends the frames of a lease's feed that the client has not read yet.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -6,78 +6,110 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_core::stream::BoxStream;
-use futures_util::StreamExt as _;
 use http_body::{Body, Frame};
-use tokio::sync::watch;
+use metrics::Counter;
 
-use crate::events::synthetic;
-use crate::logs::entry_name::{NameStyle, entry_name};
+use crate::events::{After, Batch, EventReader};
+use crate::logs::LagPolicy;
 use crate::logs::websocket::push_text_message;
+use crate::model::event::{LeaseEvent, Object, REPORTER, Severity};
 use crate::model::id::LeaseId;
-use crate::model::time::LogTime;
-use crate::model::view::{Filter, LeaseView};
-use crate::platform;
-use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
+use crate::model::limits::STREAM_SEND_MAX_BYTES;
+use crate::model::view::Filter;
+use crate::stream::{Messages, StreamControl, StreamEnd};
 
-/// Sends the events of all runs that the view has, and with follow those of later changes. It reads the view
-/// only when it is polled: a slow client skips views, not memory.
+/// The reason of an event about skipped events.
+const SKIPPED: &str = "EventsSkipped";
+
+/// The parameters of an event stream.
+pub(super) struct EventsRequest {
+    pub(super) lease: LeaseId,
+    pub(super) filter: Filter,
+    pub(super) follow: bool,
+    pub(super) on_lag: LagPolicy,
+    /// Skipped events are reported by an event, and not only by the close frame.
+    pub(super) reports_loss: bool,
+}
+
+/// Sends the events that exist, and with follow later ones. It reads the ring only when it is polled: a slow
+/// client skips events and delays no other.
 pub(super) struct EventsBody {
-    lease: LeaseId,
-    filter: Filter,
-    /// The view of which all events were sent.
-    sent: Option<Arc<LeaseView>>,
-    /// The first view, until it was sent.
-    first: Option<Arc<LeaseView>>,
-    /// Later views; `None` without follow.
-    changes: Option<BoxStream<'static, Arc<LeaseView>>>,
+    request: EventsRequest,
+    reader: EventReader,
+    skipped: Counter,
     control: Arc<StreamControl>,
     ended: Arc<OnceLock<StreamEnd>>,
+}
+
+/// Encodes an event as a websocket frame.
+pub(super) fn encode(event: &LeaseEvent) -> Bytes {
+    let mut frame = Vec::new();
+    push_text_message(event.json_line().as_bytes(), &mut frame);
+    frame.into()
+}
+
+// === impl EventsRequest ===
+
+impl EventsRequest {
+    /// Returns the frame that reports skipped events.
+    fn skipped_frame(&self, events: u64) -> Bytes {
+        let unit = if events == 1 { "event" } else { "events" };
+        // They may be of services that are not selected.
+        let at_most = if self.filter == Filter::everything() { "" } else { "at most " };
+        let note = format!("{at_most}{events} {unit} missing here: the follower fell behind");
+        let object =
+            Object { kind: "Lease".to_owned(), namespace: self.lease.namespace(), name: REPORTER.to_owned() };
+        encode(&LeaseEvent::new(Severity::Warning, SKIPPED, &note, object).reported_by(REPORTER, ""))
+    }
 }
 
 // === impl EventsBody ===
 
 impl EventsBody {
     pub(super) fn new(
-        lease: LeaseId,
-        filter: Filter,
-        view: watch::Receiver<Arc<LeaseView>>,
-        follow: bool,
+        request: EventsRequest,
+        reader: EventReader,
+        skipped: Counter,
         control: Arc<StreamControl>,
         ended: Arc<OnceLock<StreamEnd>>,
     ) -> Self {
-        let first = Some(Arc::clone(&view.borrow()));
-        let changes = follow.then(|| platform::changes(view));
-        Self { lease, filter, sent: None, first, changes, control, ended }
+        Self { request, reader, skipped, control, ended }
     }
 
-    /// Returns the next view to send, or why the stream ends.
-    fn poll_view(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arc<LeaseView>, StreamEnd>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Ok(first));
+    /// Waits for the next frames, or for the end of the stream.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Messages, StreamEnd>> {
+        loop {
+            let end = self.control.end_requested();
+            if let Some(end @ StreamEnd::Refused(_)) = end {
+                return Poll::Ready(Err(end));
+            }
+            let Batch { mut frames, skipped, after } =
+                self.reader.read(&self.request.filter, STREAM_SEND_MAX_BYTES);
+            if skipped > 0 {
+                self.skipped.increment(skipped);
+                if self.request.on_lag == LagPolicy::Close {
+                    return Poll::Ready(Err(StreamEnd::Lagged("events".to_owned())));
+                }
+                if self.request.reports_loss {
+                    frames.insert(0, self.request.skipped_frame(skipped));
+                } else {
+                    self.control.record_lost_lines(skipped);
+                }
+            }
+            if !frames.is_empty() {
+                self.control.mark_started();
+                return Poll::Ready(Ok(Messages::new(frames, Arc::clone(&self.control))));
+            }
+            match (after, end) {
+                (After::More, _) => {}
+                (_, Some(end)) => return Poll::Ready(Err(end)),
+                (After::New | After::End, None) if !self.request.follow => {
+                    return Poll::Ready(Err(StreamEnd::Done));
+                }
+                (After::End, None) => return Poll::Ready(Err(StreamEnd::LeaseEnded)),
+                (After::Existing | After::New, None) => ready!(self.reader.poll_changed(cx)),
+            }
         }
-        if self.sent.as_ref().is_some_and(|view| view.ended) {
-            return Poll::Ready(Err(StreamEnd::LeaseEnded));
-        }
-        if let Some(end) = self.control.end_requested() {
-            return Poll::Ready(Err(end));
-        }
-        let Some(changes) = &mut self.changes else { return Poll::Ready(Err(StreamEnd::Done)) };
-        Poll::Ready(ready!(changes.poll_next_unpin(cx)).ok_or(StreamEnd::LeaseEnded))
-    }
-
-    /// Encodes the events of a new view.
-    fn encode(&self, view: &LeaseView) -> Bytes {
-        let mut frames = Vec::new();
-        let events =
-            synthetic::changes(&self.lease, self.sent.as_deref(), view, LogTime::now(), |replica, run| {
-                let pod = run.and_then(|run| run.instance.pod_name());
-                entry_name(NameStyle::Pod, replica, pod).into_owned()
-            });
-        for event in events.iter().filter(|event| event.is_selected(&self.filter)) {
-            push_text_message(event.frame().as_bytes(), &mut frames);
-        }
-        frames.into()
     }
 }
 
@@ -90,22 +122,12 @@ impl Body for EventsBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Infallible>>> {
         let this = self.get_mut();
-        loop {
-            match ready!(this.poll_view(cx)) {
-                Ok(view) => {
-                    let frames = this.encode(&view);
-                    this.sent = Some(view);
-                    this.control.mark_started();
-                    if !frames.is_empty() {
-                        let messages = Messages::new(Parts::from([frames]), Arc::clone(&this.control));
-                        return Poll::Ready(Some(Ok(Frame::data(messages))));
-                    }
-                }
-                Err(end) => {
-                    let _ = this.ended.set(end);
-                    return Poll::Ready(None);
-                }
+        Poll::Ready(match ready!(this.poll_frames(cx)) {
+            Ok(messages) => Some(Ok(Frame::data(messages))),
+            Err(end) => {
+                let _ = this.ended.set(end);
+                None
             }
-        }
+        })
     }
 }

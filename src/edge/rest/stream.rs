@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::RestService;
 use super::close::Ending;
-use super::events::EventsBody;
+use super::events::{EventsBody, EventsRequest};
 use super::query::{StreamKind, StreamQuery};
 use crate::access::authenticator::CredentialValidity;
 use crate::edge::audit::AuditRecord;
@@ -93,11 +93,13 @@ impl StreamRequest {
             Ok(source) => {
                 // Event streams have no notices.
                 let notices = if kind == StreamKind::Logs { self.notices(service) } else { Notices::None };
+                let reports_loss = self.notices(service).includes(NoticeKind::Gap);
                 let service = self.only_service();
                 let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
                 let close_of = {
                     let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
-                    move || close_of(&ended, notices, &control)
+                    let unit = if kind == StreamKind::Logs { "line" } else { "event" };
+                    move || close_of(&ended, &control, (!reports_loss).then_some(unit))
                 };
                 let source = WithEndNotice { source: Some(source), ended, notices, service, control };
                 (Box::pin(source), Box::new(close_of) as _)
@@ -177,14 +179,18 @@ impl StreamRequest {
                 });
                 Box::pin(service.logs_body(request, view, Arc::clone(control), trailers))
             }
-            StreamKind::Events => Box::pin(EventsBody::new(
-                self.lease.clone(),
-                self.filter.clone(),
-                view,
-                self.query.follow,
-                Arc::clone(control),
-                Arc::clone(ended),
-            )),
+            StreamKind::Events => {
+                let request = EventsRequest {
+                    lease: self.lease.clone(),
+                    filter: self.filter.clone(),
+                    follow: self.query.follow,
+                    on_lag: self.query.on_lag,
+                    reports_loss: self.notices(rest).includes(NoticeKind::Gap),
+                };
+                let reader = rest.events().subscribe(&self.lease, view);
+                let skipped = rest.metrics().events_skipped.clone();
+                Box::pin(EventsBody::new(request, reader, skipped, Arc::clone(control), Arc::clone(ended)))
+            }
         })
     }
 
@@ -253,10 +259,10 @@ impl Body for WithEndNotice {
     }
 }
 
-/// Returns the close frame for the recorded end. Without notices of gaps, only its reason tells the client
-/// that it lost lines.
-fn close_of(ended: &EndCell, notices: Notices, control: &StreamControl) -> Close {
+/// Returns the close frame for the recorded end. `unit`: of what was lost, if only the reason of the close frame
+/// reports that.
+fn close_of(ended: &EndCell, control: &StreamControl, unit: Option<&str>) -> Close {
     let ending = Ending::of_end(ended.get().unwrap_or(&StreamEnd::Done));
-    let lost = if notices.includes(NoticeKind::Gap) { 0 } else { control.lost_lines() };
-    ending.with_lost_lines(lost).close()
+    let lost = unit.map_or(0, |_| control.lost_lines());
+    ending.with_lost(lost, unit.unwrap_or_default()).close()
 }

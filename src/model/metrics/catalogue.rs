@@ -11,8 +11,9 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    FilterSpelling, Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RestartResult,
-    RouteTemplate, SourceError, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    EventOrigin, EventWatchFailure, FilterSpelling, Handshake, HttpClass, Method, PlatformName,
+    PublishedMethod, ReadKind, RestartResult, RouteTemplate, SourceError, StreamKind, UpstreamFailure,
+    Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -323,6 +324,22 @@ catalogue! {
         websocket_streams_ended: Family<Counter, (StreamKind, WebsocketEnd)> =
             "leasemux_ws_streams_ended_total",
             "`silent` and `stalled`: clients or proxies hang. `error`: the log names the failed requests.";
+
+        /// Leases whose events are followed now, by the origin of the events; followers of one lease share
+        /// them
+        event_feeds: Family<Gauge, EventOrigin> = "leasemux_event_feeds",
+            "`synthetic` in a cluster, although `--rest-events` is `native`: see \
+             `leasemux_event_watch_failures_total`.";
+
+        /// Failed attempts to watch the events of a lease in a cluster, by reason; its followers get events
+        /// that the gateway derives from the states of replicas
+        event_watch_failures: Family<Counter, EventWatchFailure> = "leasemux_event_watch_failures_total",
+            "`denied`: grant `list` and `watch` of events, or set `--rest-events synthetic`. `limit`: over 256 \
+             leases are followed at once. `error`: see `leasemux_watch_failures_total`.";
+
+        /// Events that were not sent because the follower fell behind
+        events_skipped: Counter = "leasemux_events_skipped_total",
+            "It grows: clients read their events too slowly.";
 
         /// Duration from a forwarded request to the head of the provider's response, in seconds, by the
         /// template of the route (`--upstream-provider`)

@@ -306,6 +306,28 @@ label! {
 }
 
 label! {
+    /// Where the events of a lease come from.
+    pub(crate) enum EventOrigin as "origin" {
+        /// Kubernetes, with ends of replicas that it does not report.
+        Native = "native",
+        /// Changes of replicas that the gateway sees.
+        Synthetic = "synthetic",
+    }
+}
+
+label! {
+    /// Why a watch of a lease's events failed.
+    pub(crate) enum EventWatchFailure as "reason" {
+        /// The gateway may not list and watch events.
+        Denied = "denied",
+        /// Too many leases are watched.
+        Limit = "limit",
+        /// The API server gave no response, or an error.
+        Error = "error",
+    }
+}
+
+label! {
     /// The spelling of the parameter that selects services. The Akash provider reads `service`; its command
     /// line sends `services`.
     pub enum FilterSpelling as "spelling" {

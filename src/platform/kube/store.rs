@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::namespace::{Fact, NamespaceState, PendingIndexWrite};
 use super::objects::PodFacts;
 use super::view::{self, Provider};
-use crate::model::id::{LeaseId, Replica};
+use crate::model::id::{LeaseId, Replica, ServiceName};
 use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
@@ -99,6 +99,22 @@ impl Store {
             Fact::Pod(pod) => Some(PodFacts::clone(pod)),
             _ => None,
         }
+    }
+
+    /// Returns the replica of the pod with this uid.
+    pub(super) fn replica_of(&self, namespace: &str, uid: &str) -> Option<Replica> {
+        let inner = self.0.lock();
+        let state = inner.namespaces.get(namespace)?;
+        let mut pods = state.pods().chain(state.gone.iter().map(|(pod, ..)| pod));
+        let pod = pods.find(|pod| pod.uid == uid)?;
+        Some(Replica { service: pod.service.clone(), index: state.index(pod)? })
+    }
+
+    /// Returns the services of a lease.
+    pub(super) fn services(&self, namespace: &str) -> BTreeSet<ServiceName> {
+        let inner = self.0.lock();
+        let state = inner.namespaces.get(namespace);
+        state.iter().flat_map(|state| state.workloads()).map(|workload| workload.service.clone()).collect()
     }
 
     /// Returns the pod of a replica: the living one, otherwise the last one that lived.

@@ -6,7 +6,6 @@ use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_core::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -17,13 +16,13 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
 use super::freshness::Freshness;
+use super::names;
 use super::namespace::{Fact, PendingIndexWrite};
 use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
 use super::store::{Change, Key, Store};
-use super::{jittered, names};
+use super::watch_backoff::WatchBackoff;
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::Metrics;
 use crate::model::metrics::labels::Watched;
@@ -31,15 +30,9 @@ use crate::model::metrics::labels::Watched;
 /// Objects in one page of a list: bounds the memory that listing a kind needs beside the stored facts.
 const PAGE_OBJECTS: u32 = 250;
 
-/// First delay after a watch failed. It doubles with each failure, up to [`DELAY_MAX`], and is jittered.
-const DELAY_FIRST: Duration = Duration::from_millis(500);
-
 /// Longest delay after a watch failed. Short, because views are out of date meanwhile; and there are few
 /// watches and gateways.
 const DELAY_MAX: Duration = Duration::from_secs(5);
-
-/// Time without a failure after which the back-off starts anew, as it does with each event.
-const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
 /// The context of a watch.
 #[derive(Clone, Debug)]
@@ -109,17 +102,13 @@ impl Watch {
             (key(kind, object, fact.as_ref()), fact)
         };
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
-        let delays = ExponentialBuilder::new().with_min_delay(DELAY_FIRST).with_max_delay(DELAY_MAX);
-        let delays = delays.without_max_times();
-        let (mut next_delays, mut last_failure) = (delays.build(), Instant::now());
+        let mut backoff = WatchBackoff::new(DELAY_MAX);
         let mut events = pin!(watcher(api, config));
         let mut listed = Vec::new();
-        let mut failures = 0_u32;
         while let Some(event) = events.next().await {
             let change = match event {
                 Ok(event) => {
-                    next_delays = delays.build();
-                    if std::mem::take(&mut failures) > 0 {
+                    if backoff.reset() {
                         tracing::info!(kind = kind.label(), "watch works again");
                     }
                     // A list that has begun may still fail.
@@ -131,17 +120,13 @@ impl Watch {
                 Err(error) => {
                     self.metrics.watch_failures.of(kind).increment(1);
                     self.freshness.failed(kind);
-                    failures = failures.saturating_add(1);
+                    let (failures, delay) = backoff.next();
                     // Logs the first failure of a series, and then ever fewer.
                     if failures.is_power_of_two() {
                         let error = &error as &dyn std::error::Error;
                         tracing::warn!(kind = kind.label(), failures, error, "watch failed, retrying");
                     }
-                    if last_failure.elapsed() > FAILURE_KEPT {
-                        next_delays = delays.build();
-                    }
-                    last_failure = Instant::now();
-                    tokio::time::sleep(jittered(next_delays.next().unwrap_or(DELAY_MAX))).await;
+                    tokio::time::sleep(delay).await;
                     None
                 }
             };

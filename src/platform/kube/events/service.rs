@@ -15,7 +15,7 @@ const HASH_MAX_CHARS: usize = 10;
 ///
 /// `services` are the services of the lease. A pod's name alone suffices, because events outlive their pods,
 /// and pods outlive their services.
-pub(crate) fn service_of<'a>(
+pub(super) fn service_of<'a>(
     kind: &str,
     name: &str,
     services: impl Iterator<Item = &'a ServiceName>,
