@@ -249,6 +249,11 @@ fn turns_are_granted_in_the_gateways_own_namespace_and_nowhere_else() {
     assert!(rules.iter().all(|(_, groups, resources, verbs)| {
         [groups, resources, verbs].iter().all(|names| !names.contains(&"*".to_owned()))
     }));
+    let events: Vec<_> =
+        rules.iter().filter(|(.., resources, _)| resources.contains(&"events".to_owned())).collect();
+    let [group, resource] = ["events.k8s.io", "events"].map(|name| vec![name.to_owned()]);
+    let read = ("ClusterRole".to_owned(), group, resource, ["list", "watch"].map(str::to_owned).to_vec());
+    assert_eq!(events, [&read]);
     let is_bound = |document: &&Value| {
         document["kind"] == "RoleBinding" && document["roleRef"]["name"] == "leasemux-turns"
     };

@@ -547,6 +547,8 @@ fn passthrough_needs_a_certificate_of_an_authority() {
         (done.status.code(), done.err)
     };
     let upstream = "--upstream-provider=https://127.0.0.1:8443";
+    assert_eq!(check(&["--rest-events=native"]).0, Some(0));
+    assert_eq!(check(&["--rest-events=synthetic"]).0, Some(0));
     let (code, err) = check(&[upstream]);
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("--ca-tls-cert") && err.contains("or set --rest-mtls terminate"), "{err}");

@@ -3,6 +3,7 @@
 
 pub(crate) mod cluster;
 mod crds;
+mod events;
 mod kubelet_faults;
 mod outages;
 mod rollouts;

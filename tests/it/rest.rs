@@ -106,6 +106,7 @@ pub(crate) fn settings() -> RestSettings {
         provider: account(200),
         public_host: "provider.test".to_owned(),
         notices: Notices::All,
+        native_events: true,
         token_grace: 24 * HOUR,
     }
 }

@@ -2,6 +2,7 @@
 //! reviews; and the faults of real ones and of kubelets.
 
 mod coordination;
+mod events;
 mod rollout;
 mod server;
 
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use self::events::EventRequests;
 pub(crate) use self::rollout::LogAnswer;
 use self::server::Listener;
 
@@ -94,6 +96,7 @@ struct State {
     missing_kinds: BTreeSet<&'static str>,
     /// Requests for the installed kinds.
     kind_requests: usize,
+    events: EventRequests,
 }
 
 /// State of the kubelets.
@@ -556,19 +559,16 @@ impl Cluster {
                 refused.map_or_else(|| self.log(namespace, pod, &query), |code| refuse(code, "not now"))
             }
             ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
+            ["apis", "events.k8s.io", "v1", "namespaces", namespace, "events"] => {
+                self.events(namespace, &query).await
+            }
             [.., kind] if self.lock().missing_kinds.contains(kind) => {
                 refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource")
             }
             [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
                 self.watch(kind, &query)
             }
-            [.., kind] => {
-                let mut changed = self.changed.subscribe();
-                while self.lock().holds_lists {
-                    changed.changed().await.unwrap();
-                }
-                self.list(kind)
-            }
+            [.., kind] => self.list_when_answered(kind).await,
             [] => refuse(StatusCode::NOT_FOUND, "no such path"),
         }
     }
@@ -583,6 +583,14 @@ impl Cluster {
         let allowed = !self.lock().denied.contains(&(text("verb"), resource));
         review["status"] = json!({ "allowed": allowed });
         respond(review)
+    }
+
+    async fn list_when_answered(&self, kind: &str) -> Response<Body> {
+        let mut changed = self.changed.subscribe();
+        while self.lock().holds_lists {
+            changed.changed().await.unwrap();
+        }
+        self.list(kind)
     }
 
     fn list(&self, kind: &str) -> Response<Body> {

@@ -236,10 +236,25 @@ impl Gateway {
         certificate: Option<Vec<u8>>,
         address: Option<SocketAddr>,
     ) -> DuplexStream {
+        self.connect_rest_to(&self.rest_service(settings), certificate, address)
+    }
+
+    /// Creates a REST port with these settings.
+    pub(crate) fn rest_service(&self, settings: RestSettings) -> RestService {
+        RestService::new(self.service.clone(), settings)
+    }
+
+    /// Returns the client's end of a connection to a REST port.
+    pub(crate) fn connect_rest_to(
+        &self,
+        service: &RestService,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let certificate = ClientCertificate::new(chain.as_deref());
-        let service = RestService::new(self.service.clone(), settings);
+        let service = service.clone();
         self.drain.spawn(async move { _ = service.serve(ours, certificate, address).await });
         theirs
     }
