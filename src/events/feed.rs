@@ -170,10 +170,12 @@ impl FeedTask {
     }
 
     /// Takes a list of the platform: all events at first, later those that were missed.
-    fn use_native(&mut self, mut events: Vec<LeaseEvent>) {
+    fn use_native(&mut self, listed: Vec<LeaseEvent>) {
         self.set_source(Source::Native, EventOrigin::Native);
-        events.extend(self.derive());
-        events.sort_by_key(|event| event.time());
+        // Times are whole seconds: a run's end comes before the events that follow from it.
+        let mut events = self.derive();
+        events.extend(listed);
+        events.sort_by_key(LeaseEvent::time);
         events.drain(..events.len().saturating_sub(EVENTS_MAX));
         self.push(events);
     }

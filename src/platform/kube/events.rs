@@ -272,7 +272,8 @@ impl EventWatch {
     }
 
     fn keep_newest(&mut self) {
-        self.listed.sort_by_key(|event| event.event.time());
+        // Most times are whole seconds.
+        self.listed.sort_by_key(|event| (event.event.time(), event.version));
         self.listed.drain(..self.listed.len().saturating_sub(EVENTS_MAX));
     }
 
