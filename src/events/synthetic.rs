@@ -160,7 +160,9 @@ fn wait_changed(
     let ReplicaState::Waiting { reason, message } = &after.state else {
         return None;
     };
-    if before.and_then(reason_of).as_ref() == Some(reason) {
+    // Until Kubernetes starts the next run or has a reason to wait, a view has the reason of the last end.
+    let is_end = after.last_end().is_some_and(|end| end.reason == *reason);
+    if is_end || before.and_then(reason_of).as_ref() == Some(reason) {
         return None;
     }
     let is_normal = NORMAL_WAITS.contains(&reason.as_str());
@@ -280,6 +282,16 @@ mod tests {
         assert_eq!(seen(Some(&old), &new), expected);
         let later = view(vec![waiting("ImagePullBackOff", "no such image, back-off 20s")]);
         assert_eq!(seen(Some(&new), &later), Vec::<String>::new());
+    }
+
+    #[test]
+    fn wait_for_the_next_run_is_no_event() {
+        let old = view(vec![slot(&[run(0, None)])]);
+        let mut after = slot(&[run(0, Some(ended(5, 137, "OOMKilled")))]);
+        after.state = waiting("OOMKilled", "").state;
+        let new = view(vec![after]);
+        let expected = ["Warning OOMKilled: replica 0 ended with exit code 137 [web-of-0]"];
+        assert_eq!(seen(Some(&old), &new), expected);
     }
 
     #[test]

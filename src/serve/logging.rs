@@ -20,9 +20,9 @@ const QUEUE_MAX_LINES: usize = 4_096;
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Libraries that parse input of unknown peers log errors only. Their warnings are about single frames and
-/// handshakes, so a peer could cause thousands of lines per second. `--log-filter` can override each library
-/// by name.
-const LIBRARIES: &str = "rustls=error,h2=error,hyper=error";
+/// handshakes, so a peer could cause thousands of lines per second. `kube_runtime` warns of each denied watch
+/// request, and this program reports a denial once. `--log-filter` can override each library by name.
+const LIBRARIES: &str = "rustls=error,h2=error,hyper=error,kube_runtime=error";
 
 /// The log of a gateway. Drop waits up to one second for queued lines.
 #[derive(Debug)]
@@ -108,6 +108,7 @@ mod tests {
             tracing::warn!(target: "rustls::msgs::handshake", "server name is an address");
             tracing::warn!(target: "h2::proto::ping_pong", "acknowledged a ping that was never sent");
             tracing::warn!(target: "hyper::proto::h2::server", "connect request with a body");
+            tracing::warn!(target: "kube_runtime::watcher", "watch list error with 403");
             tracing::error!(target: "h2::proto", "error");
             tracing::warn!(target: "leasemux::edge", "warning");
         });
