@@ -87,7 +87,7 @@ pub enum NativeEvents {
     /// Existing events: first all of them, or the newest; later those that the stream has missed.
     Listed(Vec<LeaseEvent>),
     /// An event is new, or has happened again.
-    Changed(LeaseEvent),
+    Changed(Box<LeaseEvent>),
     /// The events cannot be read at present. A list follows when they can.
     Unavailable,
 }

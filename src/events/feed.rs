@@ -150,7 +150,7 @@ impl FeedTask {
                 biased;
                 news = next(&mut self.native) => match news {
                     NativeEvents::Listed(events) => self.use_native(events),
-                    NativeEvents::Changed(event) => self.push(vec![event]),
+                    NativeEvents::Changed(event) => self.push(vec![*event]),
                     NativeEvents::Unavailable => self.use_synthetic(),
                 },
                 () = &mut late, if is_starting => self.use_synthetic(),

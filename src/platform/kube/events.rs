@@ -264,7 +264,7 @@ impl EventWatch {
                 self.shared.set_permitted();
                 let Versioned { version, event } = self.read(&event)?;
                 self.newest = self.newest.max(version.unwrap_or_default());
-                return Some(NativeEvents::Changed(event));
+                return Some(NativeEvents::Changed(Box::new(event)));
             }
             watcher::Event::Delete(_) => {}
         }
