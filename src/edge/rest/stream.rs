@@ -259,7 +259,7 @@ impl Body for WithEndNotice {
     }
 }
 
-/// Returns the close frame for the recorded end. `unit`: of what was lost, if only the reason of the close frame
+/// Returns the close frame for the recorded end. `unit`: of what was lost, if only the close frame's reason
 /// reports that.
 fn close_of(ended: &EndCell, control: &StreamControl, unit: Option<&str>) -> Close {
     let ending = Ending::of_end(ended.get().unwrap_or(&StreamEnd::Done));
