@@ -1,8 +1,8 @@
-"""A client of the bare draft, in another language: it knows nothing of this gateway but `draft/`, TLS, and gRPC's rules.
+"""A client that is generated from the unextended draft in `draft/`, and uses none of the gateway's additions.
 
 Run by `tests/it/interop.rs` against a gateway with one lease of two services: `web`, two replicas that each print the
-numbered lines `1 …` to `LINES …` and stay, and `worker`, one replica that prints nothing. Ends with 0 if everything was as
-it should be, and otherwise with an exception that says what was not.
+numbered lines `1 …` to `LINES …` and keep running, and `worker`, one replica that prints nothing. Fails with an exception
+if a check fails.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import pathlib
 import re
 import sys
 
-# Before grpc looks for the proto files: it finds them along the path.
+# grpc searches this path for the proto files.
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "draft"))
 
 import grpc  # noqa: E402
@@ -23,12 +23,12 @@ market = grpc.protos("akash/market/v1/lease.proto")
 
 SERVICE = "/akash.provider.lease.v1.LeaseRPC"
 
-# Whatever takes longer is broken.
+# Deadline of each call.
 PATIENCE_SECONDS = 60
 
 
 class Replicas:
-    """What was received, by replica."""
+    """The received logs of each replica."""
 
     def __init__(self):
         self.logs = {}
@@ -38,7 +38,7 @@ class Replicas:
             self.logs.setdefault((entry.name, entry.replica), bytearray()).extend(entry.logs)
 
     def check(self, wanted, lines):
-        """Whether each wanted replica has exactly its lines, from the first to the last."""
+        """Asserts that each wanted replica has exactly its lines, from the first to the last."""
         for replica in wanted:
             numbers = [int(line.split()[0]) for line in self.logs.get(replica, b"").splitlines()]
             assert numbers == list(range(1, lines + 1)), (replica, numbers[:3], len(numbers))
@@ -48,7 +48,7 @@ class Replicas:
 
 
 def channel(arguments, identity):
-    """A connection as this tenant, or as nobody."""
+    """Returns a connection with the certificate of a tenant, or without a certificate."""
     read = lambda path: pathlib.Path(path).read_bytes()  # noqa: E731
     pair = {}
     if identity:
@@ -66,10 +66,10 @@ def lease_id(text):
 
 
 def refusal(call):
-    """The status with which `call` is refused, and its details by type."""
+    """Returns the status of a call that must fail, and its details by type."""
     try:
         response = call()
-        # A stream is refused when it is read.
+        # A stream fails when it is read.
         for _ in response if hasattr(response, "__iter__") else []:
             break
     except grpc.RpcError as error:
@@ -95,7 +95,7 @@ def check_refusal(call, code, reason):
 
 def check_logs(stub, lease, lines):
     web = [("web", 0), ("web", 1)]
-    # First with follow, which waits until all is printed. Go clients always send a filter; an empty one means everything.
+    # With follow first, which waits until all lines are printed. Clients for Go always send a filter; an empty one selects all.
     received = Replicas()
     request = proto.ServiceLogsRequest(lease_id=lease, filter=proto.ServiceFilter(), follow=True)
     call = stub.ServiceLogs(request, timeout=PATIENCE_SECONDS)
@@ -206,7 +206,7 @@ def check_refusals(arguments, stub, raw, lease):
     published = proto.ServiceLogsRequest(lease_id=lease).SerializeToString() + b"\x12\x02ha"
     check_refusal(lambda: raw(published, timeout=PATIENCE_SECONDS), code.NOT_FOUND, "SERVICE_NOT_FOUND")
 
-    # Strangers: of another tenant's lease nothing can be learned, and without credentials nothing at all.
+    # Another tenant cannot find out whether a lease exists. Without credentials, all calls fail.
     with channel(arguments, arguments.stranger) as connection:
         theirs = services.LeaseRPCStub(connection)
         words = set()

@@ -28,27 +28,31 @@ type entry struct {
 	}
 }
 
-// The lines of one replica. The first may have any number; all others continue, after gaps and in each run.
+// The lines of one replica. They have numbers from 1 in each run, continue after gaps, and have the same text.
 type replica struct {
 	runs       int
 	last, lost uint64
 	started    bool
 }
 
-func (r *replica) take(e entry) {
+func (r *replica) take(e entry, text string) {
 	if e.Notice != nil {
 		if e.Notice.Kind == "gap" {
 			r.lost += e.Notice.Lines
 			fmt.Println("gap")
 		}
+		if e.Notice.Kind == "end" {
+			fmt.Println("notice", e.Message)
+		}
 		r.started = r.started || e.Notice.Kind == "started"
 		return
 	}
 	var number uint64
-	if _, err := fmt.Sscan(e.Message, &number); err != nil {
-		log.Fatalf("not a numbered line: %q", e.Message)
+	fmt.Sscan(e.Message, &number)
+	if e.Message != fmt.Sprintf("%d %s", number, text) {
+		log.Fatalf("%s: not a line of this service: %q", e.Name, e.Message)
 	}
-	if r.runs == 0 || r.started && number == 1 {
+	if r.runs == 0 && number == r.lost+1 || r.started && number == 1 {
 		r.runs++
 		fmt.Println("run", e.Name, r.runs)
 	} else if number != r.last+r.lost+1 {
@@ -59,6 +63,7 @@ func (r *replica) take(e entry) {
 
 func main() {
 	url, token, ca := flag.String("url", "", ""), flag.String("token", "", ""), flag.String("ca", "", "")
+	text := flag.String("text", "", "text of each line, after its number")
 	slow, pause := flag.Duration("slow", 0, "time of slow reading"), flag.Duration("pause", 0, "pause after each frame in that time")
 	flag.Parse()
 	pem, err := os.ReadFile(*ca)
@@ -91,7 +96,7 @@ func main() {
 		if replicas[e.Name] == nil {
 			replicas[e.Name] = &replica{}
 		}
-		replicas[e.Name].take(e)
+		replicas[e.Name].take(e, *text)
 		if *slow > 0 {
 			if time.Since(begin) < *slow {
 				time.Sleep(*pause)

@@ -1,43 +1,30 @@
 // A client of the REST port with the websocket library and the options of Akash Console's proxy: a token, further headers, the
 // host name as server name, no Origin, and permessage-deflate offered. Follows logs and checks that no line is lost.
 //
-// Run by `tests/it/interop.rs` as `node rest_client.mjs MODULES ADDRESS LEASE SERVICES TOKEN CA`. MODULES is the directory above
-// `node_modules`. Reports and fails as `rest_client.py` does.
+// Run by `tests/it/interop.rs` as `node rest_client.mjs MODULES ADDRESS LEASE SERVICES TOKEN CA TEXT`. MODULES is the directory
+// above `node_modules`. Reports and fails as `rest_client.py` does.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { Agent } from "node:https";
 import { join } from "node:path";
+import { LossCheck, report } from "./loss_check.mjs";
 
-const [modules, address, lease, services, token, ca] = process.argv.slice(2);
+const [modules, address, lease, services, token, ca, text] = process.argv.slice(2);
 const WebSocket = createRequire(join(modules, "index.js"))("ws");
 
-const report = (...words) => process.stdout.write(words.join(" ") + "\n");
+const check = new LossCheck(text, true);
 
-/** The lines of each replica, by the name that frames have. */
-const replicas = new Map();
-
-/** Checks one frame. The first line of a replica may have any number; all others continue, after gaps and in each run. */
-function take({ name, message, notice }) {
-  const replica = replicas.get(name) ?? { runs: 0, last: null, lost: 0, started: false };
-  replicas.set(name, replica);
-  if (notice) {
-    if (!message.startsWith("[leasemux: ")) throw new Error(`not a notice: ${message}`);
-    if (notice.kind === "gap") {
-      replica.lost += notice.lines;
-      report("gap");
-    }
-    if (notice.kind === "started") replica.started = true;
+function take({ name, message, service, notice }) {
+  if (!notice) {
+    if (!name.startsWith(`${service}-`)) throw new Error(`${name} is not a replica of ${service}`);
+    check.line(name, message);
     return;
   }
-  const number = parseInt(message, 10);
-  if (replica.last === null || (replica.started && number === 1)) {
-    replica.runs += 1;
-    report("run", name, replica.runs);
-  } else if (number !== replica.last + replica.lost + 1) {
-    throw new Error(`${name}: line ${number} after line ${replica.last} and ${replica.lost} lost lines`);
-  }
-  Object.assign(replica, { last: number, lost: 0, started: false });
+  if (!message.startsWith("[leasemux: ")) throw new Error(`not a notice: ${message}`);
+  if (notice.kind === "gap") check.gap(name, notice.lines);
+  if (notice.kind === "started") check.started(name);
+  if (notice.kind === "end") report("notice", message);
 }
 
 const [, dseq, gseq, oseq] = lease.split("/");

@@ -1,10 +1,13 @@
 """Clients of the REST port that follow logs over a websocket, as scripts of tenants do, and check that no line is lost.
 
 Run by `tests/it/interop.rs`. `--client=websockets` uses the library of this name with its default limits and a token.
-`--client=akash` uses the PyPI package `akash`, its own code, with a client certificate. Each replica prints numbered lines,
-`1 …`, `2 …`, from 1 in every run. Prints `run REPLICA N` when the Nth run of a replica begins, `gap` for each notice of lost
-lines, and at last `end CODE`, the code of the close frame. Fails with an exception if a line is lost without a notice,
-repeated or out of order.
+`--client=akash` uses the PyPI package `akash`, its own code, with a client certificate. Each replica prints numbered lines with
+the same text, `1 TEXT`, `2 TEXT`, from 1 in every run. Prints `run REPLICA N` when the Nth run of a replica begins, `gap` for
+each notice of lost lines, `notice TEXT` for the notice of the stream's end, and at last `end CODE`, the code of the close frame.
+Fails with an exception if a line is lost without a notice, repeated or out of order.
+
+With `--long=SIZE`, another service, `long`, has printed one line of so many control characters, which arrives in several frames.
+The client prints `long` when it has the whole line.
 """
 
 import argparse
@@ -21,27 +24,33 @@ def report(*words):
 
 
 class Replica:
-    """The lines of one replica. The first may have any number; all others continue, after gaps and in each run."""
+    """The lines of one replica. With `from_first`, all were asked for, from number 1; else the first may have any number."""
 
-    def __init__(self, name):
+    def __init__(self, name, text, from_first):
         self.name = name
+        self.text = text
+        self.from_first = from_first
         self.runs = 0
-        self.last = None
+        self.last = 0
         # Lines that notices reported as lost since the last line.
         self.lost = 0
         # A notice said that a new run has started.
         self.started = False
 
-    def take(self, text):
-        if text.startswith("[leasemux: "):
-            lost = re.match(r"\[leasemux: (\d+) lines? \(\d+ bytes\) missing here: ", text)
+    def take(self, message):
+        if message.startswith("[leasemux: "):
+            lost = re.match(r"\[leasemux: (\d+) lines? \(\d+ bytes\) missing here: ", message)
             if lost:
                 self.lost += int(lost[1])
                 report("gap")
-            self.started |= re.fullmatch(r"\[leasemux: replica \d+ started\]", text) is not None
+            if message.startswith("[leasemux: the gateway is shutting down"):
+                report("notice", message)
+            self.started |= re.fullmatch(r"\[leasemux: replica \d+ started\]", message) is not None
             return
-        number = int(text.split(" ", 1)[0])
-        if self.last is None or (self.started and number == 1):
+        number = int(message.split(" ", 1)[0])
+        assert message == f"{number} {self.text}", (self.name, message)
+        is_first = self.runs == 0 and (number == self.lost + 1 or not self.from_first)
+        if is_first or (self.started and number == 1):
             self.runs += 1
             report("run", self.name, self.runs)
         else:
@@ -72,7 +81,8 @@ def follow_by_akash(arguments):
         key_pem=read("key.pem"),
         timeout=0,
     )
-    replica = Replica(f"{arguments.service}-0")
+    # The package asks for new lines only.
+    replica = Replica(f"{arguments.service}-0", arguments.text, from_first=False)
     for message in messages:
         replica.take(message)
     [code] = closed
@@ -88,20 +98,30 @@ async def follow_by_websockets(arguments):
     context = ssl.create_default_context(cafile=arguments.ca)
     headers = {"Authorization": f"Bearer {arguments.token}"}
     replicas = {}
+    long = ""
     async with websockets.connect(url, ssl=context, additional_headers=headers) as socket:
         # Ends at a close frame of the normal codes, and raises at any other end.
         async for frame in socket:
             entry = json.loads(frame)
-            replicas.setdefault(entry["name"], Replica(entry["name"])).take(entry["message"])
+            name, message = entry["name"], entry["message"]
+            if name == "long-0" and "notice" not in entry:
+                long += message
+                if not entry.get("more"):
+                    assert long == "\1" * arguments.long, (len(long), long[:100])
+                    report("long")
+            else:
+                replica = replicas.setdefault(name, Replica(name, arguments.text, from_first=True))
+                replica.take(message)
     report("end", socket.close_code)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("client", "address", "lease", "service"):
+    for name in ("client", "address", "lease", "service", "text"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("ca", "identity", "token"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--long", type=int)
     arguments = parser.parse_args()
     if arguments.client == "akash":
         follow_by_akash(arguments)

@@ -11,6 +11,7 @@ use std::process::Command;
 use leasemux::model::id::LeaseId;
 use rustix::process::Signal;
 use serde_json::Value;
+use tonic::Code;
 
 use crate::support::process::{Done, Gateway, Program, Workspace};
 
@@ -24,11 +25,24 @@ const GO: (&str, &str) = ("LEASEMUX_INTEROP_GO", ".ci/go");
 /// Output lines of each replica of `web`, for the client of the draft.
 const LINES: u64 = 1_000;
 
+/// Text of each line that a service counts: what JSON and HTML escape, and characters of several bytes. No
+/// backslash or quote that a shell would change.
+const TEXT: &str = "<b>\"50 %\" & more</b>\t\u{1} é ☃ \u{2028} 🦀 \
+    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+
+/// The beginning of the notice before the end of a stream.
+const SHUTDOWN: &str = "notice [leasemux: the gateway is shutting down";
+
+/// Size of a line of control characters, which grow sixfold in JSON. In one frame, it would be over 1 MiB.
+const LONG_LINE: u32 = 200_000;
+
 /// Counts, slowly; fast while `flood` is open and `calm` is not, with this many lines at a time.
 fn counting(burst: u32) -> String {
-    let line = format!("n=$((n+1)); echo \"$n {:x<200}\"", "");
+    let line = "n=$((n+1)); echo \"$n $text\"";
     format!(
         "n=0
+         text='{TEXT}'
          while :; do
            {line}
            if [ -e $GATES/flood ] && [ ! -e $GATES/calm ]; then
@@ -39,8 +53,8 @@ fn counting(burst: u32) -> String {
     )
 }
 
-/// A lease of two counting services, served on the REST port.
-struct RestScenario {
+/// A lease of two counting services, served on the REST port and on the port of the published proto.
+struct Scenario {
     workspace: Workspace,
     lease: LeaseId,
     gateway: Gateway,
@@ -65,6 +79,12 @@ fn python(interpreter: &OsString, client: &str) -> Command {
     let mut command = Command::new(interpreter);
     // Do not leave compiled files in the source tree.
     command.arg(source(client)).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn node(modules: &OsString, client: &str) -> Command {
+    let mut command = Command::new(Path::new(modules).join("node_modules/.bin/node"));
+    command.arg(source(client)).arg(modules);
     command
 }
 
@@ -96,43 +116,71 @@ fn python_client_of_unextended_draft_works() {
 #[test]
 fn python_rest_clients_account_for_every_line() {
     let Some(interpreter) = setting(REST_PYTHON) else { return };
-    let scenario = RestScenario::new(200);
+    let long = format!("head -c {LONG_LINE} /dev/zero | tr '\\0' '\\1'; echo; exec sleep 1000");
+    let scenario = Scenario::with(200, &[("long", &long, 1)]);
     let start = |client: &str, service: &str, more: &[String]| {
         let mut command = python(&interpreter, "rest_client.py");
         command.arg(format!("--client={client}")).arg(format!("--address={}", scenario.address()));
-        command.arg(format!("--lease={}", scenario.lease)).arg(format!("--service={service}")).args(more);
+        command.arg(format!("--lease={}", scenario.lease)).arg(format!("--service={service}"));
+        command.arg(format!("--text={TEXT}")).args(more);
         Program::start(command, client.to_owned())
     };
     let token = format!("--token={}", scenario.token());
-    let websockets = start("websockets", "web,db", &[token, format!("--ca={}", scenario.ca())]);
+    let [ca, long] = [format!("--ca={}", scenario.ca()), format!("--long={LONG_LINE}")];
+    let websockets = start("websockets", "web,db,long", &[token, ca, long]);
     let akash = start("akash", "db", &[format!("--identity={}", scenario.identity())]);
     until(&websockets, "run web-1 1");
+    until(&websockets, "long");
     scenario.follow_through(vec![websockets, akash]);
 }
 
 #[test]
 fn javascript_rest_client_accounts_for_every_line() {
     let Some(modules) = setting(NODE) else { return };
-    let scenario = RestScenario::new(200);
-    let mut command = Command::new("node");
-    command.arg(source("rest_client.mjs")).arg(modules).arg(scenario.address());
-    command.args([&scenario.lease.to_string(), "web,db", &scenario.token(), &scenario.ca()]);
-    let client = Program::start(command, "node".to_owned());
+    let scenario = Scenario::new(200);
+    let mut command = node(&modules, "rest_client.mjs");
+    command.args([&scenario.address(), &scenario.lease.to_string(), "web,db"]);
+    command.args([&scenario.token(), &scenario.ca(), TEXT]);
+    let client = Program::start(command, "rest_client.mjs".to_owned());
     until(&client, "run web-1 1");
     scenario.follow_through(vec![client]);
+}
+
+#[test]
+fn chain_sdk_gets_statuses_logs_and_errors() {
+    let Some(modules) = setting(NODE) else { return };
+    let scenario = Scenario::new(1);
+    let Done { status, out, err } = scenario.chain_sdk(&modules, "unary").done();
+    assert!(status.success() && out.ends_with("all as published\n"), "{out}{err}");
+}
+
+#[test]
+fn chain_sdk_streams_account_for_every_line() {
+    let Some(modules) = setting(NODE) else { return };
+    let scenario = Scenario::new(200);
+    let client = scenario.chain_sdk(&modules, "stream");
+    for line in ["run web-0 1", "run web-1 1", "run db-0 1", "status 1"] {
+        until(&client, line);
+    }
+    scenario.lead(&[&client]);
+    let ends_of_both = Code::Unavailable as i32;
+    let out = scenario.drain(vec![client], &format!("end {ends_of_both} {ends_of_both}"));
+    // Before, during and after the restart.
+    assert!(out[0].contains("\nstatus 0\n"), "{}", out[0]);
+    assert_eq!(out[0].matches("status 1\n").count(), 2, "{}", out[0]);
 }
 
 #[test]
 fn slow_go_client_gets_pings_and_accounts_for_every_line() {
     let Some(program) = setting(GO) else { return };
     // Fewer lines at a time, since the flood lasts longer.
-    let scenario = RestScenario::new(50);
+    let scenario = Scenario::new(20);
     scenario.workspace.open("flood");
     let mut command = Command::new(program);
     // As the command line of Akash asks, and slower than the replicas print.
     let url = format!("wss://{}{}/logs?follow=true&services=web,db", scenario.address(), scenario.path());
     command.args(["-url", &url, "-token", &scenario.token(), "-ca", &scenario.ca()]);
-    command.args(["-slow", "20s", "-pause", "100ms"]);
+    command.args(["-text", TEXT, "-slow", "25s", "-pause", "100ms"]);
     let client = Program::start(command, "rest_client".to_owned());
     // It was slow for longer than it waits for a ping. It need not have lagged: a slow client may read older lines
     // all that time.
@@ -140,7 +188,7 @@ fn slow_go_client_gets_pings_and_accounts_for_every_line() {
     scenario.workspace.open("calm");
     scenario.restart();
     until(&client, "run db-0 2");
-    scenario.drain(vec![client]);
+    scenario.drain_websockets(vec![client]);
 }
 
 #[test]
@@ -149,7 +197,7 @@ fn curl_gets_statuses_bodies_and_errors() {
         eprintln!("not tested: curl is not installed");
         return;
     }
-    let scenario = RestScenario::new(1);
+    let scenario = Scenario::new(1);
     scenario.workspace.stranger("mallory");
     let (path, service) = (scenario.path(), format!("{}/service", scenario.path()));
     let [status, logs] = ["status", "logs"].map(|route| format!("{path}/{route}"));
@@ -178,6 +226,9 @@ fn curl_gets_statuses_bodies_and_errors() {
     }
     assert_eq!(scenario.curl(&[&alice], &format!("{service}/cache/status")).status, 404);
 
+    let missing = scenario.curl(&[&alice], &status.replace("/lease/7/", "/lease/8/"));
+    assert_eq!((missing.status, missing.kind.as_str()), (404, text), "{}", missing.body);
+
     // Credentials.
     let refused = |status: u16, message: &str, credentials: &[&str], route: &str| {
         scenario.curl(credentials, route).is(status, json, &format!("{{\"message\":\"{message}\"}}"));
@@ -204,7 +255,7 @@ fn curl_gets_statuses_bodies_and_errors() {
     bad(&format!("{logs}?follow=maybe"));
     // Not a websocket.
     bad(&logs);
-    let RestScenario { gateway, .. } = scenario;
+    let Scenario { gateway, .. } = scenario;
     assert_eq!(gateway.stop(Signal::TERM).status.code(), Some(0));
 }
 
@@ -216,21 +267,27 @@ struct Answer {
     body: String,
 }
 
-// === impl RestScenario ===
+// === impl Scenario ===
 
-impl RestScenario {
+impl Scenario {
     /// Starts services that print `burst` lines at a time during a flood.
     fn new(burst: u32) -> Self {
+        Self::with(burst, &[])
+    }
+
+    /// Also starts `more` services.
+    fn with(burst: u32, more: &[(&str, &str, u32)]) -> Self {
         let workspace = Workspace::new();
         let lease = workspace.tenant("alice");
         // Trusts her tokens too.
         fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
         let script = counting(burst);
-        let sdl = workspace.sdl("alice.yaml", &[("web", &script, 2), ("db", &script, 1)]);
-        let provider = lease.to_string().rsplit('/').next().unwrap().to_owned();
+        let services = [&[("web", &*script, 2), ("db", &script, 1)][..], more].concat();
+        let sdl = workspace.sdl("alice.yaml", &services);
         let flags = [
             "--rest-listen=127.0.0.1:0",
-            &format!("--provider={provider}"),
+            "--published-listen=127.0.0.1:0",
+            &format!("--provider={}", lease.provider()),
             // Lagging takes fewer lines.
             "--ring-max-bytes=64KiB",
         ];
@@ -244,9 +301,15 @@ impl RestScenario {
 
     /// Returns the path of the lease.
     fn path(&self) -> String {
-        let lease = self.lease.to_string();
-        let [_, dseq, gseq, oseq, _] = lease.split('/').collect::<Vec<_>>()[..] else { panic!("{lease}") };
-        format!("/lease/{dseq}/{gseq}/{oseq}")
+        format!("/lease/{}/{}/{}", self.lease.dseq(), self.lease.gseq(), self.lease.oseq())
+    }
+
+    /// Starts the client of chain-sdk.
+    fn chain_sdk(&self, modules: &OsString, mode: &str) -> Program {
+        let mut command = node(modules, "published_client.mjs");
+        command.arg(mode).arg(format!("localhost:{}", self.gateway.port("published").port()));
+        command.args([&self.lease.to_string(), &self.identity(), TEXT]);
+        Program::start(command, format!("published_client.mjs {mode}"))
     }
 
     fn text(&self, path: &str) -> String {
@@ -271,29 +334,34 @@ impl RestScenario {
         done.out.trim().to_owned()
     }
 
-    /// Leads clients, which follow `db` at least, through a restart, a lag and a drain.
+    /// Leads websocket clients, which follow `db` at least, through a restart, a lag and a drain.
     fn follow_through(self, clients: Vec<Program>) {
-        for client in &clients {
+        self.lead(&clients.iter().collect::<Vec<_>>());
+        self.drain_websockets(clients);
+    }
+
+    /// Leads clients, which follow `db` at least, through a restart and a lag.
+    fn lead(&self, clients: &[&Program]) {
+        for client in clients {
             until(client, "run db-0 1");
         }
         self.restart();
-        for client in &clients {
+        for client in clients {
             until(client, "run db-0 2");
         }
 
-        for client in &clients {
+        for client in clients {
             client.signal(Signal::STOP);
         }
         self.workspace.open("flood");
         self.gateway.until_nothing_is_taken();
         self.workspace.open("calm");
-        for client in &clients {
+        for client in clients {
             client.signal(Signal::CONT);
         }
-        for client in &clients {
+        for client in clients {
             until(client, "gap");
         }
-        self.drain(clients);
     }
 
     /// Restarts `db`.
@@ -305,14 +373,24 @@ impl RestScenario {
         assert!(done.status.success(), "{done:?}");
     }
 
-    /// Stops the gateway. Each client must see the close frame of a drain, and no loss without a notice.
-    fn drain(self, clients: Vec<Program>) {
+    /// Stops the gateway. Each client must see the notice and the close frame of a drain, and no loss without
+    /// a notice.
+    fn drain_websockets(self, clients: Vec<Program>) {
+        for out in self.drain(clients, "end 1001") {
+            assert!(out.lines().any(|line| line.starts_with(SHUTDOWN)), "{out}");
+        }
+    }
+
+    /// Stops the gateway. Each client must succeed, and print `end` last. Returns their outputs.
+    fn drain(self, clients: Vec<Program>, end: &str) -> Vec<String> {
         let Self { gateway, .. } = self;
         assert_eq!(gateway.stop(Signal::TERM).status.code(), Some(0));
-        for client in clients {
+        let outputs = clients.into_iter().map(|client| {
             let Done { status, out, err } = client.done();
-            assert!(status.success() && out.ends_with("\nend 1001\n"), "{out}{err}");
-        }
+            assert!(status.success() && out.lines().last() == Some(end), "{out}{err}");
+            out
+        });
+        outputs.collect()
     }
 
     /// Requests `route` with further options of curl.

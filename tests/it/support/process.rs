@@ -505,8 +505,13 @@ impl Gateway {
 
     /// Returns the address of the REST port, which must be open.
     pub(crate) fn rest(&self) -> SocketAddr {
+        self.port("rest")
+    }
+
+    /// Returns the address of a port, named as in the ready line, which must be open.
+    pub(crate) fn port(&self, name: &str) -> SocketAddr {
         let out = self.program.out.get();
-        let (_, address) = out.split_once(" rest https://").expect("a REST port");
+        let (_, address) = out.split_once(&format!(" {name} https://")).expect("an open port");
         address.split_whitespace().next().unwrap().parse().unwrap()
     }
 
