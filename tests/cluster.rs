@@ -21,10 +21,13 @@ mod lease;
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, FuturesUnordered};
 use leasemux::edge::admin::Exporter;
+use leasemux::edge::rest::RestSettings;
+use leasemux::logs::notice::Notices;
 use leasemux::model::id::Replica;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
@@ -32,18 +35,23 @@ use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Platform, RestartRequest};
 use leasemux::sys::dir_watch::Notifier;
+use tokio::io::DuplexStream;
 
 use self::lease::{Lease, PATIENCE, Service, kube_config};
 use self::support::gateway::{Gateway, Setup, Stream};
 use self::support::loss_check::{Received, Seen};
-use self::support::replica;
+use self::support::rest::WsFollower;
 use self::support::statuses::Statuses;
+use self::support::{account, replica};
 
 /// Followers of one pod.
 const CROWD: usize = 300;
 
-/// Followers that start at once.
-const COMING_AT_ONCE: usize = 32;
+/// Followers that start at once: as many reads of older lines as one owner may have.
+const STARTING_AT_ONCE: usize = 16;
+
+/// Followers of one pod by websocket.
+const WEBSOCKETS: usize = 1_000;
 
 /// A lease in the cluster, and a gateway that serves it.
 struct Scenario {
@@ -95,7 +103,7 @@ impl Scenario {
                         break uid(&view).unwrap();
                     }
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         tokio::time::timeout(PATIENCE, found).await.expect("it runs in time")
@@ -104,6 +112,21 @@ impl Scenario {
     async fn follow(&self) -> Stream {
         let request = ServiceLogsRequest { follow: true, ..self.setup.request() };
         self.setup.open(request).await.unwrap()
+    }
+
+    /// Follows by websocket, with these parameters.
+    async fn follow_by_websocket(&self, query: &str) -> WsFollower<DuplexStream> {
+        let settings = RestSettings {
+            provider: account(200),
+            public_host: "provider.example.com".into(),
+            notices: Notices::All,
+            token_grace: Duration::ZERO,
+        };
+        let io = self.setup.gateway.connect_rest(settings, Some(self.setup.certificate.clone()), None);
+        let path = format!("/lease/1/1/1/logs?follow=true{query}");
+        let mut follower = WsFollower::open(io, &path, &[]).await;
+        follower.keeps_frames = false;
+        follower
     }
 
     /// Restarts a replica as the gateway does, and waits for the next pod. Returns the uids of both.
@@ -145,24 +168,24 @@ fn check(received: &Received, service: &str, index: u32) -> (usize, usize) {
 /// [`check`] for runs with this beginning.
 #[track_caller]
 fn check_from(beginning: Beginning, received: &Received, service: &str, index: u32) -> (usize, usize) {
-    let (mut run, mut runs, mut expected, mut lines) = (String::new(), 0, None::<u64>, 0);
+    let (mut run, mut runs, mut expected, mut lines) = (None, 0, None::<u64>, 0);
     let (mut partial, mut after_gap) = (String::new(), false);
     for seen in received.of(service, index) {
         match seen {
             Seen::Event(..) => {}
             Seen::Gap(..) => (expected, partial, after_gap) = (None, String::new(), true),
             Seen::Logs(of, bytes) => {
-                if *of != run {
+                if run.as_ref() != Some(of) {
                     // Each run counts from its beginning; the first one from its oldest line.
                     let is_whole = runs > 0 && beginning == Beginning::FirstLine;
                     expected = (is_whole && !after_gap).then_some(0);
-                    (run, runs, partial) = (of.clone(), runs + 1, String::new());
+                    (run, runs, partial) = (Some(of.clone()), runs + 1, String::new());
                 }
                 after_gap = false;
                 partial.push_str(std::str::from_utf8(bytes).unwrap());
                 while let Some((line, rest)) = partial.split_once('\n') {
                     let number: u64 = line.parse().expect("a number");
-                    assert_eq!(number, expected.unwrap_or(number), "in place of the next number of {run}");
+                    assert_eq!(number, expected.unwrap_or(number), "in place of the next number of {of}");
                     (expected, lines) = (Some(number + 1), lines + 1);
                     partial = rest.to_owned();
                 }
@@ -271,12 +294,16 @@ async fn crash_loop_has_events_and_status() {
 async fn hundreds_of_followers_are_one_log_request() {
     let scenario = Scenario::new(&[Service::quiet("web", 1)]).await;
     let before = scenario.lease.log_requests().await;
-    let mut first = scenario.follow().await;
-    first.until(|received| received.lines("web", 0) >= 10).await;
-    assert_eq!(scenario.lease.log_requests().await, before + 1);
-    let coming = stream::iter(0..CROWD - 1).map(|_| scenario.follow()).buffer_unordered(COMING_AT_ONCE);
-    let mut crowd: Vec<Stream> = coming.collect().await;
-    crowd.push(first);
+    // Each follower reads the older lines itself, so no more start at once than may read at once.
+    let start = async || {
+        let mut stream = scenario.follow().await;
+        stream.until(|received| received.lines("web", 0) >= 10).await;
+        stream
+    };
+    let mut crowd = vec![start().await];
+    scenario.lease.wait_for_log_requests(before + 1).await;
+    let coming = stream::iter(1..CROWD).map(|_| start()).buffer_unordered(STARTING_AT_ONCE);
+    crowd.extend(coming.collect::<Vec<_>>().await);
     // All of them reach the same position, however late they started.
     let goal = "300\n";
     let reading: FuturesUnordered<_> = crowd
@@ -284,10 +311,43 @@ async fn hundreds_of_followers_are_one_log_request() {
         .map(|stream| stream.until(|received| received.text("web", 0).contains(goal)))
         .collect();
     reading.collect::<()>().await;
-    assert_eq!(scenario.lease.log_requests().await, before + 1, "one for the replica, and not one for each");
+    // One for the replica, and not one for each.
+    scenario.lease.wait_for_log_requests(before + 1).await;
     for stream in &crowd {
         let (lines, runs) = check(&stream.received, "web", 0);
         assert!(lines >= 300 && runs == 1, "{lines} lines of {runs} runs");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn thousand_websockets_are_one_log_request() {
+    let scenario = Scenario::new(&[Service::quiet("web", 1)]).await;
+    let before = scenario.lease.log_requests().await;
+    let mut first = scenario.follow_by_websocket("").await;
+    first.until("some lines", |first| first.received.lines("web", 0) >= 50).await;
+    scenario.lease.wait_for_log_requests(before + 1).await;
+    let finished = scenario.lease.finished_log_requests().await;
+    // New lines, and the last ones, which the first follower's ring has.
+    let coming = stream::iter(1..WEBSOCKETS)
+        .map(|number| scenario.follow_by_websocket(if number % 2 == 0 { "&tail=0" } else { "&tail=10" }))
+        .buffer_unordered(STARTING_AT_ONCE);
+    let mut crowd: Vec<_> = coming.collect().await;
+    // The newest line of the last one is the goal of all.
+    let mut last = scenario.follow_by_websocket("&tail=0").await;
+    last.until("a line", |last| last.received.lines("web", 0) >= 1).await;
+    let goal = last.received.text("web", 0);
+    crowd.push(first);
+    let reading: FuturesUnordered<_> = crowd
+        .iter_mut()
+        .map(|follower| follower.until("the goal", |each| each.received.ends_with("web", 0, &goal)))
+        .collect();
+    reading.collect::<()>().await;
+    assert_eq!(scenario.lease.log_requests().await, before + 1, "one for the replica");
+    assert_eq!(scenario.lease.finished_log_requests().await, finished, "and none for each");
+    for follower in &crowd {
+        assert_eq!(check(&follower.received, "web", 0).1, 1);
+        assert_eq!(follower.received.missing("web", 0), 0);
     }
 }
 

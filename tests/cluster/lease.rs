@@ -21,6 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Gauge of the API server: running requests, among them followed logs.
 const RUNNING_REQUESTS: &str = "apiserver_longrunning_requests{";
 
+/// Counter of the API server: finished requests.
+const FINISHED_REQUESTS: &str = "apiserver_request_total{";
+
 /// A lease in the cluster. Dropping it removes it and waits until it is gone.
 pub(crate) struct Lease {
     client: Client,
@@ -168,10 +171,29 @@ impl Lease {
 
     /// Number of followed logs, from the API server's metrics.
     pub(crate) async fn log_requests(&self) -> u64 {
+        self.metric_of_logs(RUNNING_REQUESTS).await
+    }
+
+    /// Number of log requests that have ended, from the API server's metrics.
+    pub(crate) async fn finished_log_requests(&self) -> u64 {
+        self.metric_of_logs(FINISHED_REQUESTS).await
+    }
+
+    /// Waits until this number of logs is followed.
+    pub(crate) async fn wait_for_log_requests(&self, number: u64) {
+        let reached = async {
+            while self.log_requests().await != number {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("logs are closed in time");
+    }
+
+    async fn metric_of_logs(&self, metric: &str) -> u64 {
         let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
         let text = self.client.request_text(request).await.unwrap();
         let of_logs = text.lines().filter(|line| {
-            line.starts_with(RUNNING_REQUESTS)
+            line.starts_with(metric)
                 && line.contains("resource=\"pods\"")
                 && line.contains("subresource=\"log\"")
         });
