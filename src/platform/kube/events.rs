@@ -188,7 +188,10 @@ impl EventWatch {
             };
             match events.next().await {
                 Some(Ok(event)) => {
-                    self.backoff.reset();
+                    // A list that begins has requested nothing yet, and may still fail.
+                    if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                        self.backoff.reset();
+                    }
                     if let Some(news) = self.take(event) {
                         return news;
                     }

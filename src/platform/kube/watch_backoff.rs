@@ -10,7 +10,7 @@ use super::jittered;
 /// First delay after a watch failed. It doubles with each failure, and is jittered.
 const DELAY_FIRST: Duration = Duration::from_millis(500);
 
-/// Time without a failure after which the delays start anew, as they do with each event.
+/// Time without a failure after which the delays start anew, as they do with each change or complete list.
 const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
 /// The delays of one watch.
@@ -20,7 +20,7 @@ pub(super) struct WatchBackoff {
     delay_max: Duration,
     remaining: ExponentialBackoff,
     last_failure: Instant,
-    /// Failures since the last event.
+    /// Failures since the last change or complete list.
     failures: u32,
 }
 
@@ -33,13 +33,13 @@ impl WatchBackoff {
         Self { delays, delay_max, remaining: delays.build(), last_failure: Instant::now(), failures: 0 }
     }
 
-    /// Starts the delays anew after an event. Returns whether the watch had failed before.
+    /// Starts the delays anew after a change or a complete list. Returns whether the watch had failed before.
     pub(super) fn reset(&mut self) -> bool {
         self.remaining = self.delays.build();
         std::mem::take(&mut self.failures) > 0
     }
 
-    /// Counts a failure. Returns the number of failures since the last event, and the delay before the next
+    /// Counts a failure. Returns the number of failures since then, and the delay before the next
     /// attempt.
     pub(super) fn next(&mut self) -> (u32, Duration) {
         self.failures = self.failures.saturating_add(1);

@@ -108,11 +108,11 @@ impl Watch {
         while let Some(event) = events.next().await {
             let change = match event {
                 Ok(event) => {
-                    if backoff.reset() {
-                        tracing::info!(kind = kind.label(), "watch works again");
-                    }
-                    // A list that has begun may still fail.
+                    // A list that begins has requested nothing yet, and may still fail.
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
+                        if backoff.reset() {
+                            tracing::info!(kind = kind.label(), "watch works again");
+                        }
                         self.freshness.note_working(kind);
                     }
                     change(event, kind, &mut listed, read)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
 use tonic::Code;
 
-use super::{Scenario, pass};
+use super::{Scenario, eventually, pass};
 use crate::support::statuses::{Statuses, request};
 
 /// Advances the clock until `condition` holds, in steps that leave real time for network traffic.
@@ -65,4 +65,23 @@ async fn status_is_stale_while_the_api_server_is_gone() {
     // Nothing has changed meanwhile, so no watch sends an event.
     in_time(async || !is_stale(&scenario).await).await;
     follower.until(|seen| seen.newest.stale_since.is_none()).await;
+}
+
+#[tokio::test]
+async fn failing_list_is_retried_with_back_off() {
+    let scenario = Scenario::new(1).await;
+    scenario.run("a");
+    scenario.shows(&[1]).await;
+    // The watches must list again, and the API server stops before any list is complete.
+    scenario.cluster.hold_lists(true);
+    scenario.cluster.forget_history();
+    eventually(async || scenario.counted("failures", "pods") >= 1).await;
+    scenario.cluster.stop().await;
+    let before = scenario.counted("failures", "pods");
+    for _ in 0..120 {
+        pass(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let failures = scenario.counted("failures", "pods") - before;
+    assert!((5..=40).contains(&failures), "{failures} in a minute");
 }
