@@ -227,9 +227,9 @@ impl Received {
                     if rest == 0 {
                         (line, within, counted) = (end, 0, false);
                     } else {
-                        let last = length(&produced[end - 1].1);
-                        assert!(rest < last, "bytes of the gap at line {line}: {bytes}, not {missing}");
-                        (line, within, counted) = (end - 1, usize::try_from(last - rest).unwrap(), true);
+                        let whole = length(&produced[end - 1].1);
+                        assert!(rest < whole, "bytes of the gap at line {line}: {bytes}, not {missing}");
+                        (line, within, counted) = (end - 1, usize::try_from(whole - rest).unwrap(), true);
                     }
                     lost += lines;
                 }
