@@ -11,13 +11,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::model::id::{LeaseId, Owner};
-use crate::model::metrics::{LabelValue, Method};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Buckets, Rate};
 use crate::model::view::Filter;
 
-/// The method in lines about health and reflection calls. The caller chooses their path, so it is not logged.
-const OTHER: &str = "other";
+/// The method in lines about other calls than those of known methods. The caller chooses their path, so it is
+/// not logged.
+pub(super) const OTHER: &str = "other";
 
 /// Target of all audit lines, for filters such as `warn,leasemux::audit=info`.
 const TARGET: &str = "leasemux::audit";
@@ -64,9 +64,8 @@ impl AuditLog {
         Self(Arc::new(RefusalLimiter { lines, left_out: AtomicU64::new(0) }))
     }
 
-    /// Creates the record of a call: to the lease service, or (`None`) to health or reflection.
-    pub(super) fn call(&self, method: Option<Method>, from: Option<PeerNet>) -> AuditRecord {
-        let method = method.map_or(OTHER, LabelValue::label);
+    /// Creates the record of a call of a known method, or of [`OTHER`].
+    pub(super) fn call(&self, method: &'static str, from: Option<PeerNet>) -> AuditRecord {
         let (who, lease) = (OnceLock::new(), OnceLock::new());
         AuditRecord(Arc::new(CallDetails { log: self.clone(), method, from, who, lease }))
     }
@@ -164,15 +163,15 @@ mod tests {
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
-            let record = audit.call(Some(Method::Logs), Some(from(1)));
+            let record = audit.call("ServiceLogs", Some(from(1)));
             record.set_claimed(owner.clone());
             record.log("call refused", "TOKEN_EXPIRED");
-            let record = audit.call(Some(Method::Restart), Some(from(1)));
+            let record = audit.call("ServiceRestart", Some(from(1)));
             record.set_authenticated(owner.clone());
             record.set_lease(&lease);
             record.log("call refused", "LEASE_NOT_YOURS");
-            audit.call(Some(Method::Status), None).log("call refused", "CREDENTIALS_MISSING");
-            audit.call(None, Some(from(1))).log("call refused", "open_calls_per_peer");
+            audit.call("ServiceStatus", None).log("call refused", "CREDENTIALS_MISSING");
+            audit.call(OTHER, Some(from(1))).log("call refused", "open_calls_per_peer");
         });
         assert_eq!(logged.len(), 4, "{logged:?}");
         let who = format!("who={owner}");
@@ -193,9 +192,9 @@ mod tests {
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Some(Method::Logs), Some(from(1))).log("call refused", "TOKEN_EXPIRED");
+                audit.call("ServiceLogs", Some(from(1))).log("call refused", "TOKEN_EXPIRED");
             }
-            audit.call(Some(Method::Logs), Some(from(2))).log("call refused", "ACCOUNT_UNKNOWN");
+            audit.call("ServiceLogs", Some(from(2))).log("call refused", "ACCOUNT_UNKNOWN");
         });
         assert_eq!(logged.len(), 20 + 1);
         contains_all(&logged[logged.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
@@ -206,7 +205,7 @@ mod tests {
         let audit = AuditLog::new(0);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Some(Method::Logs), Some(from(1))).log("call refused", "TOKEN_EXPIRED");
+                audit.call("ServiceLogs", Some(from(1))).log("call refused", "TOKEN_EXPIRED");
             }
         });
         assert_eq!(logged.len(), 1_000);
@@ -217,7 +216,7 @@ mod tests {
         let owner = Owner::from_account([1; 20]);
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
-            let record = audit.call(Some(Method::Logs), Some(from(1)));
+            let record = audit.call("ServiceLogs", Some(from(1)));
             record.set_authenticated(owner.clone());
             record.clone().log("stream ended", "TOKEN_EXPIRED");
         });
@@ -232,7 +231,7 @@ mod tests {
         filter.add("web".parse().unwrap(), &[3]);
         let logged = lines(|| {
             for _ in 0..100 {
-                audit.call(Some(Method::Restart), Some(from(1))).restart(&filter, false);
+                audit.call("ServiceRestart", Some(from(1))).restart(&filter, false);
             }
         });
         assert_eq!(logged.len(), 100);

@@ -131,7 +131,7 @@ fn length_delimited<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
 ///
 /// # Errors
 /// Those of [`classify`], and an error for an invalid lease or more than `services_max` services.
-pub(super) fn unary(
+pub(super) fn parse(
     message: &Bytes,
     default: DefaultProto,
     services_max: usize,
@@ -148,12 +148,13 @@ pub(super) fn unary(
 /// Returns a `StreamServiceLogs` or `StreamServiceStatus` request, which only the published proto has.
 ///
 /// # Errors
-/// Those of [`unary`], and an error for fields of the draft: without them, the request would select more.
-pub(super) fn stream(message: &Bytes, services_max: usize) -> Result<PublishedRequest, CallError> {
-    unary(message, DefaultProto::Published, services_max)?.ok_or_else(|| {
-        let text = "is not supported by this method, which has lease_id = 1 and services = 2; \
-                    to use fields of the draft proto, call ServiceLogs or ServiceStatus";
-        CallError::field("filter", text)
+/// Those of [`parse`], and an error for fields of the draft: without them, the request would select more.
+pub(super) fn parse_stream(message: &Bytes, services_max: usize) -> Result<PublishedRequest, CallError> {
+    parse(message, DefaultProto::Published, services_max)?.ok_or_else(|| {
+        CallError::request(
+            "this method has only the fields lease_id = 1 and services = 2; to use fields of the draft \
+             proto, call ServiceLogs or ServiceStatus",
+        )
     })
 }
 
@@ -300,38 +301,38 @@ mod tests {
     #[test]
     fn listener_decides_about_a_lease_id_alone() {
         let lease_only = with(b"");
-        assert_eq!(unary(&lease_only, DefaultProto::Draft, FILTERS_MAX).unwrap(), None);
-        let request = unary(&lease_only, DefaultProto::Published, FILTERS_MAX).unwrap().unwrap();
+        assert_eq!(parse(&lease_only, DefaultProto::Draft, FILTERS_MAX).unwrap(), None);
+        let request = parse(&lease_only, DefaultProto::Published, FILTERS_MAX).unwrap().unwrap();
         assert_eq!(request.filter, Filter::everything());
         // An empty filter is a draft request on both listeners.
-        assert_eq!(unary(&with(b"\x12\x00"), DefaultProto::Published, FILTERS_MAX).unwrap(), None);
-        let request = unary(&of(&["web", "web"]), DefaultProto::Draft, FILTERS_MAX).unwrap().unwrap();
+        assert_eq!(parse(&with(b"\x12\x00"), DefaultProto::Published, FILTERS_MAX).unwrap(), None);
+        let request = parse(&of(&["web", "web"]), DefaultProto::Draft, FILTERS_MAX).unwrap().unwrap();
         assert_eq!(request.filter.services().map(ServiceName::as_str).collect::<Vec<_>>(), ["web"]);
     }
 
     #[test]
     fn published_request_is_validated() {
         let many = vec!["web"; FILTERS_MAX + 1];
-        assert_eq!(invalid(unary(&of(&many), DefaultProto::Draft, FILTERS_MAX)), "services");
-        assert_eq!(invalid(stream(&Bytes::new(), FILTERS_MAX)), "lease_id");
+        assert_eq!(invalid(parse(&of(&many), DefaultProto::Draft, FILTERS_MAX)), "services");
+        assert_eq!(invalid(parse_stream(&Bytes::new(), FILTERS_MAX)), "lease_id");
         let zero = ServicesRequest {
             lease_id: Some(market::LeaseId { dseq: 0, ..lease_id() }),
             services: Vec::new(),
         };
-        assert_eq!(invalid(stream(&zero.encode_to_vec().into(), FILTERS_MAX)), "lease_id.dseq");
+        assert_eq!(invalid(parse_stream(&zero.encode_to_vec().into(), FILTERS_MAX)), "lease_id.dseq");
     }
 
     #[test]
     fn stream_refuses_fields_of_the_draft() {
         for rest in [&b"\x12\x00"[..], b"\x12\x05\x0a\x03web", b"\x18\x01", b"\xc2\x06\x05\x0a\x03web"] {
-            assert_eq!(invalid(stream(&with(rest), FILTERS_MAX)), "filter", "{rest:?}");
+            assert_eq!(invalid(parse_stream(&with(rest), FILTERS_MAX)), "", "{rest:?}");
         }
-        assert_eq!(stream(&with(b""), FILTERS_MAX).unwrap().filter, Filter::everything());
+        assert_eq!(parse_stream(&with(b""), FILTERS_MAX).unwrap().filter, Filter::everything());
     }
 
     #[test]
     fn logs_are_the_last_lines_or_the_new_ones() {
-        let request = stream(&of(&["web"]), FILTERS_MAX).unwrap();
+        let request = parse_stream(&of(&["web"]), FILTERS_MAX).unwrap();
         let unary = request.clone().unary_logs();
         assert!(!unary.range.follows());
         assert_eq!(unary.range.filter().last, Some(1_001));
@@ -392,7 +393,7 @@ mod tests {
         #[test]
         fn any_bytes_are_classified_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = classify(&bytes);
-            let _ = stream(&bytes.into(), FILTERS_MAX);
+            let _ = parse_stream(&bytes.into(), FILTERS_MAX);
         }
     }
 

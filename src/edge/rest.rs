@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::audit::AuditRecord;
+use super::audit::{self, AuditRecord};
 use super::drain::Drain;
 use super::errors::CallError;
 use super::service::{ConnectionInfo, LeaseService};
@@ -34,7 +34,7 @@ use crate::events::EventFeeds;
 use crate::logs::notice::Notices;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
-use crate::model::metrics::{ConnectionEnd, Method, Metrics};
+use crate::model::metrics::{ConnectionEnd, LabelValue as _, Method, Metrics};
 use crate::model::quota::Quota;
 use crate::model::view::Filter;
 
@@ -258,7 +258,7 @@ impl RestService {
                 Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
                 _ => info.auth.record_rejection(),
             }
-            let audit = self.service().audit.call(None, Some(net));
+            let audit = self.service().audit.call(audit::OTHER, Some(net));
             self.fail(&exceeded.into(), &audit)
         })
     }
@@ -276,7 +276,7 @@ impl RestService {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let method = if matches!(route, LeaseRoute::Logs) { Method::Logs } else { Method::Status };
-        let audit = self.service().audit.call(Some(method), info.net());
+        let audit = self.service().audit.call(method.label(), info.net());
         let caller = self.authenticate(&info, request.headers(), &audit).await?;
         let provider = &self.settings().provider;
         let lease = path.lease(caller.identity.owner(), provider).map_err(|e| RestError::lease_id(&e))?;

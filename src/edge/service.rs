@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::audit::{AuditLog, AuditRecord};
+use super::audit::{self, AuditLog, AuditRecord};
 use super::drain::Drain;
 use super::errors::{CallError, of_end};
 use super::peer_limits::{AuthState, PeerLimits};
@@ -129,6 +129,14 @@ impl LeaseMethod {
         draft.copied().map(Self::Draft).or_else(|| published().map(Self::Published))
     }
 
+    /// Returns the name by which it is called.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Draft(method) => method.label(),
+            Self::Published(method) => method.label(),
+        }
+    }
+
     /// Returns the method of the draft with the same purpose.
     pub(super) fn draft(self) -> Method {
         match self {
@@ -193,7 +201,7 @@ impl LeaseService {
         request: Request<RequestBody>,
         supervisor: SupervisorHandle,
     ) -> Response<ResponseBody> {
-        let audit = self.audit.call(Some(method.draft()), info.net());
+        let audit = self.audit.call(method.label(), info.net());
         let response = self.try_call(method, &info, request, &supervisor, &audit).await;
         response.unwrap_or_else(|error| self.fail(&error, &audit))
     }
@@ -220,7 +228,7 @@ impl LeaseService {
                     Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
                     _ => info.auth.record_rejection(),
                 }
-                return Err(Box::new(self.fail(&exceeded.into(), &self.audit.call(None, Some(net)))));
+                return Err(Box::new(self.fail(&exceeded.into(), &self.audit.call(audit::OTHER, Some(net)))));
             }
         };
         request.body_mut().set_meter(MessageMeter::new(self.peers.clone(), net, info.auth.clone()));
@@ -269,15 +277,17 @@ impl LeaseService {
         let message = body.read_message(encoding, max_bytes).await?;
         let call = Call { caller, supervisor, audit };
         let services_max = self.limits().filters_per_request;
-        let unary = |method| {
-            let request = published::unary(&message, self.proto, services_max)?;
+        let parse = |method| {
+            let request = published::parse(&message, self.proto, services_max)?;
             Ok::<_, CallError>(request.map(|request| (method, request)))
         };
         let published = match method {
-            LeaseMethod::Draft(Method::Logs) => unary(PublishedMethod::Logs)?,
-            LeaseMethod::Draft(Method::Status) => unary(PublishedMethod::Status)?,
+            LeaseMethod::Draft(Method::Logs) => parse(PublishedMethod::Logs)?,
+            LeaseMethod::Draft(Method::Status) => parse(PublishedMethod::Status)?,
             LeaseMethod::Draft(Method::Restart) => None,
-            LeaseMethod::Published(method) => Some((method, published::stream(&message, services_max)?)),
+            LeaseMethod::Published(method) => {
+                Some((method, published::parse_stream(&message, services_max)?))
+            }
         };
         if let Some((method, request)) = published {
             return self.published(method, request, &head.headers, call).await;
@@ -583,7 +593,7 @@ mod tests {
         assert_eq!(method("ServiceRestart"), Some(LeaseMethod::Draft(Method::Restart)));
         assert_eq!(method("StreamServiceLogs"), Some(LeaseMethod::Published(PublishedMethod::StreamLogs)));
         let status = method("StreamServiceStatus").unwrap();
-        assert_eq!(status.draft(), Method::Status);
+        assert_eq!((status.draft(), status.label()), (Method::Status, "StreamServiceStatus"));
         assert_eq!((method("SendManifest"), method("")), (None, None));
     }
 }
