@@ -24,6 +24,9 @@ const LINE_OVERHEAD_BYTES: usize = 32;
 /// Bytes that an entry costs besides its text and name: tags and lengths of its fields, rounded up.
 const ENTRY_OVERHEAD_BYTES: usize = 16;
 
+/// Unused elements of a buffer that are not worth a copy.
+const SHRINK_ABOVE: usize = 16;
+
 /// Limits of a [`Collector`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CollectorLimits {
@@ -144,7 +147,7 @@ impl Collector {
         let replica = Replica { service, index: entry.replica };
         let (cursor, event) = (entry.cursor.as_ref(), entry.event.as_ref());
         let instance = event.map(|event| &event.instance).or(cursor.map(|cursor| &cursor.instance));
-        let current = self.slots.iter().rfind(|slot| slot.replica == replica).and_then(Slot::name);
+        let current = self.known_slot(&replica).and_then(|index| self.slots[index].name());
         let name = match (instance.map(String::as_str).unwrap_or_default(), current) {
             ("", Some(name)) => name.to_owned(),
             (instance, _) => name_of(&replica, instance),
@@ -156,8 +159,9 @@ impl Collector {
             self.push_gap(&replica, &name, time, Gap::from(gap));
         } else if let Some(event) = event {
             let notice = Notice::of_event(Some(replica.index), event);
-            if let Some(notice) = notice.filter(|notice| self.notices.includes(notice.kind)) {
-                self.push_line(&replica, &name, time, &notice.line());
+            match notice.filter(|notice| self.notices.includes(notice.kind)) {
+                Some(notice) => self.push_line(&replica, &name, time, &notice.line()),
+                None => self.end_line(&replica),
             }
         } else {
             self.push_logs(&replica, &name, time, &entry.logs);
@@ -182,6 +186,16 @@ impl Collector {
         if self.notices.includes(NoticeKind::Gap) {
             let line = message::notice(&gap);
             self.push_notice(replica, name, time, &line, LineKind::Gap(Box::new(gap)));
+        } else {
+            self.end_line(replica);
+        }
+    }
+
+    /// Ends an unfinished line that does not continue, because of a gap or because its run has ended.
+    fn end_line(&mut self, replica: &Replica) {
+        if let Some(index) = self.known_slot(replica) {
+            self.slots[index].end_line();
+            self.enforce(index);
         }
     }
 
@@ -208,11 +222,15 @@ impl Collector {
         ServiceLogsResponse { services: entries.into_iter().map(|(_, entry)| entry).collect() }
     }
 
+    /// Returns the index of the slot of `replica`, if it has one.
+    fn known_slot(&self, replica: &Replica) -> Option<usize> {
+        // Linear: entries of one replica mostly follow one another, and there are at most 1,024.
+        self.slots.iter().rposition(|slot| slot.replica == *replica)
+    }
+
     /// Returns the index of the slot of `replica`, whose current run then has this name.
     fn slot(&mut self, replica: &Replica, name: &str) -> usize {
-        // Linear: entries of one replica mostly follow one another, and there are at most 1,024.
-        let known = self.slots.iter().rposition(|slot| slot.replica == *replica);
-        let index = known.unwrap_or_else(|| {
+        let index = self.known_slot(replica).unwrap_or_else(|| {
             self.slots.push(Slot::new(replica.clone()));
             self.by_cost.insert((0, self.slots.len() - 1));
             self.slots.len() - 1
@@ -350,6 +368,8 @@ impl Slot {
             LineKind::Notice => {}
         }
         self.lines.pop_front();
+        shrink(&mut self.lines);
+        shrink(&mut self.data);
         self.is_open &= !is_only;
         while let Some(run) = self.runs.front_mut() {
             if run.lines > 0 {
@@ -369,10 +389,14 @@ impl Slot {
         notices: Notices,
         entries: &mut Vec<(LogTime, ServiceLogs)>,
     ) {
+        // May be one line over the limit: until now the unfinished one did not count.
         self.end_line();
+        if self.lines.len() > limits.replica_lines {
+            self.evict(usize::MAX);
+        }
         let mut report = self.eviction_report(limits, notices);
         let mut times = self.lines.iter().map(|line| (line.bytes, line.time));
-        let mut data = Vec::from(self.data);
+        let mut rest: &[u8] = self.data.make_contiguous();
         let mut earliest = LogTime::MIN;
         let runs_left = self.runs.len();
         for (number, run) in self.runs.into_iter().enumerate() {
@@ -388,12 +412,10 @@ impl Slot {
                     earliest = earliest.max(time);
                 }
             }
-            let rest = data.split_off(bytes);
-            let logs = match report.take() {
-                Some(report) => [report.as_bytes(), &data].concat(),
-                None => data,
-            };
-            data = rest;
+            let (of_run, after) = rest.split_at(bytes);
+            rest = after;
+            // Copied, so that no memory beyond the lines is kept until the response is encoded.
+            let logs = [report.take().unwrap_or_default().as_bytes(), of_run].concat();
             entries.push((earliest, ServiceLogs { name: run.name, logs: Bytes::from(logs) }));
         }
     }
@@ -407,6 +429,14 @@ impl Slot {
         // More lines than the limit arrived: there may be older ones, which were not read.
         let exact = !is_inexact && self.received <= limits.replica_lines;
         Some(message::notice(&Gap { cause: GapCause::Limit, lines, bytes, exact, from: None, to: None }))
+    }
+}
+
+/// Frees memory that a busy replica needed before the others were read. So all buffers together have at most
+/// twice the bytes in them.
+fn shrink<T>(buffer: &mut VecDeque<T>) {
+    if buffer.capacity() > 2 * buffer.len() + SHRINK_ABOVE {
+        buffer.shrink_to(buffer.len() + buffer.len() / 2);
     }
 }
 
@@ -478,6 +508,14 @@ mod tests {
     }
 
     #[test]
+    fn unfinished_line_counts_at_the_end() {
+        let mut collector = Collector::new(SMALL, Notices::All);
+        collector.push_logs(&replica(0), "web-0", at(1), b"1\n2\n3\n4\n5");
+        let report = "[leasemux: at least 1 line (2 bytes) missing here: a limit of the gateway cut them]\n";
+        assert_eq!(entries(collector), [pair("web-0", &format!("{report}2\n3\n4\n5\n"))]);
+    }
+
+    #[test]
     fn line_over_the_limit_keeps_its_end() {
         let mut collector = Collector::new(SMALL, Notices::All);
         for _ in 0..10 {
@@ -533,6 +571,49 @@ mod tests {
         let expected =
             [pair("web-a", &format!("one\n{gap}")), pair("web-b", "[leasemux: replica 0 started]\ntwo\n")];
         assert_eq!(entries(collector), expected);
+    }
+
+    /// A restarted container keeps its pod, so the name does not separate the runs.
+    #[test]
+    fn unfinished_line_ends_although_notices_are_left_out() {
+        let entry = |logs: &'static str| lease::ServiceLogs {
+            name: "web".into(),
+            logs: Bytes::from_static(logs.as_bytes()),
+            ..lease::ServiceLogs::default()
+        };
+        let event = |kind| lease::ServiceLogs {
+            event: Some(lease::ReplicaEvent { kind, ..lease::ReplicaEvent::default() }),
+            ..entry("")
+        };
+        let gap = lease::Gap { lines: 1, cause: 3, ..lease::Gap::default() };
+        let gap = lease::ServiceLogs { gap: Some(gap), ..entry("[leasemux: …]\n") };
+        let mut collector = Collector::new(SMALL, Notices::None);
+        for entry in
+            [entry("bye"), event(2), event(1), entry("piece"), entry(" rest\ncut"), gap, entry("on\n")]
+        {
+            collector.push_entry(&entry, |_, _| "web-0".to_owned());
+        }
+        assert_eq!(entries(collector), [pair("web-0", "bye\npiece rest\ncut\non\n")]);
+    }
+
+    /// Replicas are read one after the other if few reads are permitted.
+    #[test]
+    fn memory_is_bounded_if_replicas_come_one_by_one() {
+        let limits = CollectorLimits { replica_lines: 100, replica_bytes: 64 << 10, total_bytes: 224 << 10 };
+        let mut collector = Collector::new(limits, Notices::All);
+        for index in 0..100 {
+            for _ in 0..100 {
+                let line = format!("{index:0600}\n");
+                collector.push_logs(&replica(index), "web", at(1), line.as_bytes());
+            }
+        }
+        let memory = |slot: &Slot| slot.data.capacity() + slot.lines.capacity() * size_of::<StoredLine>();
+        let memory: usize = collector.slots.iter().map(memory).sum();
+        let rest = 100 * SHRINK_ABOVE * (1 + size_of::<StoredLine>());
+        assert!(memory <= 2 * limits.total_bytes + rest, "{memory} bytes for {}", collector.total);
+        assert!(size_of::<StoredLine>() <= LINE_OVERHEAD_BYTES);
+        let bytes: usize = collector.finish().services.iter().map(|entry| entry.logs.len()).sum();
+        assert!(bytes > limits.total_bytes / 2, "{bytes}");
     }
 
     #[test]

@@ -84,6 +84,15 @@ impl FromStr for Notices {
     }
 }
 
+// === impl NoticeKind ===
+
+impl NoticeKind {
+    /// Whether an unfinished line of the replica does not continue after it.
+    pub(crate) fn ends_line(self) -> bool {
+        matches!(self, Self::Gap | Self::Started | Self::Ended | Self::Gone)
+    }
+}
+
 // === impl Notice ===
 
 impl<'a> Notice<'a> {

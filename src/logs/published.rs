@@ -1,7 +1,8 @@
 //! Encodes log entries as complete gRPC messages of the published proto. Pure.
 //!
 //! An entry has a name and bytes, and nothing else: gaps and events become notice lines, and cursors are left
-//! out. Pieces of a line follow one another as the container wrote them, as `kubectl logs` prints them.
+//! out. Pieces of a line follow one another as the container wrote them, as `kubectl logs` prints them. A
+//! line that does not continue gets a newline, so that the next line is not appended to it.
 
 use bytes::Bytes;
 
@@ -20,10 +21,14 @@ pub(crate) fn lines(name: &str, chunk: &Chunk) -> Bytes {
 }
 
 /// Encodes a notice if `notices` includes it. `within_line`: the entry before it ended within a line, which a
-/// newline must end first.
+/// newline must end first. Of a notice that is left out, only that newline remains, if the line does not
+/// continue.
 pub(crate) fn notice(name: &str, notice: &Notice<'_>, notices: Notices, within_line: bool) -> Option<Bytes> {
     let newline = if within_line { "\n" } else { "" };
-    notices.includes(notice.kind).then(|| entry(name, format!("{newline}{}\n", notice.line()).into()))
+    if notices.includes(notice.kind) {
+        return Some(entry(name, format!("{newline}{}\n", notice.line()).into()));
+    }
+    (within_line && notice.kind.ends_line()).then(|| entry(name, newline.into()))
 }
 
 fn entry(name: &str, logs: Bytes) -> Bytes {
@@ -81,5 +86,19 @@ mod tests {
         assert_eq!(logs(Notices::All, false).as_deref(), Some("[leasemux: replica 0 is gone]\n"));
         assert_eq!(logs(Notices::All, true).as_deref(), Some("\n[leasemux: replica 0 is gone]\n"));
         assert_eq!(logs(Notices::Loss, false), None);
+    }
+
+    #[test]
+    fn line_ends_although_the_notice_is_left_out() {
+        let logs = |kind, within_line| {
+            let notice = notice("web-0", &Notice::new(kind, "text"), Notices::None, within_line);
+            notice.map(|message| decode(&message).1)
+        };
+        for kind in [NoticeKind::Gap, NoticeKind::Started, NoticeKind::Ended, NoticeKind::Gone] {
+            assert_eq!(logs(kind, true).as_deref(), Some("\n"), "{kind:?}");
+            assert_eq!(logs(kind, false), None, "{kind:?}");
+        }
+        // The log is read later: its line continues then.
+        assert_eq!(logs(NoticeKind::Waiting, true), None);
     }
 }
