@@ -7,6 +7,8 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::model::concurrency::{ConcurrencyLimiter, ConcurrencyPermit};
 use crate::model::id::{LeaseId, Owner};
 use crate::model::limits::QuotaLimits;
@@ -24,8 +26,12 @@ const UNARY_LOGS_MAX: usize = 32;
 /// Those of one owner. A call takes milliseconds, unless its caller reads slowly.
 const UNARY_LOGS_PER_OWNER_MAX: usize = 8;
 
-/// Retry-after hint when too many of them are in progress.
+/// Retry-after hint when an owner has too many of them in progress.
 const UNARY_LOGS_RETRY: Duration = Duration::from_secs(1);
+
+/// Time for which a call waits for those of other owners, so that more callers may come at once than are
+/// answered at a time. Clients wait longer.
+const UNARY_LOGS_WAIT: Duration = Duration::from_secs(2);
 
 /// Owners and leases whose rates are remembered: more than one gateway serves at a time.
 const KEYS_KEPT: usize = 16_384;
@@ -39,7 +45,7 @@ struct QuotaTables {
     limits: QuotaLimits,
     all_streams: ConcurrencyLimiter<()>,
     streams: ConcurrencyLimiter<Owner>,
-    all_unary_logs: ConcurrencyLimiter<()>,
+    all_unary_logs: Arc<Semaphore>,
     unary_logs: ConcurrencyLimiter<Owner>,
     all_requests: RateQuota<()>,
     requests: RateQuota<Owner>,
@@ -60,6 +66,9 @@ pub(super) struct RateQuota<K> {
 /// Counts a call for its owner and for the gateway. Released on drop.
 pub(super) type CallPermit = (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>);
 
+/// Counts a unary call for logs for its owner and for the gateway. Released on drop.
+pub(super) type UnaryLogsPermit = (ConcurrencyPermit<Owner>, OwnedSemaphorePermit);
+
 // === impl Quotas ===
 
 impl Quotas {
@@ -77,7 +86,7 @@ impl Quotas {
             limits: limits.clone(),
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
-            all_unary_logs: ConcurrencyLimiter::default(),
+            all_unary_logs: Arc::new(Semaphore::new(UNARY_LOGS_MAX)),
             unary_logs: ConcurrencyLimiter::default(),
         }))
     }
@@ -90,19 +99,30 @@ impl Quotas {
         let QuotaTables { limits, requests, all_requests, streams, all_streams, .. } = &*self.0;
         requests.take(owner, now, || Subject::Owner(owner.clone()))?;
         all_requests.take(&(), now, || Subject::Gateway)?;
-        let of_owner = (streams, limits.streams_per_owner, Quota::StreamsPerOwner);
-        hold_both(owner, of_owner, (all_streams, limits.streams, Quota::Streams), STREAMS_RETRY)
+        // The owner's own quota first: its error reveals nothing about other owners.
+        let of_owner = (Quota::StreamsPerOwner, limits.streams_per_owner);
+        let permit = hold_of_owner(streams, owner, of_owner, STREAMS_RETRY)?;
+        let all_max = limits.streams;
+        let permit_of_all = all_streams
+            .hold(&(), all_max)
+            .ok_or_else(|| exceeded(Quota::Streams, Subject::Gateway, all_max, STREAMS_RETRY))?;
+        Ok((permit, permit_of_all))
     }
 
-    /// Admits a unary call of `owner` for logs, which collects its response in memory. The permit is released
-    /// when the response is sent.
+    /// Admits a unary call of `owner` for logs, which collects its response in memory. Waits for calls of
+    /// other owners: first come, first served. The permit is released when the response is sent. Cancel safe.
     ///
     /// # Errors
-    /// The owner, or all owners together, have too many of them in progress.
-    pub(super) fn admit_unary_logs(&self, owner: &Owner) -> Result<CallPermit, Exceeded> {
+    /// The owner has too many of them in progress or waiting, or all owners together still have too many
+    /// after the wait.
+    pub(super) async fn admit_unary_logs(&self, owner: &Owner) -> Result<UnaryLogsPermit, Exceeded> {
         let QuotaTables { unary_logs, all_unary_logs, .. } = &*self.0;
-        let of_owner = (unary_logs, UNARY_LOGS_PER_OWNER_MAX, Quota::UnaryLogsPerOwner);
-        hold_both(owner, of_owner, (all_unary_logs, UNARY_LOGS_MAX, Quota::UnaryLogs), UNARY_LOGS_RETRY)
+        let of_owner = (Quota::UnaryLogsPerOwner, UNARY_LOGS_PER_OWNER_MAX);
+        let permit = hold_of_owner(unary_logs, owner, of_owner, UNARY_LOGS_RETRY)?;
+        match tokio::time::timeout(UNARY_LOGS_WAIT, Arc::clone(all_unary_logs).acquire_owned()).await {
+            Ok(Ok(permit_of_all)) => Ok((permit, permit_of_all)),
+            _ => Err(exceeded(Quota::UnaryLogs, Subject::Gateway, UNARY_LOGS_MAX, UNARY_LOGS_RETRY)),
+        }
     }
 
     /// Admits a restart in `lease`, and counts it. Called before anything is done; not for a repeated call.
@@ -118,26 +138,18 @@ impl Quotas {
     }
 }
 
-/// Takes a permit of `owner`, and one of the gateway.
-fn hold_both(
+/// Takes a permit of `owner`.
+fn hold_of_owner(
+    limiter: &ConcurrencyLimiter<Owner>,
     owner: &Owner,
-    (of_owner, owner_max, owner_quota): (&ConcurrencyLimiter<Owner>, usize, Quota),
-    (of_all, all_max, all_quota): (&ConcurrencyLimiter<()>, usize, Quota),
+    (quota, max): (Quota, usize),
     retry: Duration,
-) -> Result<CallPermit, Exceeded> {
-    let exceeded = |quota, subject, limit: usize| Exceeded {
-        quota,
-        subject,
-        limit: limit as u64,
-        retry_after: Some(retry),
-    };
-    // The owner's own quota first: its error reveals nothing about other owners.
-    let permit = of_owner
-        .hold(owner, owner_max)
-        .ok_or_else(|| exceeded(owner_quota, Subject::Owner(owner.clone()), owner_max))?;
-    let permit_of_all =
-        of_all.hold(&(), all_max).ok_or_else(|| exceeded(all_quota, Subject::Gateway, all_max))?;
-    Ok((permit, permit_of_all))
+) -> Result<ConcurrencyPermit<Owner>, Exceeded> {
+    limiter.hold(owner, max).ok_or_else(|| exceeded(quota, Subject::Owner(owner.clone()), max, retry))
+}
+
+fn exceeded(quota: Quota, subject: Subject, limit: usize, retry: Duration) -> Exceeded {
+    Exceeded { quota, subject, limit: limit as u64, retry_after: Some(retry) }
 }
 
 /// Creates a quota of calls. The burst lets all streams reconnect at once.

@@ -63,7 +63,7 @@ impl LeaseService {
         view: ViewReceiver,
         call: &Call<'_>,
     ) -> Result<Response<ResponseBody>, CallError> {
-        let permit = self.quotas.admit_unary_logs(call.caller.identity.owner())?;
+        let permit = self.quotas.admit_unary_logs(call.caller.identity.owner()).await?;
         let control = self.open_stream(call);
         tracing::debug!(lease = %request.lease, stream = control.id(), "collecting logs");
         let ended = Arc::new(OnceLock::new());
@@ -76,6 +76,7 @@ impl LeaseService {
         let names = self.actors.context().names;
         let body = self.logs_body(request.unary_logs(), view.clone(), Arc::clone(&control), trailers);
         let response = collect(body, Collector::new(CollectorLimits::UNARY, notices), names, &view).await;
+        // Set: the body returns `None` only after its trailers.
         match ended.get() {
             Some(StreamEnd::Done) | None => Ok(response::of_message(&response, control, permit)),
             Some(end) => Ok(response::of_status(of_end(end))),
