@@ -1,5 +1,7 @@
 //! The code of the fuzz targets. `tests/it/fuzz.rs` replays the corpus with it.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use bytes::Bytes;
@@ -126,27 +128,51 @@ pub(crate) fn request(input: &[u8]) {
     }
 }
 
-/// Fuzzes the distinction between the published proto and the draft. Checks that no request is read as one
-/// that selects other services than its sender meant.
+/// Fuzzes the distinction between the published proto and the draft. Checks that each request is read
+/// as its sender meant it, or refused, and that none selects more services than that.
 pub(crate) fn published(input: &[u8]) {
     let form = published::classify(input);
-    if let Ok(message) = ServicesRequest::decode(input)
-        && let Some(first) = message.services.iter().find(|name| name.parse::<ServiceName>().is_ok())
-    {
-        match form {
-            Ok(RequestForm::Published(ref services)) => {
-                assert!(
-                    services.iter().map(ServiceName::as_str).eq(message.services.iter().map(String::as_str))
-                );
-            }
-            Ok(ref other) => panic!("{first} is read as {other:?}"),
-            Err(_) => {}
+    let bytes = Bytes::copy_from_slice(input);
+    // `None` if the gateway refuses the request, an empty filter for all services.
+    let selected = match &form {
+        Ok(RequestForm::Published(services)) => Some(services.iter().cloned().collect()),
+        Ok(_) => request::decode(&bytes).ok().and_then(|message| services_of(&message)),
+        Err(_) => None,
+    };
+    if let Ok(message) = ServicesRequest::decode(input) {
+        let meant: BTreeSet<ServiceName> =
+            message.services.iter().filter_map(|name| name.parse().ok()).collect();
+        if !meant.is_empty() {
+            assert!(
+                !matches!(form, Ok(RequestForm::Draft | RequestForm::Ambiguous)),
+                "{meant:?} is {form:?}"
+            );
+            assert!(
+                selected.as_ref().is_none_or(|selected| *selected == meant),
+                "{selected:?} for {meant:?}"
+            );
+        } else if selected.as_ref().is_some_and(BTreeSet::is_empty) {
+            // Then field 2 is an empty filter. Its tags are control characters.
+            let is_of_filter = |name: &String| name.is_empty() || name.starts_with(char::is_control);
+            assert!(message.services.iter().all(is_of_filter), "all services for {:?}", message.services);
         }
     }
-    let Ok(message) = request::decode::<ServiceLogsRequest>(&Bytes::copy_from_slice(input)) else { return };
-    if message.filter.is_some() || message.follow || !message.filters.is_empty() {
-        assert!(matches!(form, Ok(RequestForm::Draft) | Err(_)), "{message:?} is read as {form:?}");
+    // As clients of the draft encode it: without fields that they do not know.
+    if let Ok(message) = ServiceLogsRequest::decode(input)
+        && message.encode_to_vec() == input
+    {
+        let is_draft =
+            message != ServiceLogsRequest { lease_id: message.lease_id.clone(), ..Default::default() };
+        let expected = if is_draft { RequestForm::Draft } else { RequestForm::Ambiguous };
+        assert!(matches!(&form, Ok(form) if *form == expected), "{message:?} is read as {form:?}");
+        assert_eq!(selected, services_of(&message));
     }
+}
+
+/// Returns the services that a request of the draft selects, none for all; `None` if it is invalid.
+fn services_of(message: &ServiceLogsRequest) -> Option<BTreeSet<ServiceName>> {
+    let filter = request::filter(message.filter.as_ref(), &message.filters, FILTERS_MAX).ok()?;
+    Some(filter.services().cloned().collect())
 }
 
 /// Fuzzes the query of a stream. Checks that a selection never becomes all services.

@@ -105,7 +105,7 @@ async fn call_outside_token_scope_is_refused_without_lookup() {
 }
 
 /// Returns the audit lines with `event` about a call of `owner`, from the log at `file`.
-fn audit_lines(file: &Path, event: &str, owner: &Owner) -> Vec<String> {
+pub(crate) fn audit_lines(file: &Path, event: &str, owner: &Owner) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
     let event = format!("leasemux::audit: {event} ");
     let lines = text.lines().filter(|line| line.contains(&event) && line.contains(owner.as_str()));
@@ -113,7 +113,7 @@ fn audit_lines(file: &Path, event: &str, owner: &Owner) -> Vec<String> {
 }
 
 /// Writes the log to a file, until the second value is dropped.
-fn log_to_file() -> (NamedTempFile, impl Sized) {
+pub(crate) fn log_to_file() -> (NamedTempFile, impl Sized) {
     let file = NamedTempFile::new().unwrap();
     let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
     // With a single subscriber, tracing caches the interest of the first thread at each call site. A second

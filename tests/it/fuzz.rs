@@ -87,6 +87,53 @@ fn mutated_corpus_passes() {
     }
 }
 
+/// Returns all byte strings of at most `length` bytes, and those of these bytes alone of at most `longer`.
+fn contents(length: usize, longer: usize, bytes: &[u8]) -> Vec<Vec<u8>> {
+    let all: Vec<u8> = (0..=u8::MAX).collect();
+    let (mut contents, mut newest) = (vec![Vec::new()], vec![Vec::new()]);
+    for step in 1..=longer {
+        let alphabet = if step <= length { &all[..] } else { bytes };
+        let begins = |content: &&Vec<u8>| step <= length || content.iter().all(|byte| bytes.contains(byte));
+        let extended = newest.iter().filter(begins);
+        newest = extended
+            .flat_map(|content| alphabet.iter().map(|byte| [content, &[*byte][..]].concat()))
+            .collect();
+        contents.extend_from_slice(&newest);
+    }
+    contents
+}
+
+/// Every field 2 of up to two bytes, and of up to five among those that matter: tags, lengths, letters and
+/// bytes that no name has. Alone, twice, and with the other fields of either proto.
+#[test]
+fn no_short_request_selects_more_than_meant() {
+    let field = |content: &Vec<u8>| [&[0x12, u8::try_from(content.len()).unwrap()][..], content].concat();
+    let singles: Vec<_> = contents(2, 3, b"\x00\x01\x02\x08\x0a\x10\x12\x18\x1a*-09Aahz\x7f\x80\xff")
+        .iter()
+        .map(field)
+        .collect();
+    let some: Vec<_> = contents(0, 3, b"\x00\x01\x0a\x12ah").iter().map(field).collect();
+    let long: Vec<_> = contents(0, 5, b"\x00\x03\x0a\x12w").iter().map(field).collect();
+    for message in singles.iter().chain(&long) {
+        bodies::published(message);
+    }
+    // Fields of the draft, and one of neither proto; `filters` with and without a name.
+    let others: [&[u8]; 6] =
+        [b"\x18\x01", b"\x18\x00", b"\x20\x01", b"\xa0\x06\x05", b"\xc2\x06\x00", b"\xc2\x06\x05\x0a\x03web"];
+    for first in &some {
+        for second in &some {
+            bodies::published(&[&first[..], second].concat());
+        }
+        for other in others {
+            bodies::published(&[other, first].concat());
+            bodies::published(&[&first[..], other].concat());
+        }
+        // Tag and length with more bytes than needed.
+        bodies::published(&[&[0x92, 0x00][..], &first[1..]].concat());
+        bodies::published(&[&[0x12, 0x80 | first[1], 0x00][..], &first[2..]].concat());
+    }
+}
+
 #[test]
 fn fuzzed_certificate_reaches_checks_after_signature() {
     let seed = |name| fs::read(corpus("certificate").join(name)).unwrap();

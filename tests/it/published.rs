@@ -11,6 +11,7 @@ use leasemux::edge::published::DefaultProto;
 use leasemux::edge::service::SERVICE;
 use leasemux::model::id::{Instance, LeaseId};
 use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::line::OutputStream;
 use leasemux::model::proto::lease as draft;
 use leasemux::model::published::{ServiceLogs, ServiceLogsResponse, ServicesRequest};
 use leasemux::model::time::LogTime;
@@ -22,6 +23,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
+use crate::auth::{audit_lines, log_to_file};
 use crate::support::fake_platform::FakePlatform;
 use crate::support::gateway::{Gateway, PATIENCE, Setup, proto_lease};
 use crate::support::raw::{Raw, framed};
@@ -34,7 +36,7 @@ const NOTICE: &str = "[leasemux: ";
 const OPEN: &str = "leasemux_streams{method=\"ServiceLogs\"}";
 
 /// A client with a connection of its own.
-struct Client {
+pub(crate) struct Client {
     grpc: Grpc<Channel>,
     metadata: MetadataMap,
 }
@@ -46,7 +48,7 @@ struct Follower {
 }
 
 impl Client {
-    async fn new(setup: &Setup) -> Self {
+    pub(crate) async fn new(setup: &Setup) -> Self {
         Self::over(setup.gateway.channel_of(Some(setup.certificate.clone())).await)
     }
 
@@ -55,7 +57,7 @@ impl Client {
     }
 
     /// Adds metadata to all calls.
-    fn with(mut self, key: &'static str, value: &str) -> Self {
+    pub(crate) fn with(mut self, key: &'static str, value: &str) -> Self {
         self.metadata.insert(key, value.parse().unwrap());
         self
     }
@@ -70,7 +72,7 @@ impl Client {
         Ok(self.grpc.unary(self.request(request), path(method), codec).await?.into_inner())
     }
 
-    async fn stream<A: Message + Default + 'static>(
+    pub(crate) async fn stream<A: Message + Default + 'static>(
         &mut self,
         method: &str,
         request: ServicesRequest,
@@ -171,7 +173,7 @@ fn pair(name: &str, logs: &str) -> (String, String) {
     (name.to_owned(), logs.to_owned())
 }
 
-fn of(setup: &Setup, services: &[&str]) -> ServicesRequest {
+pub(crate) fn of(setup: &Setup, services: &[&str]) -> ServicesRequest {
     request(&setup.lease, services)
 }
 
@@ -378,6 +380,39 @@ async fn unary_logs_in_progress_are_limited() {
     assert_eq!(named_text(stream.message().await.unwrap().unwrap().services.remove(0)).1.len(), 901_000);
     assert!(stream.message().await.unwrap().is_none());
     assert_eq!(client.logs(of(&setup, &[])).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unary_logs_of_many_owners_wait_for_each_other() {
+    let gateway = Gateway::new(Limits::default()).for_proto(DefaultProto::Published);
+    let setups = (0..5).map(|_| {
+        let (owner, certificate) = gateway.tenant();
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
+        gateway.platform.add_lease(&lease, &[("web", 1)]);
+        let run = gateway.platform.start(&lease, &replica("web", 0));
+        gateway.platform.print(&run, (0..1_000).map(|number| format!("{number:0900}\n")));
+        Setup { gateway: gateway.clone(), lease, certificate }
+    });
+    let setups: Vec<_> = setups.collect();
+    // Four owners take all slots: each call takes only the first part of its response.
+    let mut unread = join_all(setups[..4].iter().flat_map(|setup| {
+        (0..8).map(async |_| {
+            let mut client = Client::new(setup).await;
+            (client.stream::<ServiceLogsResponse>("ServiceLogs", of(setup, &[])).await.unwrap(), client)
+        })
+    }))
+    .await;
+    let mut client = Client::new(&setups[4]).await;
+    let status = client.logs(of(&setups[4], &[])).await.unwrap_err();
+    let details = status.get_error_details();
+    assert_eq!(details.quota_failure().unwrap().violations[0].quota_id, "unary_logs", "{status:?}");
+    // One slot becomes free, for eight callers at once.
+    unread.pop();
+    let answers = join_all((0..8).map(async |_| {
+        let mut client = Client::new(&setups[4]).await;
+        client.logs(of(&setups[4], &[])).await.map(|logs| logs.len())
+    }));
+    assert!(answers.await.iter().all(|answer| matches!(answer, Ok(1))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -594,6 +629,122 @@ async fn unary_logs_that_cannot_be_read_in_time_fail() {
     let (logs, ()) = tokio::join!(client.logs(of(&setup, &["web"])), drain);
     let status = logs.unwrap_err();
     assert_eq!((status.code(), &*reason(&status)), (Code::Unavailable, "DRAINING"));
+}
+
+/// The container ends within a line, and a restarted container keeps the name.
+#[tokio::test(start_paused = true)]
+async fn runs_are_separated_whatever_the_notices_are() {
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (platform, web) = (&setup.gateway.platform, replica("web", 0));
+    let first = platform.start(&setup.lease, &web);
+    let mut followers = Vec::new();
+    for notices in ["all", "loss", "none"] {
+        let client = Client::new(&setup).await.with("leasemux-notices", notices);
+        followers.push(Follower::open_with(client, &setup, &["web"]).await);
+    }
+    platform.print(&first, ["begin\n"]);
+    platform.print_piece(&first, OutputStream::Stdout, "login: ");
+    for follower in &mut followers {
+        follower.until("login: ").await;
+    }
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    // A whole line without a newline: the end of the log.
+    platform.print(&second, ["hello"]);
+    platform.end(&setup.lease, &web, 1);
+    let third = platform.start(&setup.lease, &web);
+    platform.print(&third, ["end\n"]);
+    let expected = "begin\nlogin: \nhello\nend\n";
+    let without_notices = |text: &str| -> String {
+        text.split_inclusive('\n').filter(|line| !line.starts_with(NOTICE)).collect()
+    };
+    for follower in &mut followers {
+        follower.until("end\n").await;
+        assert_eq!(without_notices(&follower.text), expected);
+    }
+    for notices in ["all", "loss", "none"] {
+        let mut client = Client::new(&setup).await.with("leasemux-notices", notices);
+        let logs = client.logs(of(&setup, &["web"])).await.unwrap();
+        assert_eq!(logs.len(), 1);
+        assert_eq!(without_notices(&logs[0].1), expected, "{notices}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_rest_of_a_line_does_not_join_the_next_one() {
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let client = Client::new(&setup).await.with("leasemux-notices", "none");
+    let mut follower = Follower::open_with(client, &setup, &["web"]).await;
+    platform.print_piece(&run, OutputStream::Stdout, "cut");
+    follower.until("cut").await;
+    platform.lose(&run, 1);
+    platform.print(&run, ["next\n"]);
+    follower.until("next\n").await;
+    assert_eq!(follower.text, "cut\nnext\n");
+    let mut client = Client::new(&setup).await.with("leasemux-notices", "none");
+    assert_eq!(client.logs(of(&setup, &["web"])).await.unwrap(), [pair("web-0", "cut\nnext\n")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_unary_logs_release_everything() {
+    let setup = published_port(&web_and_ha());
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    setup.gateway.platform.fail(&run, true);
+    // More than may be in progress.
+    for _ in 0..40 {
+        let mut client = Client::new(&setup).await;
+        let call = client.logs(of(&setup, &[]));
+        tokio::time::timeout(Duration::from_millis(100), call).await.expect_err("reads are tried for 5 s");
+    }
+    setup.gateway.eventually(|gateway| gateway.metric(OPEN) == 0).await;
+    assert_eq!(setup.gateway.platform.open(), 0);
+    let cancelled = "leasemux_requests_total{method=\"ServiceLogs\",code=\"CANCELLED\"}";
+    assert_eq!(setup.gateway.metric(cancelled), 40);
+    setup.gateway.platform.fail(&run, false);
+    assert_eq!(Client::new(&setup).await.logs(of(&setup, &["ha"])).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unary_logs_end_with_their_credentials() {
+    let setup = published_port(&web_and_ha());
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    setup.gateway.platform.fail(&run, true);
+    let mut client = Client::new(&setup).await;
+    let withdrawal = async {
+        setup.gateway.eventually(|gateway| gateway.metric(OPEN) == 1).await;
+        setup.gateway.withdraw(setup.lease.owner());
+    };
+    let (logs, ()) = tokio::join!(client.logs(of(&setup, &[])), withdrawal);
+    let status = logs.unwrap_err();
+    assert_eq!((status.code(), &*reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn audit_lines_name_the_called_method() {
+    let (file, _log) = log_to_file();
+    let setup = web_and_ha();
+    let owner = setup.lease.owner();
+    let elsewhere = LeaseId::new(setup.gateway.tenant().0.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
+    let methods = ["ServiceLogs", "StreamServiceLogs", "ServiceStatus", "StreamServiceStatus"];
+    let mut client = Client::new(&setup).await;
+    for method in methods {
+        let call = client.stream::<ServiceLogsResponse>(method, request(&elsewhere, &["web"]));
+        assert_eq!(reason(&call.await.err().unwrap()), "LEASE_NOT_YOURS");
+    }
+    let mut stream =
+        client.stream::<ServiceLogsResponse>("StreamServiceLogs", of(&setup, &[])).await.unwrap();
+    setup.gateway.withdraw(owner);
+    tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap_err();
+    let lines = audit_lines(file.path(), "call refused", owner);
+    assert_eq!(lines.len(), methods.len(), "{lines:?}");
+    for (line, method) in lines.iter().zip(methods) {
+        assert!(line.contains(&format!("method=\"{method}\"")), "{line}");
+    }
+    let lines = audit_lines(file.path(), "stream ended", owner);
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].contains("method=\"StreamServiceLogs\""), "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]

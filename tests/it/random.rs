@@ -1,20 +1,24 @@
 //! Random scenarios: replicas print, crash and are restarted; sources fail and lose lines; followers connect,
-//! by gRPC or websocket, read a little, disconnect and resume, or are rejected by a quota. In any order, each
-//! follower must get every line or an exact gap.
+//! by gRPC in either proto or by websocket, read a little, disconnect and resume, or are rejected by a quota.
+//! In any order, each follower must get every line or an exact gap.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
+use leasemux::model::published::ServiceLogsResponse;
 use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
 use tokio::io::DuplexStream;
+use tonic::Streaming;
 
+use crate::published::{Client, of};
 use crate::rest::open_by_certificate;
-use crate::support::gateway::{Setup, Stream};
-use crate::support::loss_check::Received;
+use crate::support::gateway::{PATIENCE, Setup, Stream};
+use crate::support::loss_check::{Received, Seen};
 use crate::support::rest::WsFollower;
 
 /// Replicas of the service.
@@ -25,6 +29,17 @@ const FOLLOWERS_MAX: usize = 4;
 
 /// Delay before a rejected follower connects again.
 const RECONNECT_DELAY: Duration = Duration::from_millis(20);
+
+/// Time in which a follower has joined the logs that can be read.
+const JOIN_TIME: Duration = Duration::from_millis(50);
+
+/// How a follower connects.
+#[derive(Clone, Copy, Debug)]
+enum Protocol {
+    Draft,
+    WebSocket,
+    Published,
+}
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -51,9 +66,10 @@ enum Action {
         replica: u32,
         failing: bool,
     },
+    /// Opens a follower: one that ends when it lags, or of the published proto, one with fewer notices.
     Open {
-        close_on_lag: bool,
-        websocket: bool,
+        option: bool,
+        protocol: Protocol,
     },
     /// Reads up to this many responses, without waiting.
     Read {
@@ -71,6 +87,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let replica = 0..REPLICAS;
+    let protocol = prop_oneof![Just(Protocol::Draft), Just(Protocol::WebSocket), Just(Protocol::Published)];
     let length = prop_oneof![8 => 1..300_usize, 1 => 300..40_000_usize];
     prop_oneof![
         8 => (replica.clone(), 1..200_usize, length)
@@ -79,7 +96,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
-        2 => any::<(bool, bool)>().prop_map(|(close_on_lag, websocket)| Action::Open { close_on_lag, websocket }),
+        3 => (any::<bool>(), protocol).prop_map(|(option, protocol)| Action::Open { option, protocol }),
         6 => (0..FOLLOWERS_MAX, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
         2 => (0..FOLLOWERS_MAX).prop_map(|follower| Action::Reconnect { follower }),
         3 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
@@ -90,6 +107,8 @@ struct Scenario {
     setup: Setup,
     runs: Vec<Vec<Instance>>,
     running: Vec<bool>,
+    /// Whether the log could not be read at some time: then it takes a while until it is read again.
+    has_failed: Vec<bool>,
     followers: Vec<Follower>,
     printed: usize,
 }
@@ -104,6 +123,16 @@ enum Follower {
         stream: Box<WsFollower<DuplexStream>>,
         query: &'static str,
     },
+    Published(PublishedFollower),
+}
+
+/// A follower that has no cursors and is sent new lines only.
+struct PublishedFollower {
+    stream: Box<Streaming<ServiceLogsResponse>>,
+    received: Received,
+    notices: &'static str,
+    /// For each replica, the number of lines when it had surely joined. `None`: not known.
+    joined: Vec<Option<usize>>,
 }
 
 impl Scenario {
@@ -118,6 +147,7 @@ impl Scenario {
             setup,
             runs: vec![Vec::new(); REPLICAS as usize],
             running: vec![false; REPLICAS as usize],
+            has_failed: vec![false; REPLICAS as usize],
             followers: Vec::new(),
             printed: 0,
         };
@@ -177,60 +207,167 @@ impl Scenario {
             Action::Fail { replica, failing } => {
                 if let Some(run) = self.runs[replica as usize].last() {
                     platform.fail(run, failing);
+                    self.has_failed[replica as usize] |= failing;
                 }
             }
-            Action::Open { close_on_lag, websocket } => self.open(close_on_lag, websocket).await,
+            Action::Open { option, protocol } => self.open(option, protocol).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
             Action::Reconnect { follower } => self.reconnect(follower).await,
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
-    async fn open(&mut self, close_on_lag: bool, websocket: bool) {
+    async fn open(&mut self, option: bool, protocol: Protocol) {
         if self.followers.len() == FOLLOWERS_MAX {
             return;
         }
-        self.followers.push(if websocket {
-            let query = if close_on_lag { "follow=true&on_lag=close" } else { "follow=true" };
-            let stream = Box::new(open_by_certificate(&self.setup, query).await);
-            Follower::WebSocket { stream, query }
-        } else {
-            let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
-            let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
-            let stream = self.setup.open(request.clone()).await.unwrap();
-            Follower::Grpc { stream: Some(Box::new(stream)), request }
+        self.followers.push(match protocol {
+            Protocol::WebSocket => {
+                let query = if option { "follow=true&on_lag=close" } else { "follow=true" };
+                let stream = Box::new(open_by_certificate(&self.setup, query).await);
+                Follower::WebSocket { stream, query }
+            }
+            Protocol::Draft => {
+                let on_lag = if option { OnLag::Close } else { OnLag::Drop };
+                let request =
+                    ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
+                let stream = self.setup.open(request.clone()).await.unwrap();
+                Follower::Grpc { stream: Some(Box::new(stream)), request }
+            }
+            Protocol::Published => {
+                Follower::Published(self.open_published(if option { "loss" } else { "all" }).await)
+            }
         });
     }
 
-    async fn read(&mut self, follower: usize, responses: usize) {
-        let Some(follower) = self.followers.get_mut(follower) else { return };
+    async fn open_published(&self, notices: &'static str) -> PublishedFollower {
+        let mut client = Client::new(&self.setup).await.with("leasemux-notices", notices);
+        let stream = client.stream("StreamServiceLogs", of(&self.setup, &[])).await.unwrap();
+        tokio::time::sleep(JOIN_TIME).await;
+        let joined = (0..REPLICAS)
+            .map(|replica| (!self.has_failed[replica as usize]).then(|| self.produced(replica).len()));
+        let joined = joined.collect();
+        PublishedFollower { stream: Box::new(stream), received: Received::default(), notices, joined }
+    }
+
+    /// Returns the lines of all runs of a replica; `None` for a lost one.
+    fn produced(&self, replica: u32) -> Vec<Option<Bytes>> {
+        let runs = self.runs[replica as usize].iter();
+        runs.flat_map(|run| self.setup.gateway.platform.produced(run)).collect()
+    }
+
+    async fn read(&mut self, index: usize, responses: usize) {
         for _ in 0..responses {
+            let Some(follower) = self.followers.get_mut(index) else { return };
             match follower.next_if_ready().await {
                 Some(true) => {}
                 None => return,
-                Some(false) => follower.resume(&self.setup).await,
+                Some(false) => self.reconnect(index).await,
             }
         }
     }
 
-    async fn reconnect(&mut self, follower: usize) {
-        if let Some(follower) = self.followers.get_mut(follower) {
-            follower.resume(&self.setup).await;
+    async fn reconnect(&mut self, index: usize) {
+        if index >= self.followers.len() {
+            return;
+        }
+        let mut follower = self.followers.swap_remove(index);
+        self.resume(&mut follower).await;
+        self.followers.push(follower);
+        let last = self.followers.len() - 1;
+        self.followers.swap(index, last);
+    }
+
+    async fn resume(&self, follower: &mut Follower) {
+        match follower {
+            Follower::Grpc { stream, request } => {
+                if let Some(ended) = stream.take() {
+                    *stream = Some(Box::new(self.setup.resume(*ended, request.clone()).await));
+                }
+            }
+            Follower::WebSocket { stream, query } => **stream = open_by_certificate(&self.setup, query).await,
+            Follower::Published(PublishedFollower { notices, .. }) => {
+                let notices = *notices;
+                for replica in 0..REPLICAS {
+                    if let Some(start) = self.start(follower, replica) {
+                        self.check(follower, replica, start);
+                    }
+                }
+                *follower = Follower::Published(self.open_published(notices).await);
+            }
         }
     }
 
-    /// Whether a follower got every line, or a gap for it. Checks for other loss and for repeats if it seems so.
-    fn is_complete(&self, received: &Received) -> bool {
+    /// Returns the first line that a follower must get, if that is known.
+    fn start(&self, follower: &Follower, replica: u32) -> Option<usize> {
+        let Follower::Published(PublishedFollower { received, joined, .. }) = follower else {
+            return Some(0);
+        };
+        let joined = joined[replica as usize];
+        let produced = self.produced(replica);
+        let place = |text: &[u8]| produced.iter().position(|line| line.as_deref() == Some(text));
+        let (mut missing, mut line) = (0, Vec::new());
+        for seen in received.of("web", replica) {
+            match seen {
+                Seen::Event(..) => {}
+                Seen::Gap(lines, ..) => {
+                    missing += usize::try_from(*lines).unwrap();
+                    // The gap counts a line of which only the beginning was received.
+                    line.clear();
+                }
+                Seen::Logs(_, bytes) => {
+                    for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+                        line.extend_from_slice(piece);
+                        if !line.ends_with(b"\n") {
+                            continue;
+                        }
+                        if let Some(first) = place(&line) {
+                            let start =
+                                first.checked_sub(missing).expect("a gap of lines that were produced");
+                            assert!(
+                                joined.is_none_or(|joined| start <= joined),
+                                "{start}, but joined at {joined:?}"
+                            );
+                            return Some(start);
+                        }
+                        assert!(
+                            missing > 0,
+                            "only the rest of a line that a gap has counted is not a whole line"
+                        );
+                        line.clear();
+                    }
+                }
+            }
+        }
+        joined
+    }
+
+    /// Whether a follower got every line, or a gap for it. If it seems so, checks for other loss and for
+    /// repeats.
+    fn is_complete(&self, follower: &Follower) -> bool {
         (0..REPLICAS).all(|replica| {
-            let platform = &self.setup.gateway.platform;
-            let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
-            let produced: usize = runs.iter().map(|(run, _)| platform.produced(run).len()).sum();
+            let Some(start) = self.start(follower, replica) else { return true };
+            let received = follower.received();
             let missing = usize::try_from(received.missing("web", replica)).unwrap();
+            let produced = self.produced(replica).len();
             // The first condition is cheap. It counts a line twice if its beginning is in a gap and its end
             // was received.
-            received.lines("web", replica) + missing >= produced
-                && received.checked(platform, "web", replica, &runs).0 == produced
+            start + received.lines("web", replica) + missing >= produced
+                && start + self.check(follower, replica, start) == produced
         })
+    }
+
+    /// Checks what a follower got from line `start` on for loss and repeats. Returns the number of
+    /// lines that it got, or a gap for them.
+    fn check(&self, follower: &Follower, replica: u32, start: usize) -> usize {
+        let mut skipped = start;
+        let runs = self.runs[replica as usize].iter().map(|run| {
+            let of_run = skipped.min(self.setup.gateway.platform.produced(run).len());
+            skipped -= of_run;
+            (run, of_run)
+        });
+        let runs: Vec<_> = runs.collect();
+        follower.received().checked(&self.setup.gateway.platform, "web", replica, &runs).0
     }
 
     async fn finish(mut self) {
@@ -247,11 +384,11 @@ impl Scenario {
 
     /// Reads until the follower is complete.
     async fn drain(&self, mut follower: Follower) {
-        while !self.is_complete(follower.received()) {
+        while !self.is_complete(&follower) {
             if !follower.next().await {
                 // Lets other followers proceed.
                 tokio::time::sleep(RECONNECT_DELAY).await;
-                follower.resume(&self.setup).await;
+                self.resume(&mut follower).await;
             }
         }
     }
@@ -262,6 +399,7 @@ impl Follower {
         match self {
             Self::Grpc { stream, .. } => &stream.as_ref().expect("a follower always has a stream").received,
             Self::WebSocket { stream, .. } => &stream.received,
+            Self::Published(published) => &published.received,
         }
     }
 
@@ -272,6 +410,7 @@ impl Follower {
                 stream.as_mut().expect("a follower always has a stream").next().await.is_ok()
             }
             Self::WebSocket { stream, .. } => stream.next().await,
+            Self::Published(published) => published.next(PATIENCE).await.expect("a response or the end"),
         }
     }
 
@@ -283,18 +422,23 @@ impl Follower {
                 next.map_or(Some(false), |ready| ready.then_some(true))
             }
             Self::WebSocket { stream, .. } => stream.next_if_ready().await,
+            Self::Published(published) => published.next(Duration::from_millis(1)).await,
         }
     }
+}
 
-    async fn resume(&mut self, setup: &Setup) {
-        match self {
-            Self::Grpc { stream, request } => {
-                if let Some(ended) = stream.take() {
-                    *stream = Some(Box::new(setup.resume(*ended, request.clone()).await));
-                }
-            }
-            Self::WebSocket { stream, query } => **stream = open_by_certificate(setup, query).await,
-        }
+impl PublishedFollower {
+    /// Receives one response within this time; `Some(false)` at the end.
+    async fn next(&mut self, time: Duration) -> Option<bool> {
+        let response = tokio::time::timeout(time, self.stream.message()).await.ok()?;
+        let response =
+            response.unwrap_or_else(|status| panic!("it never lags out and is never rejected: {status:?}"));
+        let is_open = response.is_some();
+        response
+            .into_iter()
+            .flat_map(|response| response.services)
+            .for_each(|entry| self.received.take_published(entry));
+        Some(is_open)
     }
 }
 
@@ -316,15 +460,15 @@ proptest! {
 #[test]
 fn gap_ends_within_line_that_ring_cannot_hold() {
     let print = |lines, length| Action::Print { replica: 0, lines, length };
-    let open = |websocket| Action::Open { close_on_lag: false, websocket };
+    let open = |protocol| Action::Open { option: false, protocol };
     let actions = vec![
-        open(false),
+        open(Protocol::Draft),
         print(1, 1),
         print(1, 1),
         Action::Fail { replica: 0, failing: true },
-        open(true),
+        open(Protocol::WebSocket),
         print(1, 1),
-        open(false),
+        open(Protocol::Draft),
         Action::StartOrEnd { replica: 0 },
         Action::StartOrEnd { replica: 0 },
         print(12, 32_717),

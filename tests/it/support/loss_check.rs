@@ -7,6 +7,7 @@ use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs, ServiceLogsResponse};
+use leasemux::model::published;
 use serde_json::Value;
 
 use super::fake_platform::{FakePlatform, LOST_BYTES};
@@ -38,7 +39,7 @@ impl Default for Judge {
 /// One entry that a follower received for a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// Log bytes of a run; websockets do not name it.
+    /// Log bytes of a run; websockets and the published proto do not name it.
     Logs(String, Vec<u8>),
     /// A gap: lines, bytes, exact.
     Gap(u64, u64, bool),
@@ -134,6 +135,41 @@ impl Received {
             self.judge.0.feed(&entry);
         }
         frame
+    }
+
+    /// Adds an entry of the published proto, whose name is that of a replica.
+    pub(crate) fn take_published(&mut self, entry: published::ServiceLogs) {
+        // A notice is an entry of its own. A newline before it ends the line of the entry before.
+        let notice = entry.logs.strip_prefix(b"\n").unwrap_or(&entry.logs).strip_prefix(b"[leasemux: ");
+        let notice = notice.map(|text| std::str::from_utf8(text).unwrap().strip_suffix("]\n").unwrap());
+        let replica =
+            entry.name.rsplit_once('-').map(|(service, index)| (service.to_owned(), index.parse().unwrap()));
+        let Some(key) = replica else {
+            assert!(notice.is_some(), "only a notice has no replica: {entry:?}");
+            return;
+        };
+        let seen = self.replicas.entry(key.clone()).or_default();
+        let Some(notice) = notice else {
+            *self.lines.entry(key).or_default() += memchr::memchr_iter(b'\n', &entry.logs).count();
+            seen.push(Seen::Logs(String::new(), entry.logs.into()));
+            return;
+        };
+        if let Some((size, _)) = notice.split_once(" missing here: ") {
+            let mut numbers = size.split([' ', '(']).filter_map(|word| word.parse().ok());
+            let exact = !size.starts_with("at least ") && size != "lines may be";
+            seen.push(Seen::Gap(numbers.next().unwrap_or(0), numbers.next().unwrap_or(0), exact));
+            return;
+        }
+        let text = notice
+            .strip_prefix(&format!("replica {} ", entry.name.rsplit_once('-').unwrap().1))
+            .unwrap_or(notice);
+        let kind = match text.split(' ').next() {
+            Some("started") => Kind::Started,
+            Some("ended") => Kind::Ended,
+            Some("is") if text == "is gone" => Kind::Gone,
+            _ => Kind::Waiting,
+        };
+        seen.push(Seen::Event(kind, String::new()));
     }
 
     /// Returns all entries of a replica, in order.
