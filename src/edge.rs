@@ -9,6 +9,7 @@ mod audit;
 pub mod connection;
 pub mod drain;
 mod errors;
+pub(crate) mod forward;
 mod frame_limit;
 mod peer_limits;
 mod proxy;

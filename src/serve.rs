@@ -68,7 +68,7 @@ pub enum ServeError {
     #[error("--ca-tls-cert or --ca-tls-key: {0}")]
     CaTls(tls::Error),
     /// The provider behind the gateway cannot be used.
-    #[error("--upstream-provider, --upstream-name or --upstream-ca: {0}")]
+    #[error("--upstream-provider, --upstream-grpc, --upstream-name or --upstream-ca: {0}")]
     Upstream(Box<dyn std::error::Error + Send + Sync>),
     /// A listening address cannot be bound.
     #[error("{flag}: cannot listen on {address}: {source}")]
@@ -185,7 +185,12 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     };
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
-    let connections = Connections::new(service.clone(), routes);
+    let mut connections = Connections::new(service.clone(), routes);
+    let mut published_splicing = None;
+    if let Some((forwarder, splicing)) = upstream.grpc {
+        connections = connections.with_forwarder(forwarder);
+        published_splicing = Some(splicing);
+    }
     let server =
         Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies, splicing: None };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
@@ -200,7 +205,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
             };
             let rest = RestService::new(service, settings);
             let (address, serving) =
-                rest_server(&server, rest, port, upstream, config.rest.forwards_events())?;
+                rest_server(&server, rest, port, upstream.rest, config.rest.forwards_events())?;
             drain.spawn(serving);
             Some(address)
         }
@@ -208,7 +213,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     };
     let mut published_address = None;
     if let Some(socket) = published_port {
-        let server = server.for_proto(DefaultProto::Published);
+        let server = server.for_proto(DefaultProto::Published, published_splicing);
         let listener = listen("--published-listen", socket)?;
         published_address = Some(listener.local_addr().map_err(internal)?);
         drain.spawn(server.serve(listener));

@@ -34,7 +34,7 @@ const EVENTS: &[(&str, EventSource)] = &[
     ("synthetic", EventSource::Synthetic),
 ];
 
-const MTLS: &[(&str, MtlsMode)] =
+pub(super) const MTLS: &[(&str, MtlsMode)] =
     &[("passthrough", MtlsMode::Passthrough), ("terminate", MtlsMode::Terminate)];
 
 /// Settings of the REST and websocket port.
@@ -68,12 +68,12 @@ pub(crate) struct RestOptions {
     /// served here; default: none
     #[arg(long, value_name = "URL", value_parser = provider_url)]
     pub(crate) upstream_provider: Option<Uri>,
-    /// Host name in the certificate of --upstream-provider; default: the first --public-hostname, else the
-    /// host in the URL
+    /// Host name in the certificate of --upstream-provider and --upstream-grpc; default: the first
+    /// --public-hostname, else the host in the URL
     #[arg(long, value_name = "HOST", value_parser = hostname)]
     pub(crate) upstream_name: Option<String>,
-    /// PEM file with the authorities of the certificate of --upstream-provider; default: the system's
-    /// authorities, and with --chain-grpc also the provider's certificates on the chain
+    /// PEM file with the authorities of the certificate of --upstream-provider and --upstream-grpc; default:
+    /// the system's authorities, and with --chain-grpc also the provider's certificates on the chain
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(crate) upstream_ca: Option<PathBuf>,
     /// What happens to connections for other names than --public-hostname, as of clients with certificates:
@@ -131,7 +131,7 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
     }
     resolver.verify("upstream_ca", |file: &PathBuf| (checks.authorities)(file));
     for id in ["upstream_name", "upstream_ca"] {
-        if resolver.is_given(id) {
+        if resolver.is_given(id) && !resolver.is_given("upstream_grpc") {
             let flag = id.replace('_', "-");
             resolver.require("upstream_provider", &format!("the provider that --{flag} is about"));
         }
@@ -148,13 +148,17 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
         None => has_upstream && !resolver.is_given("rest_mtls"),
     };
     if is_passthrough {
-        resolver
-            .require("upstream_provider", "the provider that --rest-mtls passthrough passes connections to");
-        resolver.require(
-            "ca_tls_cert",
-            "the host name tells clients with a token from those with a certificate only if an authority \
-             vouches for it; get such a certificate, or set --rest-mtls terminate: manifests and shells then \
-             need a token",
-        );
+        require_for_passthrough(resolver, "upstream_provider", "rest_mtls");
     }
+}
+
+/// Requires what `passthrough`, the value of `mode`, needs besides the provider in `upstream`.
+pub(super) fn require_for_passthrough(resolver: &mut Resolver<'_>, upstream: &str, mode: &str) {
+    let mode = mode.replace('_', "-");
+    resolver.require(upstream, &format!("the provider that --{mode} passthrough passes connections to"));
+    let what = format!(
+        "the host name tells clients with a token from those with a certificate only if an authority vouches for \
+         it; get such a certificate, or set --{mode} terminate: manifests and shells then need a token"
+    );
+    resolver.require("ca_tls_cert", &what);
 }

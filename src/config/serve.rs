@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
-use super::published::PublishedOptions;
+use super::published::{self, PublishedOptions};
 use super::resolver::Resolver;
 use super::rest::{self, RestOptions};
 use super::start_checks::StartChecks;
@@ -181,6 +181,7 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
         resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
     }
     rest::check(resolver, checks);
+    published::check(resolver);
     for id in LISTENERS {
         resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
     }

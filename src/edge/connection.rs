@@ -23,12 +23,13 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::drain::Drain;
+use super::forward::{CallForwarder, ForwardedCall, method_at, unknown_method};
 use super::frame_limit::{Flooded, FrameLimited};
 use super::peer_limits::{AuthState, PeerLimits, ShutOutNotice};
 use super::published::DefaultProto;
 use super::request_body::{BodyDiscarder, RequestBody};
 use super::response::{self, CallMetrics, ResponseBody};
-use super::service::{ConnectionInfo, LeaseMethod, LeaseService, unknown_method};
+use super::service::{ConnectionInfo, LeaseMethod, LeaseService};
 use super::stream_supervisor::{Handoff, StreamCount, StreamExecutor};
 use crate::access::authenticator::ClientCertificate;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
@@ -67,6 +68,8 @@ pub struct Connections {
     /// Limits the log lines about floods.
     flood_log: Arc<Mutex<Bucket>>,
     discarder: BodyDiscarder,
+    /// `None`: calls that the gateway does not serve are answered with an error.
+    forwarder: Option<CallForwarder>,
 }
 
 /// Decides when a connection must close because its peer is shut out or floods the gateway with calls.
@@ -122,7 +125,13 @@ impl Connections {
         let flood_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FLOOD_LOG_INTERVAL))));
         let discarder = BodyDiscarder::new(drain.clone());
         let permits = Arc::new(Semaphore::new(limits.connection.max));
-        Self { service, routes, limits, metrics, drain, permits, flood_log, discarder }
+        Self { service, routes, limits, metrics, drain, permits, flood_log, discarder, forwarder: None }
+    }
+
+    /// Returns connections whose calls that the gateway does not serve are forwarded.
+    #[must_use]
+    pub(crate) fn with_forwarder(self, forwarder: CallForwarder) -> Self {
+        Self { forwarder: Some(forwarder), ..self }
     }
 
     /// Returns connections of a port of this proto, within the same limits.
@@ -372,7 +381,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.called.notify_one();
-        let Connections { service, routes, metrics, drain, discarder, .. } = &self.connections;
+        let Connections { service, routes, metrics, drain, discarder, forwarder, .. } = &self.connections;
         let supervisor = self.handoff.begin();
         let mut request = request.map(|body| RequestBody::new(body, discarder.clone()));
         let path = request.uri().path();
@@ -385,6 +394,16 @@ impl Service<Request<Incoming>> for RequestDispatcher {
             drain.note_readiness_poll();
         }
         let is_known = [HEALTH, REFLECTION].iter().any(|service| path.starts_with(service));
+        if let Some(forwarder) = forwarder
+            && !is_known
+        {
+            let call = ForwardedCall::start(metrics, method_at(path));
+            let (forwarder, service) = (forwarder.clone(), service.clone());
+            let info = self.info.clone();
+            return Box::pin(
+                async move { Ok(forwarder.call(call, &service, &info, request, &supervisor).await) },
+            );
+        }
         let unknown = (!is_known).then(|| unknown_method(path));
         match service.admit_anonymous(&self.info, &mut request) {
             Ok(permit) => supervisor.hold(permit),

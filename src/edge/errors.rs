@@ -13,9 +13,11 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
+use super::upstream::failure::Failure;
 use crate::access::refusal::{Refusal, RefusalKind};
 use crate::model::id::Replica;
 use crate::model::label::LabelValue as _;
+use crate::model::metrics::UpstreamFailure;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
@@ -72,6 +74,10 @@ pub enum CallError {
     Encoding,
     /// The request did not arrive in time.
     RequestTimeout,
+    /// The call can only be made at the provider itself, which has this address.
+    CallDirectly(Arc<str>),
+    /// The provider behind the gateway gave no response.
+    Upstream(Failure),
 }
 
 // === impl CallError ===
@@ -124,6 +130,14 @@ impl CallError {
                 status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static(ENCODINGS));
                 status
             }
+            Self::CallDirectly(address) => {
+                let text = format!(
+                    "bind_tls: the quote would be bound to the TLS connection of this gateway; call {address}, \
+                     where the provider terminates TLS"
+                );
+                status(Code::FailedPrecondition, text, "CALL_PROVIDER_DIRECTLY")
+            }
+            Self::Upstream(failure) => upstream_failed(*failure),
             Self::RequestTimeout => {
                 status(Code::DeadlineExceeded, "the request did not arrive in time", "REQUEST_TIMEOUT")
             }
@@ -229,6 +243,19 @@ fn platform_failed(error: &platform::Error) -> Status {
         return unavailable(text, PLATFORM_UNAVAILABLE, RETRY_AFTER);
     }
     status(Code::Internal, format!("internal error {id}"), "INTERNAL")
+}
+
+fn upstream_failed(Failure { reason, text }: Failure) -> Status {
+    match reason {
+        // The call had no effect.
+        UpstreamFailure::Connect | UpstreamFailure::Certificate | UpstreamFailure::Busy => {
+            unavailable(text, "UPSTREAM_UNAVAILABLE", RETRY_AFTER)
+        }
+        UpstreamFailure::Broken => status(Code::Unavailable, text, "UPSTREAM_UNAVAILABLE"),
+        UpstreamFailure::Timeout => status(Code::DeadlineExceeded, text, "UPSTREAM_TIMEOUT"),
+        UpstreamFailure::SlowRequest => status(Code::DeadlineExceeded, text, "REQUEST_TIMEOUT"),
+        UpstreamFailure::BadRequest | UpstreamFailure::TooLarge => bad_request("", text),
+    }
 }
 
 fn unreadable(replicas: &[Replica]) -> Status {

@@ -1,4 +1,4 @@
-//! Limits per peer address: open connections, calls without credentials, and failures.
+//! Limits per peer address: open connections, calls without credentials, forwarded requests, and failures.
 //!
 //! A peer is shut out after too many failures: calls without valid credentials, broken TLS handshakes, and
 //! connections that broke HTTP/2. While it is shut out, a new connection must present a trusted certificate
@@ -35,6 +35,9 @@ const ANONYMOUS_CALLS_RETRY: Duration = Duration::from_secs(5);
 /// restarts.
 const ANONYMOUS_CALLS_BURST: u64 = ANONYMOUS_CALLS_MAX as u64;
 
+/// Burst of forwarded requests: as many as one peer may have in progress.
+const FORWARDED_BURST: u64 = 256;
+
 /// Handshakes in which a shut-out peer may present a trusted certificate. One costs about a millisecond of a
 /// core, so a shut-out address uses half a percent of one. Tenants at that address that reconnect together
 /// succeed within seconds.
@@ -66,6 +69,7 @@ struct PeerTables {
     connections: ConcurrencyLimiter<PeerNet>,
     anonymous_calls: ConcurrencyLimiter<PeerNet>,
     anonymous_call_rate: RateQuota<PeerNet>,
+    forwarded_rate: RateQuota<PeerNet>,
     failures: RateQuota<PeerNet>,
     shut_out_handshakes: Buckets<PeerNet>,
     shut_out_queries: Buckets<PeerNet>,
@@ -109,6 +113,9 @@ impl PeerLimits {
         let call_rate = Rate::new(u64::from(calls), Duration::from_secs(1));
         let call_rate = call_rate.with_burst(ANONYMOUS_CALLS_BURST.max(u64::from(calls)));
         let failure_rate = Rate::new(u64::from(failures), FAILURES_PER);
+        let forwarded = quota.forwarded_per_second;
+        let forwarded_rate = Rate::new(u64::from(forwarded), Duration::from_secs(1));
+        let forwarded_rate = forwarded_rate.with_burst(FORWARDED_BURST.max(u64::from(forwarded)));
         Self(Arc::new(PeerTables {
             connections_max: limits.max_per_peer,
             connections: ConcurrencyLimiter::default(),
@@ -117,6 +124,12 @@ impl PeerLimits {
                 Quota::AnonymousCallRatePerPeer,
                 calls,
                 call_rate,
+                PEERS_KEPT,
+            ),
+            forwarded_rate: RateQuota::new(
+                Quota::ForwardedRatePerPeer,
+                forwarded,
+                forwarded_rate,
                 PEERS_KEPT,
             ),
             failures: RateQuota::new(Quota::AuthFailuresPerPeer, failures, failure_rate, PEERS_KEPT),
@@ -157,6 +170,14 @@ impl PeerLimits {
     /// The peer sends them too often.
     pub(super) fn count_message(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
         self.0.anonymous_call_rate.take(&peer, now, || Subject::Peer)
+    }
+
+    /// Counts one more request that is forwarded, whose credentials are not checked here.
+    ///
+    /// # Errors
+    /// The peer sends them too often.
+    pub(super) fn count_forwarded(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
+        self.0.forwarded_rate.take(&peer, now, || Subject::Peer)
     }
 
     /// Takes one of the handshakes in which a shut-out peer may present a trusted certificate. Returns
@@ -378,6 +399,22 @@ mod tests {
         let later = now + Duration::from_millis(500);
         assert!(peers.begin_anonymous_call(peer(1), later).is_ok());
         assert!(peers.count_message(peer(1), later).is_err());
+    }
+
+    #[test]
+    fn forwarded_requests_have_their_own_rate() {
+        let quota =
+            QuotaLimits { forwarded_per_second: 2, open_calls_per_second: 1, ..QuotaLimits::default() };
+        let peers = PeerLimits::new(&ConnectionLimits::default(), &quota);
+        let now = Instant::now();
+        for _ in 0..FORWARDED_BURST {
+            peers.count_forwarded(peer(1), now).unwrap();
+        }
+        let exceeded = peers.count_forwarded(peer(1), now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.limit), (Quota::ForwardedRatePerPeer, 2));
+        assert_eq!(exceeded.retry_after, Some(Duration::from_millis(500)));
+        assert!(peers.count_forwarded(peer(2), now).is_ok());
+        assert!(peers.count_message(peer(1), now).is_ok());
     }
 
     #[test]

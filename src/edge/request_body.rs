@@ -66,7 +66,7 @@ pub(super) struct MessageMeter {
 
 /// Counts the gRPC messages that start in a body, which arrives in parts of any size.
 #[derive(Debug, Default)]
-struct MessageCounter {
+pub(super) struct MessageCounter {
     started: u64,
     /// The bytes received of an incomplete prefix.
     prefix: [u8; PREFIX_BYTES],
@@ -143,6 +143,12 @@ impl RequestBody {
     /// Reads the one message of a call, and returns it decompressed and without its prefix. It has at most
     /// `max_bytes` compressed and decompressed.
     pub(super) async fn read_message(self, encoding: Encoding, max_bytes: usize) -> Result<Bytes, CallError> {
+        message(self.read(max_bytes).await?, encoding, max_bytes)
+    }
+
+    /// Reads the one message of a call, and returns it as it came, with its prefix. It has at most
+    /// `max_bytes`.
+    pub(super) async fn read(self, max_bytes: usize) -> Result<Bytes, CallError> {
         let limited = Limited::new(self, max_bytes + PREFIX_BYTES);
         let collected = tokio::time::timeout(REQUEST_TIMEOUT, limited.collect());
         let collected = collected.await.map_err(|_| CallError::RequestTimeout)?.map_err(|error| {
@@ -152,7 +158,7 @@ impl RequestBody {
                 CallError::request("the request is incomplete")
             }
         })?;
-        message(collected.to_bytes(), encoding, max_bytes)
+        Ok(collected.to_bytes())
     }
 }
 
@@ -214,7 +220,8 @@ impl Encoding {
     }
 }
 
-fn message(mut bytes: Bytes, encoding: Encoding, max_bytes: usize) -> Result<Bytes, CallError> {
+/// Returns the one message of a request, decompressed and without its prefix.
+pub(super) fn message(mut bytes: Bytes, encoding: Encoding, max_bytes: usize) -> Result<Bytes, CallError> {
     if bytes.remaining() < PREFIX_BYTES {
         return Err(CallError::request("the request has no message"));
     }
@@ -279,7 +286,12 @@ impl MessageMeter {
 // === impl MessageCounter ===
 
 impl MessageCounter {
-    fn take(&mut self, mut data: &[u8]) {
+    /// Returns whether the bytes so far end with a message, or there are none.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.prefix_len == 0 && self.rest == 0
+    }
+
+    pub(super) fn take(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let skipped = self.rest.min(data.len());
             self.rest -= skipped;

@@ -19,7 +19,7 @@ use crate::model::proto::framed;
 use crate::stream::{Messages, Parts, StreamControl};
 
 /// The field with the status of a call: in the trailers, or in the headers if there is no body.
-const STATUS: &str = "grpc-status";
+pub(super) const STATUS: &str = "grpc-status";
 
 /// The body of any response. Takes part in the metrics of its call.
 #[derive(Debug)]
@@ -46,6 +46,12 @@ pub(super) struct CallMetrics {
     /// `Cancelled` until the status is known: then the caller has gone.
     code: Code,
     _open: GaugeGuard,
+}
+
+/// Returns the code of a [`STATUS`] field.
+pub(super) fn code_of(status: &HeaderValue) -> Code {
+    let number = status.to_str().ok().and_then(|text| text.parse().ok());
+    Code::of_number(number.unwrap_or(-1))
 }
 
 /// Creates a response with a status and no body.
@@ -185,8 +191,7 @@ impl CallMetrics {
         let Some(status) = headers.get(STATUS) else {
             return false;
         };
-        let number = status.to_str().ok().and_then(|text| text.parse().ok());
-        self.code = Code::of_number(number.unwrap_or(-1));
+        self.code = code_of(status);
         self.record_answer();
         true
     }

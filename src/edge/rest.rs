@@ -24,18 +24,21 @@ use tokio::time::Instant;
 use super::audit::{self, AuditRecord};
 use super::drain::Drain;
 use super::errors::CallError;
+use super::peer_limits::PeerLimits;
 use super::service::{ConnectionInfo, LeaseService};
 use super::upstream::failure::Failure;
 use super::upstream::provider::{ResponseBody as UpstreamBody, UpstreamProvider};
 use super::websocket::handshake;
 use crate::access::authenticator::{Authenticated, ClientCertificate};
 use crate::access::grants::TokenScope;
+use crate::access::refusal::Refusal;
 use crate::events::EventFeeds;
 use crate::logs::notice::Notices;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
 use crate::model::metrics::{ConnectionEnd, LabelValue as _, Method, Metrics};
-use crate::model::quota::Quota;
+use crate::model::peer::PeerNet;
+use crate::model::quota::Exceeded;
 use crate::model::view::Filter;
 
 pub(crate) mod close;
@@ -198,13 +201,14 @@ impl RestService {
             Route::Lease(..) => false,
             Route::Version | Route::Address | Route::Status | Route::Other(_) => true,
         });
-        if is_forwarded || !matches!(route, Route::Lease(..)) || !route.allows(request.method()) {
-            self.admit_without_credentials(&info)?;
-        }
         if let Some(upstream) = &self.0.upstream
             && is_forwarded
         {
+            self.admit_unauthenticated(&info, PeerLimits::count_forwarded)?;
             return self.forward(&upstream.provider, &route, request, &info, slot).await;
+        }
+        if !matches!(route, Route::Lease(..)) || !route.allows(request.method()) {
+            self.admit_unauthenticated(&info, PeerLimits::count_message)?;
         }
         if !route.allows(request.method()) {
             return Err(RestError::method_not_allowed());
@@ -229,14 +233,18 @@ impl RestService {
         info: &ConnectionInfo,
         slot: &UpgradeSlot,
     ) -> Result<Response<RestBody>, RestError> {
+        let has_token = request.headers().contains_key(AUTHORIZATION);
         // The provider cannot see the certificate, and would respond that there are no credentials.
-        let has_certificate_only =
-            info.certificate.is_present() && !request.headers().contains_key(AUTHORIZATION);
-        if has_certificate_only && matches!(route, Route::Other(_)) {
+        if info.certificate.is_present() && !has_token && matches!(route, Route::Other(_)) {
             return Err(RestError::needs_token());
         }
+        // It would respond to the token alone, which is right for the public names only.
+        if info.certificate.is_present() && has_token && info.public_name.is_none() {
+            let audit = self.service().audit.call(audit::OTHER, info.net());
+            return Err(self.fail(&Refusal::Ambiguous.into(), &audit));
+        }
         let started = Instant::now();
-        let response = upstream.forward(request, |tunnel| slot.set(tunnel)).await;
+        let response = upstream.forward(request, info.net(), |tunnel| slot.set(tunnel)).await;
         if let Some(failure) = response.extensions().get::<Failure>() {
             self.metrics().rest_upstream_failures.of(failure.reason).increment(1);
         } else {
@@ -246,21 +254,16 @@ impl RestService {
         Ok(response.map(Either::Right))
     }
 
-    /// Counts a request that needs no credentials here.
-    fn admit_without_credentials(&self, info: &ConnectionInfo) -> Result<(), RestError> {
-        let Some(net) = info.net() else { return Ok(()) };
-        let now = Instant::now().into_std();
-        let peers = &self.service().peers;
-        let checked = if info.auth.is_authenticated() { Ok(()) } else { peers.check_shut_out(net, now) };
-        let counted = checked.and_then(|()| peers.count_message(net, now));
-        counted.map_err(|exceeded| {
-            match exceeded.quota {
-                Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
-                _ => info.auth.record_rejection(),
-            }
-            let audit = self.service().audit.call(audit::OTHER, Some(net));
-            self.fail(&exceeded.into(), &audit)
-        })
+    /// Admits a request that needs no credentials here, as [`LeaseService::admit_unauthenticated`] does.
+    fn admit_unauthenticated(
+        &self,
+        info: &ConnectionInfo,
+        count: impl FnOnce(&PeerLimits, PeerNet, std::time::Instant) -> Result<(), Exceeded>,
+    ) -> Result<(), RestError> {
+        match self.service().admit_unauthenticated(info, count) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.fail(&error, &self.service().audit.call(audit::OTHER, info.net()))),
+        }
     }
 
     /// Answers a request below a lease.

@@ -145,8 +145,8 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 impl Server {
     /// Returns the server of another gRPC port, of this proto.
     #[must_use]
-    pub fn for_proto(&self, proto: DefaultProto) -> Self {
-        Self { connections: self.connections.for_proto(proto), ..self.clone() }
+    pub fn for_proto(&self, proto: DefaultProto, splicing: Option<Splicing>) -> Self {
+        Self { connections: self.connections.for_proto(proto), splicing, ..self.clone() }
     }
 
     /// Accepts connections until the gateway drains. Open connections continue.
@@ -268,7 +268,7 @@ impl Server {
         if accepted.needs_trusted_certificate {
             return Err(ConnectionEnd::ShutOut);
         }
-        Err(match splicing.splicer.splice(hello, socket).await {
+        Err(match splicing.splicer.splice(hello, socket, PeerNet::from(peer.ip())).await {
             Ok(copied) => {
                 let Copied { from_client_bytes, from_upstream_bytes, end } = copied;
                 tracing::debug!(%peer, from_client_bytes, from_upstream_bytes, ?end, "spliced connection ended");
@@ -285,7 +285,11 @@ impl Server {
                     SpliceError::Limit => UpstreamFailure::Busy,
                     SpliceError::Connect(_) => UpstreamFailure::Connect,
                 };
-                metrics.rest_upstream_failures.of(failure).increment(1);
+                let failures = match self.protocol {
+                    Protocol::Grpc => &metrics.grpc_upstream_failures,
+                    Protocol::Rest(_) => &metrics.rest_upstream_failures,
+                };
+                failures.of(failure).increment(1);
                 ConnectionEnd::Error
             }
         })

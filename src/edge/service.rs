@@ -48,9 +48,6 @@ mod published_calls;
 /// The full name of the service.
 pub const SERVICE: &str = "akash.provider.lease.v1.LeaseRPC";
 
-/// Path prefix of the provider's own service.
-const PROVIDER_SERVICE: &str = "/akash.provider.v1.ProviderRPC/";
-
 /// Retry-after hint when the rate of queries about unknown callers is used up: the next second has its own.
 const TRUST_RETRY: Duration = Duration::from_secs(1);
 
@@ -99,21 +96,6 @@ struct Call<'a> {
 }
 
 pub(super) type ViewReceiver = watch::Receiver<Arc<LeaseView>>;
-
-/// Returns the error of a call at a path that is not served.
-pub(super) fn unknown_method(path: &str) -> CallError {
-    let is_of_provider = path.starts_with(PROVIDER_SERVICE)
-        || path
-            .strip_prefix('/')
-            .and_then(|path| path.strip_prefix(SERVICE))
-            .is_some_and(|method| ["/SendManifest", "/AttestationQuote"].contains(&method));
-    CallError::Unimplemented(if is_of_provider {
-        "this gateway does not serve this method: call the provider itself"
-    } else {
-        "there is no such method; this gateway serves the logs, status and restart of LeaseRPC, health and \
-         reflection"
-    })
-}
 
 // === impl LeaseMethod ===
 
@@ -216,27 +198,40 @@ impl LeaseService {
         info: &ConnectionInfo,
         request: &mut Request<RequestBody>,
     ) -> Result<Option<ConcurrencyPermit<PeerNet>>, Box<Response<ResponseBody>>> {
-        let Some(net) = info.net() else {
-            return Ok(None);
-        };
+        let admitted = self.admit_unauthenticated(info, PeerLimits::begin_anonymous_call);
+        let permit = admitted
+            .map_err(|error| Box::new(self.fail(&error, &self.audit.call(audit::OTHER, info.net()))))?;
+        if let Some(net) = info.net() {
+            request.body_mut().set_meter(MessageMeter::new(self.peers.clone(), net, info.auth.clone()));
+        }
+        Ok(permit)
+    }
+
+    /// Admits a request whose credentials are not checked here. `count` counts it for its peer, if that is
+    /// known.
+    ///
+    /// # Errors
+    /// The error of `count`, or the peer is shut out.
+    pub(super) fn admit_unauthenticated<T>(
+        &self,
+        info: &ConnectionInfo,
+        count: impl FnOnce(&PeerLimits, PeerNet, std::time::Instant) -> Result<T, Exceeded>,
+    ) -> Result<Option<T>, CallError> {
+        let Some(net) = info.net() else { return Ok(None) };
         let now = Instant::now().into_std();
         let checked = if info.auth.is_authenticated() { Ok(()) } else { self.peers.check_shut_out(net, now) };
-        let permit = match checked.and_then(|()| self.peers.begin_anonymous_call(net, now)) {
-            Ok(permit) => permit,
-            Err(exceeded) => {
-                match exceeded.quota {
-                    Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
-                    _ => info.auth.record_rejection(),
-                }
-                return Err(Box::new(self.fail(&exceeded.into(), &self.audit.call(audit::OTHER, Some(net)))));
+        let counted = checked.and_then(|()| count(&self.peers, net, now));
+        counted.map(Some).map_err(|exceeded| {
+            match exceeded.quota {
+                Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
+                _ => info.auth.record_rejection(),
             }
-        };
-        request.body_mut().set_meter(MessageMeter::new(self.peers.clone(), net, info.auth.clone()));
-        Ok(Some(permit))
+            exceeded.into()
+        })
     }
 
     /// Creates the response to a failed call, and counts it.
-    fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
+    pub(super) fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
         self.count_failure(error, audit);
         let status = error.to_status();
         tracing::debug!(code = ?status.code(), message = status.message(), "call failed");
@@ -371,7 +366,7 @@ impl LeaseService {
         &self.actors.context().limits.quota
     }
 
-    fn metrics(&self) -> &Metrics {
+    pub(super) fn metrics(&self) -> &Metrics {
         &self.actors.context().metrics
     }
 

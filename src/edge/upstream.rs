@@ -13,13 +13,12 @@ pub(crate) mod client_hello;
 pub(super) mod copy;
 pub(crate) mod failure;
 pub(crate) mod framing;
-#[allow(dead_code, reason = "for --upstream-grpc, which is not offered yet")]
 pub(crate) mod grpc;
 mod headers;
+pub(crate) mod limits;
 mod pool;
 pub(crate) mod provider;
 pub(crate) mod splice;
 pub(crate) mod target;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tunnel_limit;

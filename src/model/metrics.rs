@@ -15,8 +15,8 @@ pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, EventOrigin,
-    EventWatchFailure, Handshake, Method, PlatformName, PublishedMethod, ReadKind, RestartResult,
-    RouteTemplate, UpstreamFailure, WebsocketEnd,
+    EventWatchFailure, ForwardedMethod, Handshake, Method, PlatformName, PublishedMethod, ReadKind,
+    RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

@@ -46,6 +46,8 @@ label! {
         AnonymousCallsPerPeer = "open_calls_per_peer",
         /// Calls of health and reflection, which need no credentials, of one peer per second.
         AnonymousCallRatePerPeer = "open_call_rate_per_peer",
+        /// Requests and calls of one peer per second that are forwarded to the provider behind the gateway.
+        ForwardedRatePerPeer = "forwarded_rate_per_peer",
         /// Queries about unknown callers to an Akash node per second, of all peers.
         ChainQueries = "chain_queries",
     }
@@ -107,6 +109,9 @@ impl Exceeded {
             Quota::AnonymousCallsPerPeer => "too many open calls without credentials from this address",
             Quota::AnonymousCallRatePerPeer => {
                 "too many calls per second without credentials from this address"
+            }
+            Quota::ForwardedRatePerPeer => {
+                "too many requests per second to the provider behind this gateway from this address"
             }
             Quota::ChainQueries => "too many unknown callers per second",
         }

@@ -75,6 +75,9 @@ refusals! {
     // Which one counts would be a guess.
     Ambiguous: Unauthenticated, "CREDENTIALS_AMBIGUOUS",
         "a client certificate and a token were given together; use one of them";
+    // For calls that are forwarded: the provider behind the gateway does not see the certificate.
+    TokenRequired: Unauthenticated, "TOKEN_REQUIRED",
+        "this method needs a token on this gateway";
     CertificateChain: Unauthenticated, "CERTIFICATE_CHAIN",
         "the client must present exactly one certificate, without a chain";
     // Also for one that is larger than the limit, or has an extension twice.

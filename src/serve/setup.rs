@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::Uri;
+
 use super::runtimes::SideRuntime;
 use super::{ServeError, internal};
 use crate::access::chain::{ChainConfig, ChainTrust};
@@ -10,10 +12,13 @@ use crate::access::provider::ProviderCertificates;
 use crate::access::trust::{AnyOf, Trust};
 use crate::config::{PlatformKind, ServeConfig};
 use crate::edge::drain::Drain;
+use crate::edge::forward::CallForwarder;
+use crate::edge::upstream::client_hello::MtlsMode;
+use crate::edge::upstream::grpc::UpstreamGrpc;
+use crate::edge::upstream::limits::{TUNNELS_MAX, TunnelLimiter};
 use crate::edge::upstream::provider::UpstreamProvider;
 use crate::edge::upstream::splice::{Splicer, Splicing};
 use crate::edge::upstream::target::{self, Endpoint};
-use crate::edge::upstream::tunnel_limit::{TUNNELS_MAX, TunnelLimiter};
 use crate::model::id::LeaseId;
 use crate::model::metrics::Metrics;
 use crate::platform::Platform;
@@ -103,30 +108,60 @@ pub(super) async fn trust(
     Ok(Arc::new(AnyOf(sources)))
 }
 
-/// Creates the client of the provider behind the gateway and the splicing of its connections, if one is
-/// configured. Does not connect.
+/// The provider behind the gateway.
+pub(super) struct Upstream {
+    /// For the REST port.
+    pub(super) rest: Option<(UpstreamProvider, Splicing)>,
+    /// For both gRPC ports, and the splicing of `--published-listen`.
+    pub(super) grpc: Option<(CallForwarder, Splicing)>,
+}
+
+/// Creates the clients of the provider behind the gateway and the splicing of its connections, as configured.
+/// Does not connect.
 pub(super) fn upstream(
     config: &ServeConfig,
     trust: &Arc<dyn Trust>,
     metrics: &Metrics,
     drain: &Drain,
-) -> Result<Option<(UpstreamProvider, Splicing)>, ServeError> {
+) -> Result<Upstream, ServeError> {
     let unusable = |error: target::TargetError| ServeError::Upstream(error.into());
-    let Some(address) = &config.rest.upstream_provider else { return Ok(None) };
-    let endpoint = Endpoint::parse(address).map_err(unusable)?;
-    let name = config.rest.upstream_name.as_ref().or(config.public_hostnames.first());
-    let provider_trust = match (&config.rest.upstream_ca, &config.access.provider) {
+    let ServeConfig { rest, published, access, public_hostnames, .. } = config;
+    let name = rest.upstream_name.as_ref().or(public_hostnames.first()).map(String::as_str);
+    let provider_trust = match (&rest.upstream_ca, &access.provider) {
         (Some(authorities), _) => target::Trust::Authorities(authorities.clone()),
-        (None, Some(provider)) if config.access.chain_grpc.is_some() => {
-            let published = ProviderCertificates::new(Arc::clone(trust), provider.clone());
-            target::Trust::SystemOrChain(Arc::new(published))
+        (None, Some(provider)) if access.chain_grpc.is_some() => {
+            let certificates = ProviderCertificates::new(Arc::clone(trust), provider.clone());
+            target::Trust::SystemOrChain(Arc::new(certificates))
         }
         (None, _) => target::Trust::System,
     };
     let tunnels = TunnelLimiter::new(TUNNELS_MAX, metrics.passthrough_connections.clone());
-    let splicer = Splicer::new(endpoint.clone(), tunnels.clone(), drain.clone());
-    let name = name.map(String::as_str);
-    let provider = UpstreamProvider::new(endpoint, name, &provider_trust, tunnels, drain.clone());
-    let provider = provider.map_err(unusable)?;
-    Ok(Some((provider, Splicing { splicer, mode: config.rest.mtls_mode() })))
+    let splicing = |endpoint: &Endpoint, mode| Splicing {
+        splicer: Splicer::new(endpoint.clone(), tunnels.clone(), drain.clone()),
+        mode,
+    };
+    let for_rest = |address: &Uri| {
+        let endpoint = Endpoint::parse(address)?;
+        let splicing = splicing(&endpoint, rest.mtls_mode());
+        let provider =
+            UpstreamProvider::new(endpoint, name, &provider_trust, tunnels.clone(), drain.clone())?;
+        Ok((provider, splicing))
+    };
+    let for_grpc = |address: &Uri| {
+        let endpoint = Endpoint::parse(address)?;
+        let splicing = splicing(&endpoint, published.mtls_mode());
+        let direct = match (published.published_listen, public_hostnames.first()) {
+            // A connection for this name is spliced.
+            (Some(listen), Some(host)) if published.mtls_mode() == MtlsMode::Passthrough => {
+                format!("mtls.{host}:{}", listen.port())
+            }
+            _ => endpoint.to_string(),
+        };
+        let upstream = UpstreamGrpc::new(endpoint, name, &provider_trust, drain.clone())?;
+        Ok((CallForwarder::new(upstream, &direct), splicing))
+    };
+    Ok(Upstream {
+        rest: rest.upstream_provider.as_ref().map(for_rest).transpose().map_err(unusable)?,
+        grpc: published.upstream_grpc.as_ref().map(for_grpc).transpose().map_err(unusable)?,
+    })
 }

@@ -28,6 +28,8 @@ use crate::support::chain::Chain;
 use crate::support::process::{Gateway, Workspace};
 use crate::support::provider::{Identity, NAME, StandIn, noise, read_all, read_bytes, read_head, soon};
 
+mod grpc;
+
 /// The public host name of the gateway.
 const PUBLIC: &str = "gateway.example";
 
@@ -120,6 +122,17 @@ impl Front {
 
     /// Connects as a client that asks for this name.
     async fn connect(&self, name: &str, with_certificate: bool) -> TlsStream<TcpStream> {
+        self.connect_to(self.gateway.rest(), name, with_certificate, b"http/1.1").await
+    }
+
+    /// Connects to a port as a client that asks for this name and offers this protocol.
+    async fn connect_to(
+        &self,
+        port: SocketAddr,
+        name: &str,
+        with_certificate: bool,
+        protocol: &[u8],
+    ) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(self.setup.public.clone()).unwrap();
         roots.add(self.provider.clone()).unwrap();
@@ -131,14 +144,15 @@ impl Front {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_root_certificates(roots);
-        let config = if with_certificate {
+        let mut config = if with_certificate {
             let identity = IdentityFiles::load(&self.setup.workspace.path("alice")).unwrap();
             let (chain, key) = identity.into_parts();
             builder.with_client_auth_cert(chain, key).unwrap()
         } else {
             builder.with_no_client_auth()
         };
-        let socket = TcpStream::connect(self.gateway.rest()).await.unwrap();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let socket = TcpStream::connect(port).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         soon(TlsConnector::from(Arc::new(config)).connect(name, socket)).await.unwrap()
     }
@@ -192,15 +206,22 @@ fn lines(head: &str) -> Vec<String> {
 
 /// Responds to one request, and closes. The client may close before it sends one.
 async fn respond(mut io: Served, response: &str) {
+    if has_request(&mut io).await {
+        io.write_all(response.as_bytes()).await.unwrap();
+        io.shutdown().await.unwrap();
+    }
+}
+
+/// Reads the head of a request. Returns whether there was one before the end.
+async fn has_request(io: &mut Served) -> bool {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match soon(io.read_u8()).await {
             Ok(byte) => head.push(byte),
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
-    io.write_all(response.as_bytes()).await.unwrap();
-    io.shutdown().await.unwrap();
+    true
 }
 
 /// A provider that must not get a connection.
@@ -497,9 +518,61 @@ async fn terminate_needs_no_public_certificate() {
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     let response = front.exchange(Front::anonymous("PUT /deployment/7/manifest"), true).await;
     assert!(response.starts_with("HTTP/1.1 501 "), "{response}");
-    let response =
-        front.exchange(front.request("GET /lease/7/1/1/manifest", "Connection: close\r\n"), false).await;
+    let with_token = front.request("GET /lease/7/1/1/manifest", "Connection: close\r\n");
+    let response = front.exchange(&with_token, false).await;
     assert!(response.ends_with("\r\n\r\n{}"), "{response}");
+    // The provider would see the token only. Without a certificate of an authority, neither counts.
+    let response = front.exchange(&with_token, true).await;
+    assert!(response.starts_with("HTTP/1.1 400 ") && response.contains("auth: ambiguous"), "{response}");
+    assert_eq!(provider.accepted(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwarded_requests_of_one_peer_are_limited() {
+    let provider = StandIn::start(|mut io| async move {
+        while has_request(&mut io).await {
+            io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let front = Front::start(&provider, &["--forwarded-per-second=1"]);
+    let mut io = front.connect(PUBLIC, false).await;
+    let request = format!("GET /status HTTP/1.1\r\nHost: {PUBLIC}\r\n\r\n");
+    // The burst, and some that became due meanwhile.
+    for count in 1.. {
+        io.write_all(request.as_bytes()).await.unwrap();
+        let head = read_head(&mut io).await;
+        if head.starts_with("HTTP/1.1 429 ") {
+            assert!(count > 256 && head.contains("retry-after: 1\r\n"), "{count}: {head}");
+            break;
+        }
+        assert!(count < 1_000 && head.starts_with("HTTP/1.1 200 "), "{count}: {head}");
+    }
+    assert_eq!(front.metric("leasemux_quota_refusals_total{quota=\"forwarded_rate_per_peer\"}"), 1);
+    // Requests that are served here have other limits.
+    let response =
+        front.exchange(front.request("GET /lease/7/1/1/status", "Connection: close\r\n"), false).await;
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_peer_cannot_have_all_spliced_connections() {
+    let provider = unused().await;
+    let front = Front::start(&provider, &[]);
+    let hello = client_hello();
+    let mut open = Vec::new();
+    for _ in 0..256 {
+        let mut socket = TcpStream::connect(front.gateway.rest()).await.unwrap();
+        socket.write_all(&hello).await.unwrap();
+        open.push(socket);
+    }
+    front.until_metric("leasemux_passthrough_connections", 256);
+    let mut socket = TcpStream::connect(front.gateway.rest()).await.unwrap();
+    socket.write_all(&hello).await.unwrap();
+    assert_eq!(read_all(&mut socket).await, "");
+    assert_eq!(front.metric("leasemux_rest_upstream_failures_total{reason=\"busy\"}"), 1);
+    drop(open);
+    front.until_metric("leasemux_passthrough_connections", 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -553,10 +626,19 @@ fn passthrough_needs_a_certificate_of_an_authority() {
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("--ca-tls-cert") && err.contains("or set --rest-mtls terminate"), "{err}");
     assert_eq!(check(&[upstream, "--rest-mtls=terminate"]).0, Some(0));
+    // The port of the draft has no such connections.
+    assert_eq!(check(&["--upstream-grpc=https://a.example:8444", "--upstream-name=a.example"]).0, Some(0));
     for (flags, wanted) in [
         (&["--rest-mtls=passthrough"][..], "--upstream-provider"),
         (&["--upstream-name=a.example"], "--upstream-provider"),
         (&["--rest-events=upstream"], "--upstream-provider"),
+        (
+            &["--published-listen=127.0.0.1:0", "--upstream-grpc=https://a:8444"],
+            "or set --published-mtls terminate",
+        ),
+        (&["--published-listen=127.0.0.1:0", "--published-mtls=passthrough"], "--upstream-grpc"),
+        (&["--published-mtls=terminate"], "--published-listen"),
+        (&["--upstream-grpc=a:8444"], "https://host:port"),
         (&["--upstream-provider=http://127.0.0.1:8443"], "https://host:port"),
     ] {
         let (code, err) = check(flags);

@@ -134,7 +134,9 @@ impl Parser {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let hello = accepted.client_hello();
-                    let is_acme = hello.alpn().is_some_and(|mut offered| offered.any(|one| one == ACME_TLS));
+                    // A client that offers another protocol, too, could use the provider in place of the
+                    // gateway. Authorities offer this one only (RFC 8737 §3).
+                    let is_acme = hello.alpn().is_some_and(|offered| offered.eq([ACME_TLS]));
                     return Ok(Some(Parsed { server_name: hello.server_name().map(str::to_owned), is_acme }));
                 }
                 // Old clients send `HOST:PORT`. Providers ignore it. rustls does not, so the gateway cannot

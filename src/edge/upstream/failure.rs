@@ -1,4 +1,4 @@
-//! Reasons why a request is not forwarded, or gets no response of the provider.
+//! Reasons why a request or call is not forwarded, or gets no response of the provider.
 
 use http::StatusCode;
 
@@ -7,7 +7,7 @@ use crate::model::metrics::UpstreamFailure;
 /// Why a request has no response of the provider. The text is for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub(crate) struct Failure {
+pub struct Failure {
     pub(crate) reason: UpstreamFailure,
     pub(crate) text: &'static str,
 }
@@ -15,11 +15,11 @@ pub(crate) struct Failure {
 impl Failure {
     pub(super) const TOO_LARGE: Self = Self {
         reason: UpstreamFailure::TooLarge,
-        text: "the request body is too large: at most 4 MiB are forwarded",
+        text: "the request is too large: at most 4 MiB are forwarded",
     };
     pub(super) const SLOW_REQUEST: Self = Self {
         reason: UpstreamFailure::SlowRequest,
-        text: "the request body did not arrive in time; send it again",
+        text: "the request did not arrive in time; send it again",
     };
     pub(super) const BUSY: Self = Self {
         reason: UpstreamFailure::Busy,

@@ -1,7 +1,8 @@
 //! Forwards gRPC calls to the provider as bytes: path, headers, messages and trailers stay as they are.
 //!
 //! All calls share one HTTP/2 connection, which is opened on demand. It presents no client certificate, so
-//! the provider sees the caller's token only. A call is sent once.
+//! the provider sees the caller's token only. A call is sent once. Its deadline (`grpc-timeout`) is forwarded,
+//! too.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
@@ -12,20 +13,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Response, Uri, Version};
+use http::{Request, Response, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tonic::{Code, Status};
 
+use super::failure::Failure;
 use super::headers;
+use super::limits::{SharedLimiter, SharedPermit};
 use super::target::{Endpoint, Target, TargetError, Trust};
 use crate::edge::drain::Drain;
+use crate::model::peer::PeerNet;
 
 /// Maximum calls in progress. Bounds the memory for their data: see [`CONNECTION_WINDOW_BYTES`].
 const CALLS_MAX: u32 = 256;
@@ -79,7 +82,7 @@ struct Inner {
     authority: Authority,
     /// Locked while connecting, so that calls share one attempt.
     connection: Mutex<Connection>,
-    calls: Arc<Semaphore>,
+    calls: SharedLimiter,
     drain: Drain,
 }
 
@@ -89,30 +92,14 @@ struct Connection {
     sender: Option<SendRequest<RequestBody>>,
     /// Time of the last failed attempt. Calls that waited for it share its result: one attempt after the
     /// other would let them wait for a long time.
-    failed: Option<Instant>,
+    failed: Option<(Instant, Failure)>,
 }
 
-/// The body of a response. If the provider fails, ends with the status `UNAVAILABLE`.
+/// The body of a response. Fails if the provider does.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
-    /// `None` after the end.
-    body: Option<Incoming>,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Why a call is not forwarded. The text is for the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum GrpcFailure {
-    #[error("the provider behind this gateway cannot be reached; call again later")]
-    Connect,
-    #[error("the provider behind this gateway closed the connection; check whether the call took effect")]
-    Broken,
-    #[error("the provider behind this gateway did not respond in time; check whether the call took effect")]
-    Timeout,
-    #[error("the gateway forwards too many calls at present; call again later")]
-    Busy,
-    #[error("the request is too large: at most 4 MiB are forwarded")]
-    TooLarge,
+    body: Incoming,
+    _permit: SharedPermit,
 }
 
 // === impl UpstreamGrpc ===
@@ -129,29 +116,37 @@ impl UpstreamGrpc {
         let target = Target::new(endpoint, name, trust, ALPN_HTTP2)?;
         let host = target.host();
         let authority = Authority::try_from(&*host).map_err(|_| TargetError::Name(host))?;
-        let calls = Arc::new(Semaphore::new(CALLS_MAX as usize));
+        let calls = SharedLimiter::new(CALLS_MAX as usize);
         Ok(Self(Arc::new(Inner { target, authority, connection: Mutex::default(), calls, drain })))
     }
 
+    /// Takes a permit for a call of `peer`.
+    pub(crate) fn admit(&self, peer: Option<PeerNet>) -> Result<SharedPermit, Failure> {
+        self.0.calls.try_acquire(peer).ok_or(Failure::BUSY)
+    }
+
     /// Forwards a call. Dropping the future or the body resets its stream.
-    pub(crate) async fn forward<B>(&self, request: Request<B>) -> Result<Response<ResponseBody>, GrpcFailure>
+    pub(crate) async fn forward<B>(
+        &self,
+        request: Request<B>,
+        permit: SharedPermit,
+    ) -> Result<Response<ResponseBody>, Failure>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let permit = Arc::clone(&self.0.calls).try_acquire_owned().map_err(|_| GrpcFailure::Busy)?;
         let is_too_large = Arc::new(AtomicBool::new(false));
         let request = self.rewritten(request, Arc::clone(&is_too_large));
         let response = tokio::time::timeout(RESPONSE_TIMEOUT, self.send(request)).await;
-        let response = response.unwrap_or(Err(GrpcFailure::Timeout));
+        let response = response.unwrap_or(Err(Failure::TIMEOUT));
         let (mut head, body) = match response {
             Ok(response) => response.into_parts(),
-            Err(_) if is_too_large.load(Relaxed) => return Err(GrpcFailure::TooLarge),
+            Err(_) if is_too_large.load(Relaxed) => return Err(Failure::TOO_LARGE),
             Err(failure) => return Err(failure),
         };
         headers::remove_of_http2(&mut head.headers);
         head.extensions.clear();
-        Ok(Response::from_parts(head, ResponseBody { body: Some(body), _permit: permit }))
+        Ok(Response::from_parts(head, ResponseBody { body, _permit: permit }))
     }
 
     /// Returns the request as the provider gets it.
@@ -177,7 +172,7 @@ impl UpstreamGrpc {
 
     /// Sends a call on the shared connection. If that one closes before the call is sent, sends it on
     /// another.
-    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, GrpcFailure> {
+    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
         let mut unsent = request;
         for is_last in [false, true] {
             let mut connection = self.connection().await?;
@@ -189,17 +184,19 @@ impl UpstreamGrpc {
                 },
             }
         }
-        Err(GrpcFailure::Connect)
+        Err(Failure::CONNECT)
     }
 
-    async fn connection(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {
+    async fn connection(&self) -> Result<SendRequest<RequestBody>, Failure> {
         let asked = Instant::now();
         let mut shared = self.0.connection.lock().await;
         if let Some(sender) = shared.sender.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
-        if shared.failed.is_some_and(|failed| failed > asked) {
-            return Err(GrpcFailure::Connect);
+        if let Some((failed, failure)) = shared.failed
+            && failed > asked
+        {
+            return Err(failure);
         }
         match self.connect().await {
             Ok(sender) => {
@@ -207,18 +204,18 @@ impl UpstreamGrpc {
                 Ok(sender)
             }
             Err(failure) => {
-                shared.failed = Some(Instant::now());
+                shared.failed = Some((Instant::now(), failure));
                 Err(failure)
             }
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<RequestBody>, GrpcFailure> {
-        let tls = self.0.target.connect().await.map_err(|_| GrpcFailure::Connect)?;
+    async fn connect(&self) -> Result<SendRequest<RequestBody>, Failure> {
+        let tls = self.0.target.connect().await.map_err(|error| error.failure())?;
         let (_, session) = tls.get_ref();
         if session.alpn_protocol() != Some(ALPN_HTTP2) {
-            tracing::debug!("the provider's gRPC server does not speak HTTP/2");
-            return Err(GrpcFailure::Connect);
+            self.0.target.report(&"it does not speak HTTP/2, which gRPC needs");
+            return Err(Failure::CONNECT);
         }
         let mut builder = http2::Builder::new(Background(self.0.drain.clone()));
         builder
@@ -253,23 +250,9 @@ where
     }
 }
 
-fn failure_of(error: &hyper::Error) -> GrpcFailure {
+fn failure_of(error: &hyper::Error) -> Failure {
     tracing::debug!(error = error as &dyn StdError, "call to the provider failed");
-    GrpcFailure::Broken
-}
-
-// === impl GrpcFailure ===
-
-impl GrpcFailure {
-    /// Returns the status for the caller.
-    pub(crate) fn to_status(self) -> Status {
-        let code = match self {
-            Self::Connect | Self::Broken | Self::Busy => Code::Unavailable,
-            Self::Timeout => Code::DeadlineExceeded,
-            Self::TooLarge => Code::ResourceExhausted,
-        };
-        Status::new(code, self.to_string())
-    }
+    Failure::BROKEN
 }
 
 // === impl Bounded ===
@@ -296,7 +279,7 @@ where
                 Some(0) => {}
                 Some(bytes) if bytes > this.left_bytes => {
                     this.is_too_large.store(true, Relaxed);
-                    return Poll::Ready(Some(Err(GrpcFailure::TooLarge.into())));
+                    return Poll::Ready(Some(Err(Failure::TOO_LARGE.into())));
                 }
                 bytes => {
                     this.left_bytes -= bytes.unwrap_or_default();
@@ -319,33 +302,14 @@ where
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Failure;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let Some(body) = &mut this.body else {
-            return Poll::Ready(None);
-        };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if let Some(Err(error)) = &frame {
-            tracing::debug!(%error, "the provider's response failed");
-            this.body = None;
-            return Poll::Ready(Some(Ok(Frame::trailers(failure_trailers()))));
-        }
-        Poll::Ready(frame)
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let frame = ready!(Pin::new(&mut self.get_mut().body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| failure_of(&error))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.is_end_stream()
     }
-}
-
-fn failure_trailers() -> HeaderMap {
-    let mut trailers = HeaderMap::new();
-    // Fails for texts that no header can have; this one is a header.
-    let _ = GrpcFailure::Broken.to_status().add_header(&mut trailers);
-    trailers
 }

@@ -12,7 +12,9 @@ const IDLE_MAX: usize = 32;
 
 /// Time for which an idle connection is reused. Shorter than the idle timeout of servers, so that a request
 /// rarely meets a connection that the provider is closing: such a request fails, because it is not repeated.
-const REUSE_WITHIN: Duration = Duration::from_secs(15);
+/// The Akash provider allows 3 s for the head of a request; servers built with an older Go count them from
+/// the response before.
+const REUSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Time limit for a connection to accept a request. Its task needs a moment after a response; it needs longer
 /// only if the provider responded before it had the whole request.

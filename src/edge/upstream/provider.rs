@@ -8,7 +8,6 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,16 +21,17 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::copy::{Copied, CopyLimits, copy_both};
 use super::failure::Failure;
 use super::headers;
+use super::limits::{SharedLimiter, SharedPermit, TunnelLimiter, TunnelPermit};
 use super::pool::Pool;
-use super::target::{ConnectError, Endpoint, Target, TargetError, Trust};
-use super::tunnel_limit::{TunnelLimiter, TunnelPermit};
+use super::target::{Endpoint, Target, TargetError, Trust};
 use crate::edge::drain::Drain;
+use crate::model::peer::PeerNet;
 
 /// Maximum size of a request body. Manifests, the largest ones, have a few KiB.
 pub(crate) const REQUEST_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -66,7 +66,8 @@ const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(5);
 /// Time limit for the switch of both connections after the response 101.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum size of the head of a response, as hyper limits that of a request by default.
+/// Maximum size of the head of a response, and of the buffer for any part of one. By default the buffer grows
+/// to 400 KiB, for each of [`REQUESTS_MAX`].
 const RESPONSE_HEAD_MAX_BYTES: usize = 64 * 1024;
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
@@ -78,7 +79,7 @@ pub(crate) struct UpstreamProvider {
     /// `Host` of an HTTP/1.0 request without one.
     host: HeaderValue,
     pool: Pool<RequestBody>,
-    requests: Arc<Semaphore>,
+    requests: SharedLimiter,
     tunnels: TunnelLimiter,
     drain: Drain,
 }
@@ -105,7 +106,7 @@ struct Streamed {
     /// Runs while the body waits for the provider.
     idle: Pin<Box<Sleep>>,
     is_waiting: bool,
-    _permit: OwnedSemaphorePermit,
+    _permit: SharedPermit,
 }
 
 /// Why a body ends early. The connection must be closed, so that the recipient notices.
@@ -154,21 +155,25 @@ impl UpstreamProvider {
         let target = Target::new(endpoint, name, trust, ALPN_HTTP1)?;
         let host = target.host();
         let host = HeaderValue::from_str(&host).map_err(|_| TargetError::Name(host))?;
-        let requests = Arc::new(Semaphore::new(REQUESTS_MAX));
-        Ok(Self { target, host, pool: Pool::default(), requests, tunnels, drain })
+        let (pool, requests) = (Pool::default(), SharedLimiter::new(REQUESTS_MAX));
+        Ok(Self { target, host, pool, requests, tunnels, drain })
     }
 
-    /// Forwards a request. Returns the provider's response, or a text with the status of the [`Failure`],
-    /// which is then an extension of the response. After a response 101 it passes the tunnel to `run_tunnel`:
-    /// a task that copies bytes both ways, until one side ends or the gateway drains. Dropping the future,
-    /// the body or the tunnel closes the connection to the provider.
+    /// Forwards a request, which counts for the limits of `peer`. Returns the provider's response, or a text
+    /// with the status of the [`Failure`], which is then an extension of the response. After a response 101
+    /// it passes the tunnel to `run_tunnel`: a task that copies bytes both ways, until one side ends or the
+    /// gateway drains. Dropping the future, the body or the tunnel closes the connection to the provider.
     pub(crate) async fn forward(
         &self,
         mut request: Request<Incoming>,
+        peer: Option<PeerNet>,
         run_tunnel: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Response<ResponseBody> {
-        match check(&request).and_then(|()| self.handshake(&mut request)) {
-            Ok(handshake) => self.exchange(request, handshake, run_tunnel).await.unwrap_or_else(failed),
+        match check(&request).and_then(|()| self.admit(&mut request, peer)) {
+            Ok((permit, handshake)) => {
+                let response = self.exchange(request, permit, handshake, run_tunnel).await;
+                response.unwrap_or_else(failed)
+            }
             Err(failure) => {
                 // A client that waits for 100 gets the rejection instead. Reading would ask it for the body.
                 if !request.headers().contains_key(EXPECT) {
@@ -179,25 +184,30 @@ impl UpstreamProvider {
         }
     }
 
-    /// Prepares a tunnel if `request` asks for one.
-    fn handshake(&self, request: &mut Request<Incoming>) -> Result<Option<Handshake>, Failure> {
+    /// Takes the permits of a request, and prepares a tunnel if it asks for one.
+    fn admit(
+        &self,
+        request: &mut Request<Incoming>,
+        peer: Option<PeerNet>,
+    ) -> Result<(SharedPermit, Option<Handshake>), Failure> {
+        let of_request = self.requests.try_acquire(peer).ok_or(Failure::BUSY)?;
         let is_upgrade = request.version() == Version::HTTP_11
             && request.body().is_end_stream()
             && headers::is_websocket_upgrade(request.headers());
         if !is_upgrade {
-            return Ok(None);
+            return Ok((of_request, None));
         }
-        let permit = self.tunnels.try_acquire().ok_or(Failure::BUSY)?;
-        Ok(Some(Handshake { client: hyper::upgrade::on(request), permit }))
+        let permit = self.tunnels.try_acquire(peer).ok_or(Failure::BUSY)?;
+        Ok((of_request, Some(Handshake { client: hyper::upgrade::on(request), permit })))
     }
 
     async fn exchange(
         &self,
         request: Request<Incoming>,
+        permit: SharedPermit,
         handshake: Option<Handshake>,
         run_tunnel: impl FnOnce(BoxFuture<'static, ()>),
     ) -> Result<Response<ResponseBody>, Failure> {
-        let permit = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| Failure::BUSY)?;
         let (sent, mut request_end) = oneshot::channel();
         let request = self.rewritten(request, handshake.is_some(), sent);
         let too_late = async {
@@ -280,9 +290,9 @@ impl UpstreamProvider {
     }
 
     async fn connect(&self) -> Result<SendRequest<RequestBody>, Failure> {
-        let tls = self.target.connect().await.map_err(|error| connect_failure(&error))?;
+        let tls = self.target.connect().await.map_err(|error| error.failure())?;
         let mut builder = http1::Builder::new();
-        builder.max_header_size(RESPONSE_HEAD_MAX_BYTES);
+        builder.max_buf_size(RESPONSE_HEAD_MAX_BYTES);
         let (sender, connection) = builder.handshake(TokioIo::new(tls)).await.map_err(|error| {
             tracing::debug!(%error, "failed to connect to the provider");
             Failure::CONNECT
@@ -393,18 +403,6 @@ async fn discard(body: impl Body<Data = Bytes, Error: Into<Box<dyn StdError + Se
     let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
 }
 
-fn connect_failure(error: &ConnectError) -> Failure {
-    // rustls reports a certificate that it rejects as `InvalidData`.
-    let is_certificate = match error {
-        ConnectError::Certificate(..) => true,
-        ConnectError::Io(error) => {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
-        }
-    };
-    if is_certificate { Failure::CERTIFICATE } else { Failure::CONNECT }
-}
-
 /// Returns the reason why a request has no response.
 fn failure_of(error: &hyper::Error) -> Failure {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
@@ -493,7 +491,7 @@ impl Streamed {
         body: Incoming,
         sender: SendRequest<RequestBody>,
         pool: Pool<RequestBody>,
-        permit: OwnedSemaphorePermit,
+        permit: SharedPermit,
     ) -> Self {
         let idle = Box::pin(tokio::time::sleep(RESPONSE_IDLE));
         let mut streamed =

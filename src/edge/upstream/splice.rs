@@ -6,9 +6,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::client_hello::{ClientHello, MtlsMode};
 use super::copy::{Copied, CopyLimits, copy_both};
+use super::limits::TunnelLimiter;
 use super::target::{Endpoint, FailureLog};
-use super::tunnel_limit::TunnelLimiter;
 use crate::edge::drain::Drain;
+use crate::model::peer::PeerNet;
 
 /// Time without a byte after which a spliced connection is closed. A manifest may take 120 s; websockets are
 /// pinged every 10 s.
@@ -46,14 +47,15 @@ impl Splicer {
         Self { endpoint, limiter, drain, failure_log: FailureLog::new() }
     }
 
-    /// Copies the connection of `client`, which sent `hello`, until it ends. While the gateway drains, it may
-    /// continue until the deadline. Dropping the future cuts it.
+    /// Copies the connection of `client`, which sent `hello`, until it ends. It counts for the limits of
+    /// `peer`. While the gateway drains, it may continue until the deadline. Dropping the future cuts it.
     pub(crate) async fn splice(
         &self,
         hello: ClientHello,
         client: impl AsyncRead + AsyncWrite + Unpin,
+        peer: PeerNet,
     ) -> Result<Copied, SpliceError> {
-        let _permit = self.limiter.try_acquire().ok_or(SpliceError::Limit)?;
+        let _permit = self.limiter.try_acquire(Some(peer)).ok_or(SpliceError::Limit)?;
         let copy = async {
             let mut upstream = self.endpoint.connect().await.map_err(|error| {
                 self.failure_log.report(&self.endpoint, &error);

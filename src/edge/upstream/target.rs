@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,10 +22,12 @@ use rustls::pki_types::{CertificateDer, IpAddr, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::failure::Failure;
 use crate::access::provider::ProviderCertificates;
 use crate::model::rate::{Bucket, Rate};
 use crate::sys::pem::{self, PemError};
@@ -39,6 +42,10 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Least time between two log lines about failures to connect: every request of an outage fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Maximum lookups of the provider's host name in progress. One blocks a thread, also after its time limit,
+/// and the threads are those that read logs: while no name server answers, these must not wait.
+const LOOKUPS_MAX: usize = 16;
 
 const HTTPS_PORT: u16 = 443;
 
@@ -132,6 +139,13 @@ impl ChainVerifier for ProviderCertificates {
 
 // === impl Endpoint ===
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
 impl Endpoint {
     /// Parses an address of the form `https://HOST:PORT`.
     pub(crate) fn parse(address: &Uri) -> Result<Self, TargetError> {
@@ -145,15 +159,51 @@ impl Endpoint {
         Ok(Self { host, port: address.port_u16().unwrap_or(HTTPS_PORT) })
     }
 
+    /// Looks up the IP addresses.
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(address) = self.host.parse() {
+            return Ok(vec![SocketAddr::new(address, self.port)]);
+        }
+        let permit = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+        let (host, port) = (Arc::clone(&self.host), self.port);
+        let lookup = move || {
+            let addresses = (&*host, port).to_socket_addrs().map(Vec::from_iter);
+            // Held to the end, also if the future was dropped.
+            drop(permit);
+            addresses
+        };
+        tokio::task::spawn_blocking(lookup).await.map_err(io::Error::other)?
+    }
+
     /// Opens a TCP connection.
     pub(super) async fn connect(&self) -> io::Result<TcpStream> {
-        let connect = TcpStream::connect((&*self.host, self.port));
+        let connect = async { TcpStream::connect(&*self.addresses().await?).await };
         let tcp =
             tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| io::ErrorKind::TimedOut)??;
         tcp.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
         Ok(tcp)
+    }
+}
+
+/// Limits the lookups of host names in progress, see [`LOOKUPS_MAX`].
+static LOOKUPS: Semaphore = Semaphore::const_new(LOOKUPS_MAX);
+
+// === impl ConnectError ===
+
+impl ConnectError {
+    /// Returns the failure of a request that needs the connection.
+    pub(super) fn failure(&self) -> Failure {
+        // rustls reports a certificate that it rejects as `InvalidData`.
+        let is_certificate = match self {
+            Self::Certificate(..) => true,
+            Self::Io(error) => {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+                matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+            }
+        };
+        if is_certificate { Failure::CERTIFICATE } else { Failure::CONNECT }
     }
 }
 
@@ -208,9 +258,14 @@ impl Target {
     pub(super) async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let connected = self.connect_unlogged().await;
         if let Err(error) = &connected {
-            self.failure_log.report(&self.endpoint, error);
+            self.report(error);
         }
         connected
+    }
+
+    /// Logs a reason why a connection cannot be used, at a bounded rate.
+    pub(super) fn report(&self, error: &dyn fmt::Display) {
+        self.failure_log.report(&self.endpoint, error);
     }
 
     async fn connect_unlogged(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -263,8 +318,7 @@ impl FailureLog {
 
     pub(super) fn report(&self, endpoint: &Endpoint, error: &dyn fmt::Display) {
         if self.0.lock().try_take(1, Instant::now().into_std()).is_ok() {
-            let Endpoint { host, port } = endpoint;
-            tracing::warn!(%error, %host, port, "failed to connect to the provider");
+            tracing::warn!(%error, address = %endpoint, "failed to connect to the provider");
         }
     }
 }
@@ -323,5 +377,27 @@ impl ServerCertVerifier for PossessionOnly {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lookups_in_progress_are_limited() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let of_host =
+            |host: &str| Endpoint::parse(&format!("https://{host}:{port}").parse().unwrap()).unwrap();
+        let (by_name, by_address) = (of_host("localhost"), of_host("127.0.0.1"));
+        by_name.connect().await.unwrap();
+        let all = LOOKUPS.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
+        tokio::time::pause();
+        assert_eq!(by_name.connect().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        tokio::time::resume();
+        by_address.connect().await.unwrap();
+        drop(all);
+        by_name.connect().await.unwrap();
     }
 }

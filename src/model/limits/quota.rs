@@ -49,6 +49,12 @@ pub struct QuotaLimits {
     // client sends some dozens at once.
     #[arg(long, value_name = "N", default_value = "20", value_parser = number(RATE))]
     pub open_calls_per_second: u32,
+    /// Requests and calls of one address per second that are forwarded (--upstream-provider,
+    /// --upstream-grpc); 0 = no limit
+    // The provider checks their credentials, so no owner's quota applies to them. Users of Console have the
+    // address of its proxy.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = number(RATE))]
+    pub forwarded_per_second: u32,
     /// Maximum replicas in one request, for logs, status or restart
     // Each followed replica costs a replica stream, and a ring if it has no other follower.
     #[arg(long = "max-replicas-per-request", value_name = "N", default_value = "1024", value_parser = number(1..=STREAM_REPLICAS_MAX))]

@@ -11,9 +11,9 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    EventOrigin, EventWatchFailure, FilterSpelling, Handshake, HttpClass, Method, PlatformName,
-    PublishedMethod, ReadKind, RestartResult, RouteTemplate, SourceError, StreamKind, UpstreamFailure,
-    Watched, WebsocketEnd,
+    EventOrigin, EventWatchFailure, FilterSpelling, ForwardedMethod, Handshake, HttpClass, Method,
+    PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate, SourceError, StreamKind,
+    UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -352,10 +352,29 @@ catalogue! {
             "`connect`: the provider is down. `certificate`: check `--upstream-name` and `--upstream-ca`. \
              `busy`: see `leasemux_passthrough_connections`.";
 
-        /// Open connections that are passed through to the provider: spliced TLS connections (mTLS) and
-        /// tunnelled websockets (shells)
+        /// Open connections that are passed through to the provider: spliced TLS connections (mTLS, also of
+        /// `--published-listen`) and tunnelled websockets (shells)
         passthrough_connections: Gauge = "leasemux_passthrough_connections",
             "It approaches 1,024, the limit: further ones are closed.";
+    }
+
+    group "Forwarded calls", "gRPC calls that are forwarded (`--upstream-grpc`). Without it all of them stay 0." {
+        /// Completed calls that are forwarded or refused instead, by method and gRPC code; they are not in
+        /// `leasemux_requests_total`
+        forwarded_calls: Family<Counter, (ForwardedMethod, Code)> = "leasemux_forwarded_calls_total",
+            "`UNIMPLEMENTED`: clients call methods that the provider does not have. `UNAVAILABLE`: see \
+             `leasemux_grpc_upstream_failures_total`.";
+
+        /// Duration from a forwarded call to the headers of the provider's response, in seconds, by method
+        grpc_upstream_time: Family<Histogram, ForwardedMethod> =
+            "leasemux_grpc_upstream_seconds" (Seconds) in UPSTREAM_BUCKETS_SECONDS,
+            "It is high for all methods: the provider is slow. Manifests take long by themselves.";
+
+        /// Forwarded calls and spliced connections of `--published-listen` that the provider did not answer or
+        /// complete, by reason
+        grpc_upstream_failures: Family<Counter, UpstreamFailure> = "leasemux_grpc_upstream_failures_total",
+            "`connect`: the provider is down, or `--upstream-grpc` is another port. `certificate`: check \
+             `--upstream-name` and `--upstream-ca`. `busy`: one address, or all, have too many calls in progress.";
     }
 
     group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {

@@ -274,6 +274,17 @@ label! {
 }
 
 label! {
+    /// A method of the calls that are forwarded to the provider behind the gateway.
+    pub(crate) enum ForwardedMethod as "method" {
+        SendManifest = "SendManifest",
+        AttestationQuote = "AttestationQuote",
+        /// Any of the provider's own service.
+        ProviderRpc = "ProviderRPC",
+        Other = "other",
+    }
+}
+
+label! {
     /// Why the provider behind the gateway gave no response.
     pub(crate) enum UpstreamFailure as "reason" {
         /// The request is malformed or ambiguous.

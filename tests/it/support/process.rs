@@ -508,6 +508,11 @@ impl Gateway {
         self.port("rest")
     }
 
+    /// Returns the address of the port for the published proto, which must be open.
+    pub(crate) fn published(&self) -> SocketAddr {
+        self.port("published")
+    }
+
     /// Returns the address of a port, named as in the ready line, which must be open.
     pub(crate) fn port(&self, name: &str) -> SocketAddr {
         let out = self.program.out.get();

@@ -1,12 +1,20 @@
 //! A stand-in of the Akash provider behind the gateway: TLS, and a script per connection, which checks what
 //! it receives byte for byte.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -39,6 +47,9 @@ pub(crate) struct Identity {
     pub(crate) der: CertificateDer<'static>,
     key: KeyPair,
 }
+
+/// The body of a response to a gRPC call.
+pub(crate) type GrpcBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Records that the script of a connection failed.
 struct FailureFlag(Arc<AtomicBool>);
@@ -80,12 +91,14 @@ impl Identity {
     fn server_config(&self) -> ServerConfig {
         let crypto = aws_lc_rs::default_provider();
         let key = self.key.serialize_der().try_into().unwrap();
-        ServerConfig::builder_with_provider(Arc::new(crypto.clone()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(crypto.clone()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_client_cert_verifier(Arc::new(AnyClient(crypto)))
             .with_single_cert(vec![self.der.clone()], key)
-            .unwrap()
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config
     }
 }
 
@@ -127,6 +140,29 @@ impl StandIn {
             }
         });
         Self { address, certificate, accepted, failed, _running: running }
+    }
+
+    /// Starts a provider that answers gRPC calls. Their requests have the number of client certificates on
+    /// the connection as an extension.
+    pub(crate) async fn grpc<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = Response<GrpcBody>> + Send + 'static,
+    {
+        Self::start(move |io| {
+            let answer = answer.clone();
+            async move {
+                let certificates = io.get_ref().1.peer_certificates().map_or(0, <[_]>::len);
+                let service = service_fn(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(certificates);
+                    let answered = answer(request);
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
+                let http = http2::Builder::new(TokioExecutor::new());
+                // Connections are closed in any way.
+                let _ = http.serve_connection(TokioIo::new(io), service).await;
+            }
+        })
+        .await
     }
 
     /// Returns the number of connections that were accepted.

@@ -71,6 +71,8 @@ async fn route_depends_on_name_mode_and_challenge() {
         (None, &[], Terminate, Route::Terminate),
         (Some("gw.example"), &[b"acme-tls/1"], Terminate, Route::Splice),
         (Some("gw.example"), &[b"acme-tls/1"], Passthrough, Route::Splice),
+        (Some("gw.example"), &[b"acme-tls/1", b"http/1.1"], Passthrough, Route::Terminate),
+        (Some("gw.example"), &[b"http/1.1", b"acme-tls/1"], Passthrough, Route::Terminate),
     ];
     for (name, protocols, mode, route) in cases {
         let hello = read_of(&hello(*name, protocols), 512).await.0.unwrap();

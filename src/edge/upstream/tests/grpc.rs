@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,12 +16,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tonic::Code;
 
 use super::support::{NAME, Pki, endpoint, noise, pki, soon};
 use crate::edge::drain::Drain;
-use crate::edge::upstream::grpc::{GrpcFailure, UpstreamGrpc};
+use crate::edge::upstream::failure::Failure;
+use crate::edge::upstream::grpc::{self, UpstreamGrpc};
 use crate::edge::upstream::target::Trust;
+use crate::model::peer::PeerNet;
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -75,6 +76,14 @@ impl StandIn {
         let trust = Trust::Authorities(self.pki.authority.clone());
         UpstreamGrpc::new(endpoint(self.address), Some(NAME), &trust, Drain::default()).unwrap()
     }
+}
+
+/// Forwards a call of a peer that is not known.
+async fn forward(
+    client: &UpstreamGrpc,
+    call: Request<Body>,
+) -> Result<Response<grpc::ResponseBody>, Failure> {
+    client.forward(call, client.admit(None)?).await
 }
 
 /// Returns a call whose body has a length that is not known, as one from a client has.
@@ -136,7 +145,7 @@ async fn call_is_forwarded_byte_for_byte() {
     let mut request = call("/akash.provider.lease.v1.LeaseRPC/SendManifest", sent.clone());
     request.headers_mut().insert("connection", "x".parse().unwrap());
     request.headers_mut().insert("keep-alive", "x".parse().unwrap());
-    let response = soon(provider.client().forward(request)).await.unwrap();
+    let response = soon(forward(&provider.client(), request)).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "application/grpc+proto");
     assert_eq!(response.headers()["x-any"], "1");
@@ -155,14 +164,14 @@ async fn status_in_the_headers_passes() {
             .unwrap()
     })
     .await;
-    let response = soon(provider.client().forward(call("/a.B/C", ""))).await.unwrap();
+    let response = soon(forward(&provider.client(), call("/a.B/C", ""))).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "12");
     assert_eq!(response.headers()["grpc-message"], "unknown%20method");
     assert!(soon(response.into_body().collect()).await.unwrap().to_bytes().is_empty());
 }
 
 #[tokio::test]
-async fn failing_stream_ends_as_unavailable() {
+async fn failing_stream_is_broken() {
     let provider = StandIn::start(|_| async {
         let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
         // The reset would overtake the message.
@@ -173,10 +182,10 @@ async fn failing_stream_ends_as_unavailable() {
         Response::new(StreamBody::new(first.chain(second)).boxed_unsync())
     })
     .await;
-    let response = soon(provider.client().forward(call("/a.B/C", ""))).await.unwrap();
-    let collected = soon(response.into_body().collect()).await.unwrap();
-    assert_eq!(collected.trailers().unwrap()["grpc-status"], "14");
-    assert_eq!(collected.to_bytes(), "first");
+    let response = soon(forward(&provider.client(), call("/a.B/C", ""))).await.unwrap();
+    let mut body = response.into_body();
+    assert_eq!(soon(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "first");
+    assert_eq!(soon(body.frame()).await.unwrap().unwrap_err(), Failure::BROKEN);
 }
 
 #[tokio::test]
@@ -185,21 +194,17 @@ async fn absent_provider_is_unavailable_until_it_is_back() {
         StandIn::start(|_| async { Response::new(body(vec![Ok(Frame::trailers(trailers("0")))])) }).await;
     let client = provider.client();
     for _ in 0..3 {
-        assert!(soon(client.forward(call("/a.B/C", ""))).await.is_ok());
+        assert!(soon(forward(&client, call("/a.B/C", ""))).await.is_ok());
     }
     assert_eq!(provider.accepted.load(Ordering::SeqCst), 1, "calls share a connection");
     provider.close.notify_waiters();
     // Time for the close to arrive: a call that is sent before it fails.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(soon(client.forward(call("/a.B/C", ""))).await.is_ok());
+    assert!(soon(forward(&client, call("/a.B/C", ""))).await.is_ok());
     assert_eq!(provider.accepted.load(Ordering::SeqCst), 2);
     drop(provider);
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let failure = soon(client.forward(call("/a.B/C", ""))).await.unwrap_err();
-    assert_eq!(failure, GrpcFailure::Connect);
-    let status = failure.to_status();
-    assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().ends_with("call again later"), "{status:?}");
+    assert_eq!(soon(forward(&client, call("/a.B/C", ""))).await.unwrap_err(), Failure::CONNECT);
 }
 
 #[tokio::test]
@@ -211,9 +216,9 @@ async fn waiting_calls_share_a_failed_attempt() {
     let endpoint = endpoint(listener.local_addr().unwrap());
     let client = UpstreamGrpc::new(endpoint, Some(NAME), &trust, Drain::default()).unwrap();
     let start = tokio::time::Instant::now();
-    let calls = futures_util::future::join_all((0..5).map(|_| client.forward(call("/a.B/C", ""))));
+    let calls = futures_util::future::join_all((0..5).map(|_| forward(&client, call("/a.B/C", ""))));
     let calls = soon(calls).await;
-    assert!(calls.iter().all(|call| matches!(call, Err(GrpcFailure::Connect))));
+    assert!(calls.iter().all(|call| matches!(call, Err(Failure::CONNECT))));
     assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
 }
 
@@ -225,9 +230,8 @@ async fn request_above_the_limit_is_refused() {
         Response::new(body(Vec::new()))
     })
     .await;
-    let failure = soon(provider.client().forward(call("/a.B/C", vec![0; 5_000_000]))).await.unwrap_err();
-    assert_eq!(failure, GrpcFailure::TooLarge);
-    assert_eq!(failure.to_status().code(), Code::ResourceExhausted);
+    let failure = soon(forward(&provider.client(), call("/a.B/C", vec![0; 5_000_000]))).await.unwrap_err();
+    assert_eq!(failure, Failure::TOO_LARGE);
 }
 
 #[tokio::test]
@@ -242,9 +246,9 @@ async fn callers_that_read_nothing_do_not_stop_others() {
     let client = provider.client();
     let mut stalled = Vec::new();
     for _ in 0..50 {
-        stalled.push(soon(client.forward(call("/a.B/C", ""))).await.unwrap());
+        stalled.push(soon(forward(&client, call("/a.B/C", ""))).await.unwrap());
     }
-    let response = soon(client.forward(call("/a.B/C", ""))).await.unwrap();
+    let response = soon(forward(&client, call("/a.B/C", ""))).await.unwrap();
     assert!(soon(response.into_body().collect()).await.unwrap().to_bytes() == noise(1_000_000));
     drop(stalled);
 }
@@ -258,14 +262,18 @@ async fn calls_above_the_limit_are_refused() {
     })
     .await;
     let client = provider.client();
-    let mut calls = JoinSet::new();
+    let mut responses = Vec::new();
     for _ in 0..256 {
-        let client = client.clone();
-        calls.spawn(async move { client.forward(call("/a.B/C", "")).await });
-        tokio::task::yield_now().await;
+        responses.push(soon(forward(&client, call("/a.B/C", ""))).await.unwrap());
     }
-    let failure = soon(client.forward(call("/a.B/C", ""))).await.unwrap_err();
-    assert_eq!(failure, GrpcFailure::Busy);
-    assert_eq!(failure.to_status().code(), Code::Unavailable);
-    drop(calls);
+    assert_eq!(soon(forward(&client, call("/a.B/C", ""))).await.unwrap_err(), Failure::BUSY);
+    // The permit belongs to the body.
+    responses.pop();
+    responses.push(soon(forward(&client, call("/a.B/C", ""))).await.unwrap());
+    drop(responses);
+    let peer = |last| Some(PeerNet::from(IpAddr::from([192, 0, 2, last])));
+    let of_peer: Vec<_> = (0..64).map(|_| client.admit(peer(1)).unwrap()).collect();
+    assert_eq!(client.admit(peer(1)).unwrap_err(), Failure::BUSY);
+    assert!(client.admit(peer(2)).is_ok());
+    drop(of_peer);
 }

@@ -344,6 +344,49 @@ async fn connection_that_the_provider_closed_is_replaced() {
 }
 
 #[tokio::test]
+async fn idle_connection_is_not_reused_after_2_s() {
+    let provider = StandIn::start(|mut io, _| async move {
+        for _ in 0..3 {
+            read_head(&mut io).await;
+            io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let front = Front::start(&provider).await;
+    let mut client = front.connect().await;
+    for (pause, connections) in [(0, 1), (1_900, 1), (2_100, 2)] {
+        tokio::time::pause();
+        tokio::time::advance(std::time::Duration::from_millis(pause)).await;
+        tokio::time::resume();
+        client.write_all(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 OK\r\n"));
+        // The gateway needs a moment to give the connection back.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(provider.accepted(), connections, "after {pause} ms");
+    }
+}
+
+#[tokio::test]
+async fn early_response_passes_before_the_request_ends() {
+    let provider = StandIn::start(|mut io, _| async move {
+        read_head(&mut io).await;
+        let response = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}";
+        io.write_all(response.as_bytes()).await.unwrap();
+        read_all(&mut io).await;
+    })
+    .await;
+    let front = Front::start(&provider).await;
+    for _ in 0..2 {
+        let mut client = front.connect().await;
+        client.write_all(b"PUT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
+        let head = read_head(&mut client).await;
+        assert!(head.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{head}");
+        assert_eq!(read_bytes(&mut client, 2).await, b"{}");
+    }
+    assert_eq!(provider.accepted(), 2, "a connection with half a request is not reused");
+}
+
+#[tokio::test]
 async fn reset_within_the_response_cuts_it() {
     for (head, sent) in [("Content-Length: 10", "abc"), ("Transfer-Encoding: chunked", "3\r\nabc\r\n")] {
         let provider = StandIn::start(move |mut io, _| async move {

@@ -17,8 +17,9 @@ use super::support::{NAME, Pki, endpoint, noise, pki, read_all, read_bytes, soon
 use crate::edge::drain::Drain;
 use crate::edge::upstream::client_hello::{self, MtlsMode, Route};
 use crate::edge::upstream::copy::{Copied, CopyEnd};
+use crate::edge::upstream::limits::TunnelLimiter;
 use crate::edge::upstream::splice::{SpliceError, Splicer};
-use crate::edge::upstream::tunnel_limit::TunnelLimiter;
+use crate::model::peer::PeerNet;
 
 /// A gateway that splices every connection that is not for its public name, `gw.example`, to the provider,
 /// and terminates the others.
@@ -43,12 +44,13 @@ impl Front {
         running.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                let (mut socket, _) = listener.accept().await.unwrap();
+                let (mut socket, address) = listener.accept().await.unwrap();
+                let peer = PeerNet::from(address.ip());
                 let (splicer, tls, ended) = (splicer.clone(), tls.clone(), ended.clone());
                 connections.spawn(async move {
                     let hello = client_hello::read(&mut socket).await.unwrap();
                     match hello.route(MtlsMode::Passthrough, |name| name == "gw.example") {
-                        Route::Splice => ended.send(splicer.splice(hello, socket).await).await.unwrap(),
+                        Route::Splice => ended.send(splicer.splice(hello, socket, peer).await).await.unwrap(),
                         Route::Terminate => {
                             let mut io = tls.accept(hello.replay(socket)).await.unwrap();
                             io.write_all(b"terminated").await.unwrap();
@@ -128,7 +130,7 @@ async fn foreign_name_is_spliced_with_its_client_certificate() {
     let tls = client(&provider_pki, Some((certificate, key)));
     let socket = TcpStream::connect(front.address).await.unwrap();
     let io = soon(tls.connect(name(NAME), socket)).await.unwrap();
-    assert!(front.limiter.try_acquire().is_none());
+    assert!(front.limiter.try_acquire(None).is_none());
     let (mut read, mut write) = tokio::io::split(io);
     let bytes = noise(2_000_000);
     let send = async {
@@ -143,7 +145,7 @@ async fn foreign_name_is_spliced_with_its_client_certificate() {
     let copied = soon(front.ends.recv()).await.unwrap().unwrap();
     assert_eq!(copied.end, CopyEnd::Complete);
     assert!(copied.from_client_bytes > 2_000_000 && copied.from_upstream_bytes > 2_000_000, "{copied:?}");
-    until(|| front.limiter.try_acquire().is_some()).await;
+    until(|| front.limiter.try_acquire(None).is_some()).await;
 }
 
 #[tokio::test]
@@ -237,5 +239,5 @@ async fn splice_without_provider_closes_the_client() {
     let (mut socket, _) = hello(&front).await;
     assert_eq!(soon(read_all(&mut socket)).await, "");
     assert!(matches!(soon(front.ends.recv()).await, Some(Err(SpliceError::Connect(_)))));
-    assert!(front.limiter.try_acquire().is_some());
+    assert!(front.limiter.try_acquire(None).is_some());
 }

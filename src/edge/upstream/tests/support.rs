@@ -21,9 +21,9 @@ use tokio_rustls::server::TlsStream;
 
 use crate::edge::drain::Drain;
 use crate::edge::upstream::framing::FramingGuard;
+use crate::edge::upstream::limits::TunnelLimiter;
 use crate::edge::upstream::provider::UpstreamProvider;
 use crate::edge::upstream::target::{Endpoint, Trust};
-use crate::edge::upstream::tunnel_limit::TunnelLimiter;
 
 /// The name in the stand-in's certificate.
 pub(super) const NAME: &str = "provider.example";
@@ -179,7 +179,7 @@ impl Front {
                     let (provider, tunnels) = (provider.clone(), tunnels.clone());
                     async move {
                         let run_tunnel = |tunnel| tunnels.spawn(tunnel);
-                        Ok::<_, Infallible>(provider.forward(request, run_tunnel).await)
+                        Ok::<_, Infallible>(provider.forward(request, None, run_tunnel).await)
                     }
                 });
                 let io = TokioIo::new(FramingGuard::new(socket));

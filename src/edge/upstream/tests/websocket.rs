@@ -79,12 +79,12 @@ async fn either_end_of_a_tunnel_ends_the_other() {
     let provider = echo().await;
     let front = Front::limited(&provider, 1).await;
     let mut client = open(&front).await;
-    assert!(front.limiter.try_acquire().is_none());
+    assert!(front.limiter.try_acquire(None).is_none());
     client.write_all(b"last").await.unwrap();
     client.shutdown().await.unwrap();
     // The provider sees the end, sends the rest, and closes.
     assert_eq!(soon(read_all(&mut client)).await, "last");
-    until(|| front.limiter.try_acquire().is_some()).await;
+    until(|| front.limiter.try_acquire(None).is_some()).await;
 
     let provider = StandIn::start(|mut io, _| async move {
         read_head(&mut io).await;
@@ -101,7 +101,7 @@ async fn either_end_of_a_tunnel_ends_the_other() {
     soon(client.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(rest, b"\x88\x02\x03\xe8");
     drop(client);
-    until(|| front.limiter.try_acquire().is_some()).await;
+    until(|| front.limiter.try_acquire(None).is_some()).await;
 }
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn client_that_vanishes_frees_its_tunnel() {
     let front = Front::limited(&provider, 1).await;
     drop(open(&front).await);
     assert_eq!(soon(ended.recv()).await.unwrap(), b"");
-    until(|| front.limiter.try_acquire().is_some()).await;
+    until(|| front.limiter.try_acquire(None).is_some()).await;
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn refused_handshake_passes_the_response() {
     let head = read_head(&mut client).await;
     assert!(head.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{head}");
     assert_eq!(read_bytes(&mut client, 33).await, b"{\"message\":\"unauthorized access\"}");
-    assert!(front.limiter.try_acquire().is_some());
+    assert!(front.limiter.try_acquire(None).is_some());
 }
 
 #[tokio::test]
