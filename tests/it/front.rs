@@ -236,6 +236,7 @@ async fn manifest_reaches_the_provider_byte_for_byte() {
     let provider = StandIn::start(move |mut io| {
         let (sent, heads) = (sent.clone(), heads.clone());
         async move {
+            assert!(io.get_ref().1.peer_certificates().is_none());
             let head = read_head(&mut io).await;
             let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
             let body = if is_chunked { read_chunked(&mut io).await } else { read_bytes(&mut io, sent.len()).await };

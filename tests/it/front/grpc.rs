@@ -198,8 +198,10 @@ async fn calls_reach_the_provider_byte_for_byte() {
                 got.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
             got.sort();
             let authorization = format!("authorization: Bearer {}", front.setup.token);
+            let length = format!("content-length: {}", framed(message).len());
             let expected = [
                 &*authorization,
+                &*length,
                 "content-type: application/grpc",
                 "grpc-accept-encoding: gzip",
                 "grpc-timeout: 10S",
@@ -386,15 +388,14 @@ async fn caller_that_leaves_cancels_its_call() {
         async move {
             running.0.send("began").await.unwrap();
             let body = futures_util::stream::pending::<Result<Frame<Bytes>, std::io::Error>>();
-            let body = body.inspect(move |_| drop(&running));
+            let body = body.inspect(move |_| _ = &running);
             Response::new(StreamBody::new(body).boxed_unsync())
         }
     })
     .await;
     let front = start(&provider, &[]);
     let mut caller = Caller::new(&front).await;
-    let (_send, body) = by_hand();
-    let response = caller.begin("/a.B/Stream", &[], body).await;
+    let response = caller.begin("/a.B/Stream", &[], Full::default().boxed_unsync()).await;
     assert_eq!(soon(received.recv()).await, Some("began"));
     drop(response);
     assert_eq!(soon(received.recv()).await, Some("dropped"));

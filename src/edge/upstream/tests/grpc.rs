@@ -61,7 +61,8 @@ impl StandIn {
                         let answered = answer(request);
                         async move { Ok::<_, std::convert::Infallible>(answered.await) }
                     });
-                    let http = http2::Builder::new(TokioExecutor::new());
+                    let mut http = http2::Builder::new(TokioExecutor::new());
+                    http.max_concurrent_streams(1_000);
                     tokio::select! {
                         _ = http.serve_connection(TokioIo::new(io), service) => {}
                         () = closing.notified() => {}
