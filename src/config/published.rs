@@ -42,13 +42,11 @@ pub(super) fn check(resolver: &mut Resolver<'_>) {
     if resolver.is_given("published_mtls") {
         resolver.require("published_listen", "the address of the connections that --published-mtls is about");
     }
-    let is_passthrough = match resolver.get::<MtlsMode>("published_mtls") {
-        Some(mode) => *mode == MtlsMode::Passthrough,
-        None => {
-            let has_both = resolver.is_given("upstream_grpc") && resolver.is_given("published_listen");
-            has_both && !resolver.is_given("published_mtls")
-        }
-    };
+    let by_default = !resolver.is_given("published_mtls")
+        && resolver.is_given("upstream_grpc")
+        && resolver.is_given("published_listen");
+    let given = resolver.get::<MtlsMode>("published_mtls");
+    let is_passthrough = given.map_or(by_default, |mode| *mode == MtlsMode::Passthrough);
     if is_passthrough {
         require_for_passthrough(resolver, "upstream_grpc", "published_mtls");
     }

@@ -198,7 +198,8 @@ impl UpstreamGrpc {
         {
             return Err(failure);
         }
-        match self.connect().await {
+        // Boxed, because few calls connect, and each would reserve memory for it.
+        match Box::pin(self.connect()).await {
             Ok(sender) => {
                 shared.sender = Some(sender.clone());
                 Ok(sender)

@@ -392,7 +392,7 @@ mod tests {
             |host: &str| Endpoint::parse(&format!("https://{host}:{port}").parse().unwrap()).unwrap();
         let (by_name, by_address) = (of_host("localhost"), of_host("127.0.0.1"));
         by_name.connect().await.unwrap();
-        let all = LOOKUPS.acquire_many(LOOKUPS_MAX as u32).await.unwrap();
+        let all = LOOKUPS.acquire_many(u32::try_from(LOOKUPS_MAX).unwrap()).await.unwrap();
         tokio::time::pause();
         assert_eq!(by_name.connect().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         tokio::time::resume();

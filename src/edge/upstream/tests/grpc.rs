@@ -84,7 +84,7 @@ async fn forward(
     client: &UpstreamGrpc,
     call: Request<Body>,
 ) -> Result<Response<grpc::ResponseBody>, Failure> {
-    client.forward(call, client.admit(None)?).await
+    Box::pin(client.forward(call, client.admit(None)?)).await
 }
 
 /// Returns a call whose body has a length that is not known, as one from a client has.
