@@ -722,7 +722,7 @@ async fn restart_of_two_gateways_refuses_no_connection() {
         respond(io, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
     })
     .await;
-    let flags = ["--lame-duck=1s", "--open-calls-per-second=0", "--drain-timeout=5s"];
+    let flags = ["--lame-duck=1s", "--forwarded-per-second=0", "--drain-timeout=5s"];
     let mut fronts = vec![Front::start(&provider, &flags), Front::start(&provider, &flags)];
     let balancer = Balancer::start(&[&fronts[0].gateway, &fronts[1].gateway]).await;
     // A caller that opens one connection after the other, and trusts both gateways.
