@@ -369,7 +369,7 @@ async fn provider_that_fails_ends_the_call_as_unavailable() {
     assert_eq!((code, &*reason), (Code::Unavailable, "UPSTREAM_UNAVAILABLE"));
     assert!(text.ends_with("check whether the request took effect"), "{text}");
     assert_eq!(front.metric("leasemux_grpc_upstream_failures_total{reason=\"broken\"}"), 1);
-    let answer = caller.call("/a.B/Large", &[0; 4 * 1024 * 1024 + 1]).await;
+    let answer = caller.call("/a.B/Large", &noise(4 * 1024 * 1024 + 1)).await;
     assert_eq!((answer.error().0, &*answer.error().1), (Code::InvalidArgument, "INVALID_REQUEST"));
 }
 
