@@ -34,7 +34,7 @@ pub enum TokenScope {
 }
 
 /// The name in a token that stands for every service of a lease, in tokens of akt.
-const EVERY_SERVICE: &str = "*";
+pub(crate) const EVERY_SERVICE: &str = "*";
 
 /// The scopes of one grant.
 pub type Scopes = BTreeSet<TokenScope>;

@@ -9,7 +9,7 @@ use super::grants::{Access, Deployment, Grant, Scopes, TokenScope};
 use super::identity::{IdentityError, IdentityFiles};
 use super::refusal::Refusal;
 use super::token::{Algorithm, Claims, Token, TokenError};
-use crate::model::id::{Address, LeaseId, Owner, ServiceName};
+use crate::model::id::{Address, LeaseId, Owner};
 use crate::model::time::LogTime;
 
 /// The content of a token to sign.
@@ -19,8 +19,8 @@ pub struct TokenRequest<'a> {
     pub scopes: &'a [String],
     /// Leases; empty = all.
     pub leases: &'a [LeaseId],
-    /// Services of each lease: empty exactly if `leases` is.
-    pub services: &'a [ServiceName],
+    /// Services of each lease, `*` for all: empty exactly if `leases` is.
+    pub services: &'a [String],
     /// The lifetime, of which whole seconds count.
     pub ttl: Duration,
 }
@@ -84,7 +84,7 @@ fn access(request: &TokenRequest<'_>, issuer: &Owner) -> Result<Access, SignErro
             gseq: Some(lease.gseq()),
             oseq: Some(lease.oseq()),
             scopes: scopes.clone(),
-            services: request.services.iter().map(ToString::to_string).collect(),
+            services: request.services.iter().cloned().collect(),
         });
     }
     let granular = |(provider, deployments)| (provider, Grant::Granular(deployments));
@@ -128,15 +128,11 @@ pub fn verify_token(
 mod tests {
     use super::*;
     use crate::access::dir::key_in_dir;
-    use crate::access::grants::ProviderAccess;
+    use crate::access::grants::{Identity, ProviderAccess, Services};
     use crate::access::refusal::Lifetime;
     use crate::access::testing::NOW;
 
-    fn request<'a>(
-        scopes: &'a [String],
-        leases: &'a [LeaseId],
-        services: &'a [ServiceName],
-    ) -> TokenRequest<'a> {
+    fn request<'a>(scopes: &'a [String], leases: &'a [LeaseId], services: &'a [String]) -> TokenRequest<'a> {
         TokenRequest { scopes, leases, services, ttl: Duration::from_secs(900) }
     }
 
@@ -152,7 +148,7 @@ mod tests {
         let provider = Address::from_account([9; 20]);
         let lease = |dseq| LeaseId::new(owner.as_str(), dseq, 2, 3, provider.as_str()).unwrap();
         let leases = [lease(7), lease(8)];
-        let services = ["web".parse().unwrap()];
+        let services = names(&["web"]);
         let granted = |request: &TokenRequest<'_>| {
             let token = sign_token(&dir, request, NOW).unwrap();
             let options =
@@ -173,6 +169,10 @@ mod tests {
         });
         let Access::Granular(found) = granted(&request(&scopes, &leases, &services)) else { panic!() };
         assert_eq!(found[&provider], ProviderAccess::Granular(expected.into()));
+        let every = granted(&request(&scopes, &leases, &names(&["*"])));
+        let identity = Identity::new(owner.clone(), every, None);
+        assert_eq!(identity.authorize(&leases[1], TokenScope::Logs), Ok(Services::All));
+        assert_eq!(identity.authorize(&lease(9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
         IdentityFiles::create(&dir, NOW).unwrap();
         let [other, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let foreign = [LeaseId::new(other.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let (logs, web) = (names(&["logs"]), ["web".parse().unwrap()]);
+        let (logs, web) = (names(&["logs"]), names(&["web"]));
         assert!(matches!(
             sign_token(&dir, &request(&logs, &foreign, &web), NOW),
             Err(SignError::NotYours(..))
@@ -215,8 +215,7 @@ mod tests {
         IdentityFiles::create(&other, NOW).unwrap();
         let provider = Address::from_account([9; 20]);
         let leases = [LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let token =
-            sign_token(&dir, &request(&names(&["logs"]), &leases, &["web".parse().unwrap()]), NOW).unwrap();
+        let token = sign_token(&dir, &request(&names(&["logs"]), &leases, &names(&["web"])), NOW).unwrap();
         let lifetime_max = Duration::from_secs(900);
         let verified = |at, lifetime_max, provider, keys: &Path| {
             let options = VerifyOptions { at, lifetime_max, provider };

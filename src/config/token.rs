@@ -9,6 +9,7 @@ use super::resolver::Resolver;
 use super::time_spec::TimeSpec;
 use super::token_source::TokenSource;
 use super::value::{address, directory, lease, must_be, parsed};
+use crate::access::grants::EVERY_SERVICE;
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::limits::TOKEN_LIFETIME;
 use crate::model::parse::duration;
@@ -32,9 +33,10 @@ pub struct TokenNewConfig {
     /// A lease (owner/dseq/gseq/oseq/provider), with --scope and --service; default: all leases. Repeatable
     #[arg(long = "lease", value_name = "LEASE", value_parser = lease)]
     pub leases: Vec<LeaseId>,
-    /// A service of each --lease, because AEP-64 grants a lease by its services. Repeatable
-    #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceName>)]
-    pub services: Vec<ServiceName>,
+    /// A service of each --lease, because AEP-64 grants a lease by its services; '*' is every service, also
+    /// later ones. Repeatable
+    #[arg(long = "service", value_name = "NAME", value_parser = service)]
+    pub services: Vec<String>,
     /// Lifetime; a gateway accepts at most its --token-max-lifetime, by default an hour
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration(TOKEN_LIFETIME))]
     pub ttl: Duration,
@@ -70,6 +72,14 @@ fn scope(text: &str) -> Result<String, String> {
     must_be(is_word.then(|| text.to_owned()), "a scope, such as logs")
 }
 
+/// Parses the name of a service, or the one that stands for all.
+fn service(text: &str) -> Result<String, String> {
+    if text != EVERY_SERVICE {
+        parsed::<ServiceName>(text)?;
+    }
+    Ok(text.to_owned())
+}
+
 /// Parses hexadecimal digits. The check itself rejects other numbers of digits.
 fn hex(text: &str) -> Result<String, String> {
     let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -80,8 +90,8 @@ pub(super) fn check_new(resolver: &mut Resolver<'_>) {
     resolver.require("identity", "a directory with a mnemonic, as 'identity new' creates it");
     if resolver.is_given("leases") {
         resolver.require("scopes", "the permissions on the --lease, such as logs,status");
-        // AEP-64 cannot grant all services of one lease.
-        resolver.require("services", "the services of the --lease");
+        // AEP-64 requires them for a single lease.
+        resolver.require("services", "the services of the --lease, or '*' for all");
     }
     if resolver.is_given("services") {
         resolver.require("leases", "the lease of the --service");

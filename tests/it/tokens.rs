@@ -28,6 +28,7 @@ fn unusable_arguments_exit_with_usage_and_a_hint() {
         (&["--scope", "log"], "`log` is not a scope; there are: send-manifest"),
         (&["--scope", "logs", "--service", "web", "--lease", &other], "is not one of the identity's account"),
         (&["--ttl", "169h"], "from 1s to 168h"),
+        (&["--lease", &lease, "--scope", "logs", "--service", "*web"], "*web"),
     ] {
         let done = new(more);
         code(&done, 2);
@@ -110,9 +111,11 @@ fn token_is_signed_checked_used_and_never_shown() {
     let sdl = workspace.sdl("shop.yaml", &[("web", &web, 1), ("api", &api, 1)]);
     fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
 
-    let new =
-        ["token", "new", "--identity", &alice, "--lease", &lease_text, "--scope", "logs", "--service", "web"];
-    let done = workspace.run(&new);
+    let new = |service: &str| {
+        let grant = ["--lease", &lease_text, "--scope", "logs", "--service", service];
+        workspace.run(&[&["token", "new", "--identity", &alice], &grant[..]].concat())
+    };
+    let done = new("web");
     code(&done, 0);
     let token = done.out.trim().to_owned();
     fs::write(&file, &done.out).unwrap();
@@ -172,6 +175,9 @@ fn token_is_signed_checked_used_and_never_shown() {
     let done = logs(&["--token", &token, "--service", "api"]);
     code(&done, 3);
     assert!(done.err.contains("service") && !done.err.contains(&token), "{done:?}");
+    let every = new("*").out;
+    let done = logs(&["--token", every.trim()]);
+    assert!(done.out.contains("web/0") && done.out.contains("api/0"), "{done:?}");
     let done = logs(&["--token", "not.a.token"]);
     code(&done, 3);
     let done = logs(&["--token", &token, "--identity", &alice]);
