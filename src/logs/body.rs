@@ -27,7 +27,7 @@ use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::representation::Representation;
 use super::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
-use crate::model::id::{Replica, ServiceName};
+use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
@@ -142,10 +142,9 @@ impl LogsBody {
         let view = Arc::clone(&body.view.borrow());
         body.add_streams(&view, false);
         let representation = body.request.representation;
-        body.notice = body
-            .streams
-            .is_empty()
-            .then(|| Message::bare(encoder::nothing_deployed(representation, only_service(&body.request))));
+        body.notice = body.streams.is_empty().then(|| {
+            Message::bare(encoder::nothing_deployed(representation, body.request.filter.only_service()))
+        });
         body.wait_timer = WaitTimer::new(representation);
         body
     }
@@ -332,7 +331,7 @@ impl LogsBody {
         }
         let is_waiting = self.streams.iter().any(ReplicaStream::is_waiting);
         if is_waiting {
-            let notice = encoder::wait(self.request.representation, only_service(&self.request));
+            let notice = encoder::wait(self.request.representation, self.request.filter.only_service());
             batch.add(Message::bare(notice), None);
         }
         if follows || !is_waiting {
@@ -457,12 +456,6 @@ impl http_body::Body for LogsBody {
     fn is_end_stream(&self) -> bool {
         matches!(self.stage, Stage::Done)
     }
-}
-
-/// Returns the service that was asked for, if it was a single one.
-fn only_service(request: &LogsRequest) -> Option<&ServiceName> {
-    let mut services = request.filter.services();
-    services.next().filter(|_| services.next().is_none())
 }
 
 impl std::fmt::Debug for LogsBody {

@@ -4,6 +4,7 @@
 //! their bytes.
 
 use std::fmt::Display;
+use std::io::Write as _;
 
 use bytes::Bytes;
 
@@ -25,18 +26,20 @@ const HEADER_MAX_BYTES: usize = 10;
 /// The name in notices about no single service.
 const GATEWAY_NAME: &str = "leasemux";
 
+/// First byte of U+0080 to U+00BF in UTF-8. The first 32 of them are the control characters C1; the second
+/// byte is their code.
+const C1_LEAD: u8 = 0xc2;
+
 /// U+FFFD in UTF-8: replaces invalid bytes of a line.
 const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
-/// Encodes the lines of one replica.
+/// Encodes the lines of one replica. Made for each chunk, in one allocation.
 #[derive(Clone, Debug)]
 pub struct LineEncoder {
-    /// The object up to the text of the line.
-    head: Box<[u8]>,
-    /// The object after a line's last text.
-    tail: Box<[u8]>,
-    /// The object after text that a later frame continues.
-    tail_more: Box<[u8]>,
+    /// The parts of an object around the text of its line: `head`, `tail` and `tail_more`.
+    parts: Vec<u8>,
+    head_end: usize,
+    tail_end: usize,
 }
 
 /// The subject of a notice.
@@ -82,16 +85,36 @@ pub(crate) fn notice(subject: NoticeSubject<'_>, notice: &Notice<'_>, notices: N
 impl LineEncoder {
     /// Creates an encoder of lines of `replica`, which have this `name`.
     pub fn new(name: &str, replica: &Replica) -> Self {
-        let mut head = vec![b'{'];
-        push_text(&mut head, "name", name);
-        push_key(&mut head, "message");
-        head.push(b'"');
-        let rest = format!("\",\"service\":\"{}\",\"replica\":{}", replica.service, replica.index);
-        Self {
-            head: head.into(),
-            tail: format!("{rest}}}\n").into_bytes().into(),
-            tail_more: format!("{rest},\"more\":true}}\n").into_bytes().into(),
-        }
+        let mut parts = Vec::with_capacity(2 * Self::overhead_max_bytes(name, replica));
+        parts.push(b'{');
+        push_text(&mut parts, "name", name);
+        push_key(&mut parts, "message");
+        parts.push(b'"');
+        let head_end = parts.len();
+        parts.push(b'"');
+        push_text(&mut parts, "service", replica.service.as_str());
+        push_value(&mut parts, "replica", replica.index);
+        let end = parts.len();
+        parts.extend_from_slice(b"}\n");
+        let tail_end = parts.len();
+        parts.extend_from_within(head_end..end);
+        parts.extend_from_slice(b",\"more\":true}\n");
+        Self { parts, head_end, tail_end }
+    }
+
+    /// The object up to the text of the line.
+    fn head(&self) -> &[u8] {
+        &self.parts[..self.head_end]
+    }
+
+    /// The object after a line's last text.
+    fn tail(&self) -> &[u8] {
+        &self.parts[self.head_end..self.tail_end]
+    }
+
+    /// The object after text that a later frame continues.
+    fn tail_more(&self) -> &[u8] {
+        &self.parts[self.tail_end..]
     }
 
     /// Returns an upper bound on the bytes of a frame besides the text of its line.
@@ -102,7 +125,7 @@ impl LineEncoder {
 
     /// Returns about how many bytes [`LineEncoder::push_line`] appends for each line in addition to its text.
     pub fn overhead_bytes(&self) -> usize {
-        4 + self.head.len() + self.tail.len()
+        4 + self.tail_end
     }
 
     /// Encodes the lines of a chunk, or its piece of a line.
@@ -118,12 +141,13 @@ impl LineEncoder {
     /// Appends a line to `out`, with or without its newline: as one frame, or as several if it is longer than
     /// [`FRAME_LINE_MAX_BYTES`]. `more`: it is a piece of a line that a later piece continues.
     pub fn push_line(&self, line: &[u8], more: bool, out: &mut Vec<u8>) {
+        let head = self.head();
         let mut rest = if more { line } else { without_line_end(line) };
         loop {
             let (text, after) = rest.split_at(text_end(rest, FRAME_LINE_MAX_BYTES));
-            let tail = if more || !after.is_empty() { &self.tail_more } else { &self.tail };
-            push_text_frame(out, self.head.len() + text.len() + tail.len(), |out| {
-                out.extend_from_slice(&self.head);
+            let tail = if more || !after.is_empty() { self.tail_more() } else { self.tail() };
+            push_text_frame(out, head.len() + text.len() + tail.len(), |out| {
+                out.extend_from_slice(head);
                 push_escaped_bytes(out, text);
                 out.extend_from_slice(tail);
             });
@@ -198,7 +222,8 @@ fn push_text(out: &mut Vec<u8>, key: &str, text: &str) {
 /// Appends a number or a truth value.
 fn push_value(out: &mut Vec<u8>, key: &str, value: impl Display) {
     push_key(out, key);
-    out.extend_from_slice(value.to_string().as_bytes());
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{value}");
 }
 
 /// Appends a frame whose payload `write` appends. `min_bytes` is a lower bound of the payload's length.
@@ -257,16 +282,23 @@ fn push_escaped_bytes(out: &mut Vec<u8>, mut bytes: &[u8]) {
     }
 }
 
-/// Appends the inside of a JSON string: valid UTF-8. Escapes quotes, backslashes, control characters and DEL,
-/// so that a terminal shows the frame without acting on it. Searches eight bytes at a time, since most text
-/// has nothing to escape.
+/// Appends the inside of a JSON string: valid UTF-8. Escapes quotes, backslashes and all control characters
+/// (C0, DEL and C1), so that a terminal shows the frame without acting on it. Searches eight bytes at a time,
+/// since most text has nothing to escape.
 fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
     // Start of the text that is not appended yet.
     let mut plain = 0;
     let mut escape = |at: usize| {
+        let (code, length) = match text[at..] {
+            [C1_LEAD, code @ 0x80..=0x9f, ..] => (code, 2),
+            // Another character of two bytes.
+            [C1_LEAD, ..] => return,
+            [code, ..] => (code, 1),
+            [] => return,
+        };
         out.extend_from_slice(&text[plain..at]);
-        push_escape(out, text[at]);
-        plain = at + 1;
+        push_escape(out, code);
+        plain = at + length;
     };
     let (words, remainder) = text.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
@@ -278,14 +310,14 @@ fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
     }
     let end = words.len() * 8;
     for (index, byte) in remainder.iter().enumerate() {
-        if matches!(byte, 0..0x20 | b'"' | b'\\' | 0x7f) {
+        if matches!(*byte, 0..0x20 | b'"' | b'\\' | 0x7f | C1_LEAD) {
             escape(end + index);
         }
     }
     out.extend_from_slice(&text[plain..]);
 }
 
-/// Marks the highest bit of each byte that must be escaped.
+/// Marks the highest bit of each byte that must be escaped, or that may begin a character to escape.
 fn bytes_to_escape(word: u64) -> u64 {
     const LOW: u64 = u64::MAX / 0xff;
     const HIGH: u64 = LOW * 0x80;
@@ -293,9 +325,9 @@ fn bytes_to_escape(word: u64) -> u64 {
     let low_bits = word & !HIGH;
     let is_not_control = low_bits + LOW * (0x80 - 0x20);
     let differs_from = |byte: u8| ((word ^ (LOW * u64::from(byte))) & !HIGH) + LOW * 0x7f;
-    // A byte over 0x7f is never marked: it belongs to a longer character.
     let needs_none = is_not_control & differs_from(b'"') & differs_from(b'\\') & differs_from(0x7f);
-    !(needs_none | word) & HIGH
+    // Other bytes over 0x7f are never marked: they belong to a longer character.
+    !(needs_none | word) & HIGH | !differs_from(C1_LEAD) & word & HIGH
 }
 
 fn push_escape(out: &mut Vec<u8>, byte: u8) {
@@ -498,8 +530,19 @@ pub(super) mod tests {
         fn marks_are_exact(word in any::<[u8; 8]>()) {
             let marks = bytes_to_escape(u64::from_le_bytes(word)).to_le_bytes();
             for (mark, byte) in marks.into_iter().zip(word) {
-                prop_assert_eq!(mark == 0x80, matches!(byte, 0..0x20 | b'"' | b'\\' | 0x7f));
+                prop_assert_eq!(mark == 0x80, matches!(byte, 0..0x20 | b'"' | b'\\' | 0x7f | C1_LEAD));
             }
+        }
+
+        #[test]
+        fn frame_has_no_control_characters(line in "[a-d\u{7d}-\u{a1}\u{0}-\u{22}\u{c0}é]{0,40}") {
+            let mut frame = Vec::new();
+            encoder().push_line(line.as_bytes(), true, &mut frame);
+            let [payload] = payloads(&frame)[..] else { panic!("not one frame") };
+            let text = std::str::from_utf8(payload).unwrap();
+            prop_assert!(!text.trim_end_matches('\n').contains(char::is_control), "{text:?}");
+            let object: Value = serde_json::from_str(text).unwrap();
+            prop_assert_eq!(&object["message"], &line);
         }
     }
 

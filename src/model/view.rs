@@ -282,6 +282,12 @@ impl Filter {
         self.clauses.keys()
     }
 
+    /// Returns the service that the filter names, if it names exactly one.
+    pub(crate) fn only_service(&self) -> Option<&ServiceName> {
+        let mut services = self.services();
+        services.next().filter(|_| services.next().is_none())
+    }
+
     /// Returns whether the filter selects this replica.
     pub fn selects(&self, replica: &Replica) -> bool {
         self.selects_service(&replica.service)
