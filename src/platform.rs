@@ -35,6 +35,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Returns its name for log messages.
     fn name(&self) -> &'static str;
 
+    /// Returns whether its views are current: it can be reached.
+    fn is_reachable(&self) -> bool {
+        true
+    }
+
     /// Watches what runs under `lease`.
     ///
     /// The receiver holds the newest snapshot, which is complete. A subscriber may skip older ones. The last

@@ -33,6 +33,7 @@ use crate::sys::dir_watch::Notifier;
 
 mod check;
 mod fd_limit;
+mod isolation;
 mod logging;
 mod runtimes;
 mod setup;
@@ -193,6 +194,15 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     }
     let server =
         Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies, splicing: None };
+    if let Some((provider, _)) = &upstream {
+        let (provider, platform, readiness) = (provider.clone(), Arc::clone(&platform), readiness.clone());
+        let is_provider_reachable = move || {
+            let provider = provider.clone();
+            async move { provider.is_reachable().await }
+        };
+        let watch = isolation::watch(move || platform.is_reachable(), is_provider_reachable, readiness);
+        drain.spawn_background(watch);
+    }
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
     let rest_address = match (rest_port, config.access.provider) {
         (Some(port), Some(provider)) => {

@@ -63,7 +63,14 @@ pub struct Exporter {
 
 /// Whether the gateway is ready. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<ReadinessState>);
+
+#[derive(Debug, Default)]
+struct ReadinessState {
+    is_serving: AtomicBool,
+    /// It serves, but can reach nothing that it serves from.
+    is_isolated: AtomicBool,
+}
 
 /// The admin port.
 #[derive(Clone, Debug)]
@@ -76,13 +83,18 @@ pub struct Admin {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Sets whether the gateway is ready.
-    pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+    /// Sets whether the gateway serves.
+    pub fn set(&self, is_serving: bool) {
+        self.0.is_serving.store(is_serving, Ordering::Release);
     }
 
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    /// Sets whether the gateway can reach nothing that it serves from. Returns whether that is a change.
+    pub(crate) fn set_isolated(&self, is_isolated: bool) -> bool {
+        self.0.is_isolated.swap(is_isolated, Ordering::AcqRel) != is_isolated
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.is_serving.load(Ordering::Acquire) && !self.0.is_isolated.load(Ordering::Acquire)
     }
 }
 

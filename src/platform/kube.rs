@@ -253,6 +253,10 @@ impl Platform for KubePlatform {
         "kube"
     }
 
+    fn is_reachable(&self) -> bool {
+        self.store.stale_since().is_none()
+    }
+
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
         Box::pin(std::future::ready(self.watch_lease(lease)))
     }

@@ -86,6 +86,10 @@ impl Platform for NodePlatform {
         "node"
     }
 
+    fn is_reachable(&self) -> bool {
+        self.kube.is_reachable()
+    }
+
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
         self.kube.watch(lease)
     }

@@ -159,6 +159,11 @@ impl UpstreamProvider {
         Ok(Self { target, host, pool, requests, tunnels, drain })
     }
 
+    /// Returns whether the provider accepts TCP connections.
+    pub(crate) async fn is_reachable(&self) -> bool {
+        self.target.is_reachable().await
+    }
+
     /// Forwards a request, which counts for the limits of `peer`. Returns the provider's response, or a text
     /// with the status of the [`Failure`], which is then an extension of the response. After a response 101
     /// it passes the tunnel to `run_tunnel`: a task that copies bytes both ways, until one side ends or the

@@ -254,6 +254,11 @@ impl Target {
         }
     }
 
+    /// Returns whether the provider accepts TCP connections.
+    pub(super) async fn is_reachable(&self) -> bool {
+        self.endpoint.connect().await.is_ok()
+    }
+
     /// Opens a TLS connection. Its certificate is checked. Presents no client certificate. Logs failures.
     pub(super) async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let connected = self.connect_unlogged().await;
