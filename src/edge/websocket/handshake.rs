@@ -6,8 +6,8 @@ use aws_lc_rs::digest;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http::header::{
-    CONNECTION, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::Full;
@@ -24,7 +24,9 @@ const VERSION: &str = "13";
 /// Why an upgrade is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    #[error("this route is a websocket: send a GET request of HTTP/1.1 that asks for the upgrade")]
+    #[error(
+        "this route is a websocket: send a GET request of HTTP/1.1 without a body, and ask for the upgrade"
+    )]
     Method,
     #[error("this route is a websocket: send the headers `Connection: Upgrade` and `Upgrade: websocket`")]
     NotUpgrade,
@@ -45,7 +47,8 @@ pub(crate) struct Upgrade {
 /// Checks whether the request asks for a websocket that may be opened.
 pub(crate) fn check<B>(request: &Request<B>) -> Result<Upgrade, HandshakeError> {
     let headers = request.headers();
-    if request.method() != Method::GET || request.version() != Version::HTTP_11 {
+    // Bytes of a body would be read as frames, or delay the upgrade.
+    if request.method() != Method::GET || request.version() != Version::HTTP_11 || has_body(headers) {
         return Err(HandshakeError::Method);
     }
     if !has_token(headers, CONNECTION, "upgrade") || !has_token(headers, UPGRADE, "websocket") {
@@ -60,6 +63,12 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<Upgrade, HandshakeError> 
         return Err(HandshakeError::Origin);
     }
     Ok(Upgrade { accept })
+}
+
+/// Whether the request announces a body.
+fn has_body(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).into_iter();
+    headers.contains_key(TRANSFER_ENCODING) || lengths.any(|length| length != "0")
 }
 
 /// Whether a header, which may be a list or repeated, has this token in any case.
@@ -164,6 +173,7 @@ mod tests {
             [("connection", "keep-alive, UPGRADE"), ("upgrade", "WebSocket")],
             [("connection", "keep-alive"), ("connection", "upgrade")],
             [("sec-websocket-extensions", "permessage-deflate"), ("sec-websocket-protocol", "chat")],
+            [("content-length", "0"), ("content-type", "application/json")],
         ] {
             let response = check(&request(&changes)).unwrap().response::<()>();
             assert_eq!(response.headers().len(), 3);
@@ -172,9 +182,11 @@ mod tests {
 
     #[test]
     fn invalid_requests_are_refused() {
-        use HandshakeError::{Key, NotUpgrade, Version};
+        use HandshakeError::{Key, Method, NotUpgrade, Version};
         for (changes, error) in [
-            ([("connection", "keep-alive")].as_slice(), NotUpgrade),
+            ([("content-length", "5")].as_slice(), Method),
+            (&[("transfer-encoding", "chunked")], Method),
+            (&[("connection", "keep-alive")], NotUpgrade),
             (&[("connection", "")], NotUpgrade),
             (&[("upgrade", "h2c")], NotUpgrade),
             (&[("sec-websocket-version", "12")], Version),
@@ -190,8 +202,8 @@ mod tests {
             assert_eq!(response.headers()["sec-websocket-version"], "13");
         }
         let mut post = request(&[]);
-        *post.method_mut() = Method::POST;
-        assert_eq!(check(&post), Err(HandshakeError::Method));
+        *post.method_mut() = http::Method::POST;
+        assert_eq!(check(&post), Err(Method));
     }
 
     #[test]
