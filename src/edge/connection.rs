@@ -360,16 +360,23 @@ impl PeerWatch {
 /// Everything else is not: a connection that is reset or vanishes, ends in order, or was closed by the
 /// gateway.
 fn is_peer_fault(error: &hyper::Error) -> bool {
-    // The TLS stream uses `InvalidData` for data that the TLS library rejects, and for nothing else.
-    let breaks_tls = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
-    let cause = error.source();
-    let Some(http) = cause.and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
-        return cause.and_then(|cause| cause.downcast_ref::<io::Error>()).is_some_and(breaks_tls);
+    let Some(http) = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
+        return breaks_tls(error);
     };
     match http.get_io() {
-        Some(error) => breaks_tls(error),
+        Some(error) => is_broken_tls(error),
         None => http.is_go_away() && http.reason().is_some_and(|reason| reason != Reason::NO_ERROR),
     }
+}
+
+/// Returns whether TLS has failed by data that the TLS library rejects.
+pub(super) fn breaks_tls(error: &hyper::Error) -> bool {
+    error.source().and_then(|cause| cause.downcast_ref()).is_some_and(is_broken_tls)
+}
+
+/// The TLS stream uses `InvalidData` for data that the TLS library rejects, and for nothing else.
+fn is_broken_tls(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
 // === impl RequestDispatcher ===

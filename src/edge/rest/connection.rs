@@ -15,13 +15,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::{RestBody, RestService};
-use crate::edge::connection::PeerWatch;
+use crate::edge::connection::{PeerWatch, breaks_tls};
 use crate::edge::service::ConnectionInfo;
 use crate::edge::upstream::framing::FramingGuard;
+use crate::model::limits::ConnectionLimits;
 use crate::model::metrics::{ConnectionEnd, GaugeGuard};
 
 /// Most headers of a request. Browsers and proxies send about twenty.
 const HEADERS_MAX: usize = 64;
+
+/// Least size of hyper's buffer for a head, which panics for a smaller one. A lower `--max-header-bytes` does
+/// not apply to this port.
+const BUFFER_MIN_BYTES: usize = 8 * 1024;
 
 /// The task that follows the last request of a connection: a websocket or a tunnel. It runs as a part of the
 /// connection, so that the connection's permits are held as long as it runs.
@@ -61,20 +66,13 @@ where
             }
         })
     };
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        // Also the time between two requests.
-        .header_read_timeout(limits.idle)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(limits.header_max_bytes as usize)
-        .half_close(false);
     // Boxed before the first await: a future reserves memory for each value moved through it.
     let io = TokioIo::new(FramingGuard::new(io));
-    let mut connection = Box::pin(http.serve_connection(io, handler).with_upgrades());
+    let mut connection = Box::pin(http(limits).serve_connection(io, handler).with_upgrades());
     let mut ended = tokio::select! {
         biased;
         () = called.notified() => None,
-        // It has sent no request, so there is nobody to tell.
+        // No request is open that a response could answer.
         () = watch.must_go_away() => return ConnectionEnd::ShutOut,
         () = drain.draining() => return ConnectionEnd::Drain,
         () = tokio::time::sleep(limits.first_call) => return ConnectionEnd::Idle,
@@ -117,6 +115,18 @@ where
     }
 }
 
+/// Returns HTTP/1.1 within the limits.
+fn http(limits: &ConnectionLimits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        // Also the time between two requests.
+        .header_read_timeout(limits.idle)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_MIN_BYTES.max(limits.header_max_bytes as usize))
+        .half_close(false);
+    http
+}
+
 fn end_of(ended: hyper::Result<()>, draining: bool) -> ConnectionEnd {
     match ended {
         Ok(()) if draining => ConnectionEnd::Drain,
@@ -124,7 +134,8 @@ fn end_of(ended: hyper::Result<()>, draining: bool) -> ConnectionEnd {
         Err(error) if error.is_timeout() => ConnectionEnd::Idle,
         Err(error) => {
             tracing::debug!(%error, "connection failed");
-            if error.is_parse() { ConnectionEnd::PeerFault } else { ConnectionEnd::Error }
+            let is_fault = error.is_parse() || breaks_tls(&error);
+            if is_fault { ConnectionEnd::PeerFault } else { ConnectionEnd::Error }
         }
     }
 }
