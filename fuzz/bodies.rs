@@ -179,10 +179,10 @@ fn services_of(message: &ServiceLogsRequest) -> Option<BTreeSet<ServiceName>> {
 pub(crate) fn query(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     for kind in [StreamKind::Logs, StreamKind::Events] {
-        let _ = StreamQuery::parse(text, kind);
+        let _ = StreamQuery::parse(text, kind, FILTERS_MAX);
     }
     let selection = format!("services={}", text.replace(['&', '#'], ""));
-    if let Ok(query) = StreamQuery::parse(&selection, StreamKind::Logs) {
+    if let Ok(query) = StreamQuery::parse(&selection, StreamKind::Logs, FILTERS_MAX) {
         let selects_all = query.services.is_empty() && query.unknown.is_none();
         assert_eq!(selects_all, selection == "services=", "{selection}");
     }

@@ -291,8 +291,9 @@ impl RestService {
             LeaseRoute::Logs => StreamKind::Logs,
             LeaseRoute::Events => StreamKind::Events,
         };
-        let query =
-            StreamQuery::parse(request.uri().query().unwrap_or_default(), kind).map_err(RestError::query)?;
+        let services_max = self.limits().quota.filters_per_request;
+        let query = request.uri().query().unwrap_or_default();
+        let query = StreamQuery::parse(query, kind, services_max).map_err(RestError::query)?;
         self.metrics().rest_filters.of(query.spelling).increment(1);
         let services = caller
             .identity
@@ -347,10 +348,11 @@ impl RestService {
         let fail = |error: CallError| self.fail(&error, audit);
         let services = caller.identity.authorize(lease, TokenScope::Status).map_err(|e| fail(e.into()))?;
         let mut filter = Filter::everything();
+        let mut service = None;
         if let LeaseRoute::ServiceStatus(_) = route {
             // A name that no service can have is that of no service.
-            let service = route.service().ok_or_else(RestError::no_service)?;
-            filter.add(service, &[]);
+            let name = service.insert(route.service().ok_or_else(RestError::no_service)?);
+            filter.add(name.clone(), &[]);
         }
         services.narrow(&mut filter).map_err(|e| fail(e.into()))?;
         if self.drain().is_draining() {
@@ -362,11 +364,15 @@ impl RestService {
             .quotas
             .admit_call(owner, Instant::now().into_std())
             .map_err(|exceeded| fail(exceeded.into()))?;
-        let view = self.service().view(lease).await.map_err(fail)?;
-        let view = view.borrow();
-        match route.service() {
-            Some(service) => status_json::service(&view, &service).ok_or_else(RestError::no_service),
-            None => Ok(status_json::lease(&view, &filter)),
+        match service {
+            Some(service) => {
+                let view = self.service().checked_view(lease, &filter).await.map_err(fail)?;
+                status_json::service(&view.borrow(), &service).ok_or_else(RestError::no_service)
+            }
+            None => {
+                let view = self.service().view(lease).await.map_err(fail)?;
+                Ok(status_json::lease(&view.borrow(), &filter))
+            }
         }
     }
 

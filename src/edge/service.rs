@@ -483,7 +483,7 @@ impl LeaseService {
         lease: &LeaseId,
         filter: &Filter,
     ) -> Result<ViewReceiver, CallError> {
-        let receiver = self.view(lease).await?;
+        let receiver = self.counted_view(lease, filter).await?;
         let view = receiver.borrow();
         if let Some(missing) = filter.missing(&view) {
             // In a stale view it may be missing although it exists by now.
@@ -494,8 +494,19 @@ impl LeaseService {
                 None => CallError::Missing(missing),
             });
         }
+        drop(view);
+        Ok(receiver)
+    }
+
+    /// Returns the view of `lease`. `filter` selects at most as many of its replicas as one call may select.
+    pub(super) async fn counted_view(
+        &self,
+        lease: &LeaseId,
+        filter: &Filter,
+    ) -> Result<ViewReceiver, CallError> {
+        let receiver = self.view(lease).await?;
         let max = self.limits().replicas_per_request;
-        if view.select(filter).count() > max {
+        if receiver.borrow().select(filter).count() > max {
             return Err(CallError::Quota(Exceeded {
                 quota: Quota::ReplicasPerStream,
                 subject: Subject::Stream,
@@ -503,7 +514,6 @@ impl LeaseService {
                 retry_after: None,
             }));
         }
-        drop(view);
         Ok(receiver)
     }
 

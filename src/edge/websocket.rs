@@ -14,7 +14,7 @@ pub(crate) mod handshake;
 mod outgoing;
 mod session;
 
-pub(crate) use self::session::{Close, Session};
+pub(crate) use self::session::{Close, CloseOf, Session};
 
 use crate::model::text::truncate;
 

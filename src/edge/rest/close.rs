@@ -44,7 +44,7 @@ pub(crate) struct Ending {
 // === impl Ending ===
 
 impl Ending {
-    /// Returns the close of a websocket whose request failed.
+    /// Returns the ending of a websocket whose request failed.
     pub(crate) fn of_error(error: &CallError) -> Self {
         let label = match error {
             CallError::Quota(_) => WebsocketEnd::Quota,
@@ -67,7 +67,7 @@ impl Ending {
         Self::new(code, reason, &error.to_status(), label)
     }
 
-    /// Returns the close of a websocket whose stream ended.
+    /// Returns the ending of a websocket whose stream ended.
     pub(crate) fn of_end(end: &StreamEnd) -> Self {
         let (code, reason) = match end {
             StreamEnd::Done => (NORMAL, ""),
@@ -87,36 +87,24 @@ impl Ending {
             StreamEnd::Refused(Refusal::TokenExpired | Refusal::CertificateExpired) => WebsocketEnd::Expired,
             StreamEnd::Refused(_) => WebsocketEnd::Revoked,
         };
-        let mut close = Self::new(code, reason, &of_end(end), label);
+        let mut ending = Self::new(code, reason, &of_end(end), label);
         if let StreamEnd::Lagged(buffer) = end {
             // The text for gRPC names cursors, which this protocol does not have.
-            close.text =
+            ending.text =
                 format!("the stream lagged behind the buffer of {buffer} and was closed, as requested");
         }
-        close
+        ending
     }
 
-    /// Creates the close of a stream for which no replica runs, and that does not wait for one.
+    /// Creates the ending of a stream for which no replica runs, and that does not wait for one.
     pub(crate) fn no_running_pods() -> Self {
         let text = "no replica of a chosen service is deployed under this lease".to_owned();
-        Self {
-            code: FAILED,
-            reason: "no running pods".to_owned(),
-            text,
-            error: "REPLICA_NOT_FOUND".to_owned(),
-            label: WebsocketEnd::Error,
-        }
+        Self::failed("no running pods", text, "REPLICA_NOT_FOUND")
     }
 
-    /// Creates the close of a stream that selects a service whose name no service can have.
+    /// Creates the ending of a stream that selects a service whose name no service can have.
     pub(crate) fn unknown_service(name: &str) -> Self {
-        Self {
-            code: FAILED,
-            reason: "service not found".to_owned(),
-            text: format!("the lease has no service {name}"),
-            error: "SERVICE_NOT_FOUND".to_owned(),
-            label: WebsocketEnd::Error,
-        }
+        Self::failed("service not found", format!("the lease has no service {name}"), "SERVICE_NOT_FOUND")
     }
 
     /// Returns the close frame.
@@ -133,6 +121,11 @@ impl Ending {
             self.reason.truncate(truncate(&self.reason, REASON_MAX_BYTES).len());
         }
         self
+    }
+
+    fn failed(reason: &str, text: String, error: &str) -> Self {
+        let (reason, error) = (reason.to_owned(), error.to_owned());
+        Self { code: FAILED, reason, text, error, label: WebsocketEnd::Error }
     }
 
     fn new(code: u16, reason: &str, status: &tonic::Status, label: WebsocketEnd) -> Self {

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use crate::logs::notice::Notices;
 use crate::logs::{BackfillFilter, LagPolicy, ReadRange};
 use crate::model::id::ServiceName;
-use crate::model::limits::FILTERS_MAX;
 pub use crate::model::metrics::{FilterSpelling, StreamKind};
 use crate::model::text::truncate;
 use crate::model::view::Filter;
@@ -39,13 +38,13 @@ pub struct StreamQuery {
 // === impl StreamQuery ===
 
 impl StreamQuery {
-    /// Parses a query string, without its question mark. Of a parameter that is repeated, other than the
-    /// services, the first one counts.
+    /// Parses a query string, without its question mark. It may select this many services. Of a parameter that
+    /// is repeated, other than the services, the first one counts.
     ///
     /// # Errors
     /// A text for the caller, which names the parameter and does not repeat its value.
-    pub fn parse(query: &str, kind: StreamKind) -> Result<Self, String> {
-        let mut selection = Selection::default();
+    pub fn parse(query: &str, kind: StreamKind, services_max: usize) -> Result<Self, String> {
+        let mut selection = Selection { services_max, ..Selection::default() };
         let (mut follow, mut tail, mut on_lag, mut notices) = (None, None, None, None);
         // Malformed escapes stay as they are, which no parameter accepts.
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -93,6 +92,7 @@ impl StreamQuery {
 /// The values of `service` and `services`.
 #[derive(Debug, Default)]
 struct Selection {
+    services_max: usize,
     services: BTreeSet<ServiceName>,
     unknown: Option<String>,
     /// Whether there was an empty name beside a comma.
@@ -122,8 +122,8 @@ impl Selection {
                 }
             }
         }
-        if self.services.len() > FILTERS_MAX {
-            return Err(invalid("service", &format!("must have at most {FILTERS_MAX} names")));
+        if self.services.len() > self.services_max {
+            return Err(invalid("service", &format!("must have at most {} names", self.services_max)));
         }
         Ok(())
     }
@@ -190,9 +190,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::limits::FILTERS_MAX;
 
     fn parse(query: &str) -> StreamQuery {
-        StreamQuery::parse(query, StreamKind::Logs).unwrap()
+        StreamQuery::parse(query, StreamKind::Logs, FILTERS_MAX).unwrap()
     }
 
     fn services(query: &str) -> Vec<String> {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     fn error(query: &str) -> String {
-        StreamQuery::parse(query, StreamKind::Logs).unwrap_err()
+        StreamQuery::parse(query, StreamKind::Logs, FILTERS_MAX).unwrap_err()
     }
 
     #[test]
@@ -287,7 +288,7 @@ mod tests {
         for bad in ["tail=x", "tail=2147483648", "tail=1.5"] {
             assert!(error(bad).starts_with("parameter \"tail\" must be"), "{bad}");
         }
-        assert_eq!(StreamQuery::parse("tail=x", StreamKind::Events).unwrap().tail, None);
+        assert_eq!(StreamQuery::parse("tail=x", StreamKind::Events, FILTERS_MAX).unwrap().tail, None);
     }
 
     #[test]
@@ -311,13 +312,13 @@ mod tests {
     proptest! {
         #[test]
         fn any_query_is_parsed_or_refused(query in "[a-z=&,%;+0-9\u{0}-\u{ff}]{0,60}") {
-            let _ = StreamQuery::parse(&query, StreamKind::Logs);
+            let _ = StreamQuery::parse(&query, StreamKind::Logs, FILTERS_MAX);
         }
 
         #[test]
         fn selected_services_never_become_all(value in "[a-z,%2C*A ]{1,12}") {
             let query = format!("services={value}");
-            if let Ok(query) = StreamQuery::parse(&query, StreamKind::Logs) {
+            if let Ok(query) = StreamQuery::parse(&query, StreamKind::Logs, FILTERS_MAX) {
                 prop_assert!(!query.services.is_empty() || query.unknown.is_some(), "{value}");
             }
         }

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
+use http_body_util::Full;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,15 +22,16 @@ use crate::edge::audit::AuditRecord;
 use crate::edge::errors::CallError;
 use crate::edge::service::ConnectionInfo;
 use crate::edge::stream_supervisor;
-use crate::edge::websocket::{Close, Session};
+use crate::edge::websocket::{Close, CloseOf, Session};
 use crate::logs::LogsRequest;
 use crate::logs::notice::{Notice, NoticeKind, Notices};
 use crate::logs::representation::Representation;
 use crate::logs::websocket::{self, NoticeSubject};
 use crate::model::id::{LeaseId, Owner, ServiceName};
 use crate::model::metrics::{GaugeGuard, Metrics, WebsocketEnd};
-use crate::model::view::{Filter, Missing};
+use crate::model::view::Filter;
 use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
+use crate::sys::gated_poll::Gated;
 
 /// A checked request for a stream.
 pub(super) struct StreamRequest {
@@ -81,42 +82,24 @@ impl StreamRequest {
             tracing::error!("failed to get the connection back after an upgrade");
             return;
         };
-        let kind = self.kind;
         let metrics = service.metrics().clone();
-        let mut stream = OpenStream::new(&metrics, kind);
+        let mut stream = OpenStream::new(&metrics, self.kind);
         let control = StreamControl::new();
-        control.set_peer(self.info.address);
         let (supervisor, cut) =
-            stream_supervisor::supervised(self.info.address, service.limits().stall, metrics.clone());
+            stream_supervisor::supervised(self.info.address, service.limits().stall, metrics);
+        // Gated: the wake-ups for log lines need not poll this.
+        let mut cut = Gated::new(Box::pin(cut));
         let ended = EndCell::default();
-        let (source, close_of): (Source, _) = match self.open(service, &control, &ended, &supervisor).await {
-            Ok(source) => {
-                // Event streams have no notices.
-                let notices = if kind == StreamKind::Logs { self.notices(service) } else { Notices::None };
-                let reports_loss = self.notices(service).includes(NoticeKind::Gap);
-                let service = self.only_service();
-                let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
-                let close_of = {
-                    let (control, ended) = (Arc::clone(&control), Arc::clone(&ended));
-                    let unit = if kind == StreamKind::Logs { "line" } else { "event" };
-                    move || close_of(&ended, &control, (!reports_loss).then_some(unit))
-                };
-                let source = WithEndNotice { source: Some(source), ended, notices, service, control };
-                (Box::pin(source), Box::new(close_of) as _)
-            }
-            Err(ending) => {
-                let frame = self.error_frame(service, &ending);
-                let messages = Messages::new(Parts::from_iter(frame), Arc::clone(&control));
-                let body = http_body_util::Full::new(messages);
-                let close = ending.close();
-                (Box::pin(body), Box::new(move || close) as _)
-            }
+        let asked = self.notices(service);
+        let (source, close_of) = match self.open(service, &control, &ended, &supervisor).await {
+            Ok(source) => self.with_end_notice(source, ended, asked, &control),
+            Err(ending) => self.of_failure(&ending, asked, &control),
         };
         let io = parts.io.into_inner();
         let session = Session::new(io, parts.read_buf, source, Arc::clone(&control), close_of);
         stream.end = tokio::select! {
             biased;
-            () = cut => match control.end_requested() {
+            () = &mut cut => match control.end_requested() {
                 // The client did not answer the close frame in time.
                 Some(end @ StreamEnd::Refused(_)) => Ending::of_end(&end).label,
                 _ => WebsocketEnd::Stalled,
@@ -148,12 +131,11 @@ impl StreamRequest {
         if let Some(name) = &self.query.unknown {
             return Err(Ending::unknown_service(name));
         }
-        let view = match service.checked_view(&self.lease, &self.filter).await {
-            // A deployment that is being updated may not have it yet.
-            Err(CallError::Missing(Missing::Service(_))) if self.query.follow => {
-                service.view(&self.lease).await
-            }
-            other => other,
+        let view = if self.query.follow {
+            // A deployment that is being updated may not have all services yet.
+            service.counted_view(&self.lease, &self.filter).await
+        } else {
+            service.checked_view(&self.lease, &self.filter).await
         };
         let view = view.map_err(fail)?;
         let is_empty = view.borrow().select(&self.filter).next().is_none();
@@ -194,23 +176,50 @@ impl StreamRequest {
         })
     }
 
+    /// Returns the notices that the client asked for, or the default.
     fn notices(&self, rest: &RestService) -> Notices {
         self.query.notices.unwrap_or(rest.settings().notices)
     }
 
-    /// Returns the service, if the request selects exactly one.
-    fn only_service(&self) -> Option<ServiceName> {
-        let mut services = self.query.services.iter();
-        services.next().filter(|_| services.next().is_none()).cloned()
+    /// Returns the notices that the client gets, if it asked for `asked`. Event streams have none.
+    fn sent_notices(&self, asked: Notices) -> Notices {
+        match self.kind {
+            StreamKind::Logs => asked,
+            StreamKind::Events => Notices::None,
+        }
     }
 
-    /// Returns the notice of a failed request, if it is wanted. Event streams have no notices.
-    fn error_frame(&self, rest: &RestService, ending: &Ending) -> Option<Bytes> {
+    /// Appends a notice about its end to `source`. Returns it with its close frame.
+    fn with_end_notice(
+        &self,
+        source: Source,
+        ended: EndCell,
+        asked: Notices,
+        control: &Arc<StreamControl>,
+    ) -> (Source, CloseOf) {
+        let service = self.filter.only_service().cloned();
+        let close_of = {
+            let (control, ended) = (Arc::clone(control), Arc::clone(&ended));
+            let unit = match self.kind {
+                StreamKind::Logs => "line",
+                StreamKind::Events => "event",
+            };
+            let unit = (!asked.includes(NoticeKind::Gap)).then_some(unit);
+            move || close_of(&ended, &control, unit)
+        };
+        let (control, notices) = (Arc::clone(control), self.sent_notices(asked));
+        let source = WithEndNotice { source: Some(source), ended, notices, service, control };
+        (Box::pin(source), Box::new(close_of))
+    }
+
+    /// Returns a source that has the notice of a failed request only, and the close frame.
+    fn of_failure(&self, ending: &Ending, asked: Notices, control: &Arc<StreamControl>) -> (Source, CloseOf) {
         let notice = Notice::new(NoticeKind::Error, &ending.text).with_reason(&ending.error);
-        let service = self.only_service();
-        let subject = NoticeSubject::Stream { service: service.as_ref() };
-        let frame = websocket::notice(subject, &notice, self.notices(rest));
-        (self.kind == StreamKind::Logs && !frame.is_empty()).then_some(frame)
+        let subject = NoticeSubject::Stream { service: self.filter.only_service() };
+        let frame = websocket::notice(subject, &notice, self.sent_notices(asked));
+        let messages = Messages::new(Parts::from([frame]), Arc::clone(control));
+        let close = ending.close();
+        (Box::pin(Full::new(messages)), Box::new(move || close))
     }
 }
 

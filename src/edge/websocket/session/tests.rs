@@ -303,6 +303,7 @@ async fn unanswered_pings_pause_data() {
 async fn ended_stream_sends_its_data_without_pongs() {
     let (running, mut io) = start(WIDE);
     let lines = fill(&running, &"x".repeat(1_000)).await;
+    let ended = Instant::now();
     running.stream.end(StreamEnd::Draining);
     drop(running.data);
     // The supervisor runs in the session's task; here, a frame of the client wakes it.
@@ -317,6 +318,7 @@ async fn ended_stream_sends_its_data_without_pongs() {
         }
     }
     assert_eq!(received, lines);
+    assert_eq!(ended.elapsed(), Duration::ZERO, "it does not wait for a pong");
     running.session.abort();
 }
 
