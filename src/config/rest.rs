@@ -162,3 +162,46 @@ pub(super) fn require_for_passthrough(resolver: &mut Resolver<'_>, upstream: &st
     );
     resolver.require("ca_tls_cert", &what);
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches as _;
+
+    use super::*;
+
+    fn options(args: &[&str]) -> Result<RestOptions, clap::Error> {
+        let command = RestOptions::augment_args(clap::Command::new("serve").no_binary_name(true));
+        RestOptions::from_arg_matches(&command.try_get_matches_from(args)?)
+    }
+
+    #[test]
+    fn expired_token_keeps_stream_up_to_maximum_age() {
+        let grace = |args: &[&str]| options(args).unwrap().token_grace();
+        assert_eq!(grace(&[]), Duration::from_secs(24 * 3_600));
+        assert_eq!(grace(&["--rest-max-age=60s"]), Duration::from_secs(60));
+        assert_eq!(grace(&["--rest-max-age=720h"]), *MAX_AGE.end());
+        assert_eq!(grace(&["--rest-expired=close", "--rest-max-age=1h"]), Duration::ZERO);
+        for bad in ["--rest-max-age=59s", "--rest-max-age=721h", "--rest-expired=never"] {
+            assert!(options(&[bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn words_select_what_they_say() {
+        let parsed = |args: &[&str]| options(args).unwrap();
+        let default = parsed(&[]);
+        assert_eq!((default.rest_names, default.rest_notices), (None, Notices::All));
+        assert_eq!((default.forwards_events(), default.mtls_mode()), (true, MtlsMode::Passthrough));
+        let other = parsed(&[
+            "--rest-names=pod",
+            "--rest-notices=loss",
+            "--rest-events=synthetic",
+            "--rest-mtls=terminate",
+        ]);
+        assert_eq!((other.rest_names, other.rest_notices), (Some(NameStyle::Pod), Notices::Loss));
+        assert_eq!((other.forwards_events(), other.mtls_mode()), (false, MtlsMode::Terminate));
+        let replica = parsed(&["--rest-names=replica", "--rest-notices=none", "--rest-events=upstream"]);
+        assert_eq!((replica.rest_names, replica.rest_notices), (Some(NameStyle::Replica), Notices::None));
+        assert!(replica.forwards_events());
+    }
+}

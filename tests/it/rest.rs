@@ -15,6 +15,7 @@ use crate::support::gateway::{Gateway, Setup};
 use crate::support::rest::{Answer, WsFollower, exchange};
 use crate::support::{account, replica};
 
+mod connections;
 mod ends;
 mod program;
 mod requests;

@@ -178,7 +178,10 @@ async fn drain_deadline_cuts_a_client_that_does_not_close() {
     let (rest, _) = Rest::one_run(Limits::default());
     let stuck = rest.open("logs?follow=true").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    rest.gateway.drain.finish(Duration::from_secs(2)).await;
+    let began = tokio::time::Instant::now();
+    assert!(!rest.gateway.drain.finish(Duration::from_secs(2)).await);
+    // Sooner than the closing handshake times out.
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(ended(&rest, "drain"), 1);
     assert_eq!(rest.gateway.metric("leasemux_ws_streams{kind=\"logs\"}"), 0);
     drop(stuck);
@@ -341,6 +344,7 @@ async fn shut_out_peer_is_refused_and_disconnected() {
     let peer = Some("192.0.2.7:1234".parse().unwrap());
     let connect = || rest.gateway.connect_rest(rest.settings.clone(), None, peer);
     let head = "GET /lease/7/1/1/status HTTP/1.1\r\nHost: any\r\n";
+    let began = tokio::time::Instant::now();
     let (mut idle, mut good) = (connect(), connect());
     let keep = format!("{head}{}\r\n", rest.bearer(Access::Full));
     good.write_all(keep.as_bytes()).await.unwrap();
@@ -361,6 +365,8 @@ async fn shut_out_peer_is_refused_and_disconnected() {
     let mut rest_of = Vec::new();
     let all = idle.read_to_end(&mut rest_of);
     tokio::time::timeout(Duration::from_secs(20), all).await.expect("an idle connection is closed").unwrap();
+    // Sooner than any connection without a request.
+    assert!(began.elapsed() < Limits::default().connection.first_call, "{:?}", began.elapsed());
     // An authenticated connection of the same address continues.
     good.write_all(keep.as_bytes()).await.unwrap();
     let mut buffer = vec![0; 64 * 1024];

@@ -182,12 +182,19 @@ async fn expired_token_closes_the_stream_if_configured() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_names_replicas_over_tls() {
-    let program = Program::start(&[("web", STEADY, 1)], &["--public-hostname=provider.test"]);
+    let flags = ["--public-hostname=provider.test", "--rest-notices=none"];
+    let program = Program::start(&[("web", STEADY, 1)], &flags);
     let answer = exchange(program.connect(None).await, "GET /status HTTP/1.1\r\nHost: localhost\r\n").await;
     assert_eq!(answer.json()["cluster_public_hostname"], "provider.test");
     let io = program.connect(Some(program.workspace.path("alice"))).await;
     let answer = exchange(io, "GET /lease/7/1/1/status HTTP/1.1\r\nHost: x:1\r\n").await;
     assert_eq!(answer.json()["services"]["web"]["replica_status"][0]["replica"], 0);
-    let done = block_in_place(|| program.gateway.stop(Signal::TERM));
+    let mut quiet = program.open("follow=true").await;
+    quiet.until("lines", |stream| stream.received.lines("web", 0) >= 20).await;
+    program.gateway.program.signal(Signal::TERM);
+    assert_eq!(quiet.end().await, (1001, String::new()));
+    assert_eq!(quiet.notices(), [""; 0]);
+    let Program { gateway, .. } = program;
+    let done = block_in_place(|| gateway.program.done());
     assert!(done.status.success(), "{done:?}");
 }

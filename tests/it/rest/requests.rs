@@ -2,7 +2,8 @@
 
 use leasemux::access::grants::{Access, TokenScope};
 use leasemux::model::id::LeaseId;
-use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::limits::{ConnectionLimits, Limits, QuotaLimits};
+use leasemux::model::time::LogTime;
 use leasemux::platform::Error;
 use serde_json::{Value, json};
 
@@ -113,6 +114,32 @@ async fn each_credential_fault_has_its_status_and_text() {
         }
     }
     assert_eq!(rest.platform().looks(), 0, "authorisation precedes lookup");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_route_needs_its_scope() {
+    let rest = Rest::new(Limits::default(), &[("web", 1)]);
+    // A websocket route that is permitted fails with the next check, which is the handshake.
+    for (scope, statuses) in [
+        (TokenScope::Status, [200, 200, 401, 401]),
+        (TokenScope::Logs, [401, 401, 400, 401]),
+        (TokenScope::Events, [401, 401, 401, 400]),
+        (TokenScope::Shell, [401, 401, 401, 401]),
+    ] {
+        for access in [
+            rest.token(Access::Scoped([scope].into())),
+            rest.granular(&[scope], &["web"]),
+            rest.granular(&[scope], &["*"]),
+        ] {
+            for (route, status) in LEASE_ROUTES.into_iter().zip(statuses) {
+                let headers = format!("Authorization: Bearer {access}\r\n");
+                let answer = rest.send("GET", &format!("/lease/7/1/1/{route}"), &headers).await;
+                assert_eq!(answer.status, status, "{scope:?} {route} {answer:?}");
+            }
+        }
+    }
+    let refused = "leasemux_auth_refusals_total{reason=\"SCOPE_NOT_GRANTED\"}";
+    assert_eq!(rest.gateway.metric(refused), 3 * (2 + 3 + 3 + 4));
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,6 +256,7 @@ async fn invalid_handshakes_are_refused() {
         (with("Sec-WebSocket-Version: 13\r\n", ""), 400),
         (with("dGhlIHNhbXBsZSBub25jZQ==", "short"), 400),
         (with("Upgrade: websocket", "Upgrade: h2c"), 400),
+        (with("Upgrade: websocket", "Upgrade: websocket\r\nContent-Length: 5"), 400),
         (with("Connection: keep-alive, Upgrade\r\n", ""), 400),
         (with("Upgrade: websocket", "Upgrade: websocket\r\nOrigin: https://evil.test"), 403),
         (with("Upgrade: websocket", "Upgrade: websocket\r\nOrigin: null"), 403),
@@ -312,6 +340,38 @@ async fn status_faults_have_stable_texts() {
             let answer = rest.get(&format!("/lease/7/1/1/{route}")).await;
             assert!(!answer.is_text(status).contains("marker"), "{answer:?}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn service_missing_in_stale_view_is_unavailable() {
+    let rest = Rest::new(Limits::default(), &[("web", 1)]);
+    rest.platform().change(&rest.lease, |view| view.stale_since = Some(LogTime::now()));
+    assert_eq!(rest.get("/lease/7/1/1/service/web/status").await.status, 200);
+    // It may exist by now.
+    let answer = rest.get("/lease/7/1/1/service/api/status").await;
+    answer.is_text(503);
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    let mut logs = rest.open("logs?service=api").await;
+    assert_eq!(logs.end().await, (4002, "cluster not reachable".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_limits_of_the_operator_apply() {
+    let connection = ConnectionLimits { header_max_bytes: 4 * 1024, ..ConnectionLimits::default() };
+    let quota = QuotaLimits { filters_per_request: 2, replicas_per_request: 1, ..QuotaLimits::default() };
+    let rest = Rest::new(Limits { connection, quota, ..Limits::default() }, &[("web", 2)]);
+    // The least limit is below what hyper accepts for its buffer.
+    assert_eq!(rest.send("GET", "/address", "").await.status, 200);
+    let long = format!("X: {}\r\n", "y".repeat(16 * 1024));
+    assert_eq!(rest.send("GET", "/address", &long).await.status, 431);
+    for spelling in ["service", "services"] {
+        let answer = rest.get(&format!("/lease/7/1/1/logs?{spelling}=a,b,c")).await;
+        assert_eq!(answer.is_text(400), "parameter \"service\" must have at most 2 names");
+    }
+    for query in ["service=web", "service=web&follow=true", "service=web,later&follow=true"] {
+        let mut logs = rest.open(&format!("logs?{query}")).await;
+        assert_eq!(logs.end().await, (4000, "replicas_per_stream".to_owned()), "{query}");
     }
 }
 

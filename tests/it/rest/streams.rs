@@ -145,7 +145,7 @@ async fn follower_passes_crash_restart_and_scaling() {
         assert_eq!(stream.received.assert_complete(&platform, "web", 0, &runs), 0);
         assert_eq!(stream.received.assert_complete(&platform, "web", 1, &[(&third, 0)]), 0);
     }
-    // Only notices tell the runs apart.
+    // Notices of starts separate the runs.
     all.received.judge.0.verdict().unwrap();
 }
 
@@ -294,6 +294,24 @@ async fn stream_that_waits_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stream_that_waits_in_vain_is_rejected_and_counted() {
+    let quota =
+        QuotaLimits { history_reads: 1, history_wait: Duration::from_secs(5), ..QuotaLimits::default() };
+    let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    setup.gateway.platform.print(&run, numbered(1..=5_000));
+    // A backfill that is not read keeps the only permit.
+    let holder = setup.open(setup.request()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut stream = open_by_certificate(&setup, "follow=false").await;
+    assert_eq!(stream.end().await, (4000, "history_reads_per_owner".to_owned()));
+    assert_eq!(stream.last()["notice"], json!({"kind": "end", "reason": "QUOTA_USED_UP"}));
+    let rejections = "leasemux_quota_refusals_total{quota=\"history_reads_per_owner\"}";
+    assert_eq!(setup.gateway.metric(rejections), 1);
+    drop(holder);
+}
+
+#[tokio::test(start_paused = true)]
 async fn losses_of_the_source_are_notices() {
     let (rest, run) = Rest::one_run(Limits::default());
     rest.platform().print(&run, numbered(1..=10));
@@ -307,7 +325,7 @@ async fn losses_of_the_source_are_notices() {
     }
     let mut none = rest.open("logs?notices=none").await;
     assert_eq!(none.end().await, (1000, "7 lines were missing".to_owned()));
-    // The server's default counts where the request says nothing.
+    // A request without the parameter gets the notices of the server's setting.
     let mut rest = rest;
     rest.settings.notices = Notices::None;
     let mut none = rest.open("logs").await;

@@ -252,11 +252,22 @@ impl Gateway {
         address: Option<SocketAddr>,
     ) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        self.serve_rest(service, ours, certificate, address);
+        theirs
+    }
+
+    /// Serves a REST port on `io`.
+    pub(crate) fn serve_rest(
+        &self,
+        service: &RestService,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) {
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let certificate = ClientCertificate::new(chain.as_deref());
         let service = service.clone();
-        self.drain.spawn(async move { _ = service.serve(ours, certificate, address).await });
-        theirs
+        self.drain.spawn(async move { _ = service.serve(io, certificate, address).await });
     }
 
     /// Creates a trusted tenant. Returns the owner and the certificate.
