@@ -364,16 +364,12 @@ impl RestService {
             .quotas
             .admit_call(owner, Instant::now().into_std())
             .map_err(|exceeded| fail(exceeded.into()))?;
-        match service {
-            Some(service) => {
-                let view = self.service().checked_view(lease, &filter).await.map_err(fail)?;
-                status_json::service(&view.borrow(), &service).ok_or_else(RestError::no_service)
-            }
-            None => {
-                let view = self.service().view(lease).await.map_err(fail)?;
-                Ok(status_json::lease(&view.borrow(), &filter))
-            }
-        }
+        let Some(service) = service else {
+            let view = self.service().view(lease).await.map_err(fail)?;
+            return Ok(status_json::lease(&view.borrow(), &filter));
+        };
+        let view = self.service().checked_view(lease, &filter).await.map_err(fail)?;
+        status_json::service(&view.borrow(), &service).ok_or_else(RestError::no_service)
     }
 
     /// Counts a failed request, and converts its error.

@@ -292,9 +292,8 @@ fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
         let (code, length) = match text[at..] {
             [C1_LEAD, code @ 0x80..=0x9f, ..] => (code, 2),
             // Another character of two bytes.
-            [C1_LEAD, ..] => return,
+            [C1_LEAD, ..] | [] => return,
             [code, ..] => (code, 1),
-            [] => return,
         };
         out.extend_from_slice(&text[plain..at]);
         push_escape(out, code);
@@ -327,7 +326,7 @@ fn bytes_to_escape(word: u64) -> u64 {
     let differs_from = |byte: u8| ((word ^ (LOW * u64::from(byte))) & !HIGH) + LOW * 0x7f;
     let needs_none = is_not_control & differs_from(b'"') & differs_from(b'\\') & differs_from(0x7f);
     // Other bytes over 0x7f are never marked: they belong to a longer character.
-    !(needs_none | word) & HIGH | !differs_from(C1_LEAD) & word & HIGH
+    (!(needs_none | word) | (!differs_from(C1_LEAD) & word)) & HIGH
 }
 
 fn push_escape(out: &mut Vec<u8>, byte: u8) {
