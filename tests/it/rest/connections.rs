@@ -18,16 +18,26 @@ use crate::support::rest::exchange;
 
 const OPEN_REQUEST: &str = "GET /address HTTP/1.1\r\nHost: any\r\n";
 
-fn peer() -> Option<SocketAddr> {
-    Some("192.0.2.7:1234".parse().unwrap())
+fn peer() -> SocketAddr {
+    "192.0.2.7:1234".parse().unwrap()
 }
 
-/// A connection whose TLS breaks after the handshake.
-struct BrokenTls;
+/// A connection whose TLS breaks within the first request.
+struct BrokenTls {
+    has_begun: bool,
+}
 
 impl AsyncRead for BrokenTls {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        buf.put_slice(b"GET /addr");
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -101,7 +111,7 @@ async fn faults_of_a_peer_count_as_its_failures() {
     let quota = QuotaLimits { auth_failures_per_minute: 5, ..QuotaLimits::default() };
     for fault in ["malformed", "tls", "credentials"] {
         let rest = Rest::new(Limits { quota: quota.clone(), ..Limits::default() }, &[("web", 1)]);
-        let connect = || rest.gateway.connect_rest(rest.settings.clone(), None, peer());
+        let connect = || rest.gateway.connect_rest(rest.settings.clone(), None, Some(peer()));
         let status =
             format!("GET /lease/7/1/1/status HTTP/1.1\r\nHost: any\r\n{}", rest.bearer(Access::Full));
         // It does not authenticate, and sends a request slowly.
@@ -109,15 +119,19 @@ async fn faults_of_a_peer_count_as_its_failures() {
         call(&mut slow, OPEN_REQUEST).await;
         slow.write_all(b"GET /addr").await.unwrap();
         assert_eq!(exchange(connect(), &status).await.status, 200);
+        // It has a request in progress, which does not authenticate in time.
+        rest.gateway.set_trust(TrustBehavior::Later);
+        let mut busy = connect();
+        busy.write_all(format!("{status}\r\n").as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
         for _ in 0..8 {
             match fault {
                 "malformed" => _ = exchange(connect(), "no request of HTTP\r\n").await,
-                "tls" => rest.gateway.serve_rest(
-                    &rest.gateway.rest_service(rest.settings.clone()),
-                    BrokenTls,
-                    None,
-                    peer(),
-                ),
+                "tls" => {
+                    let io = BrokenTls { has_begun: false };
+                    let service = rest.gateway.rest_service(rest.settings.clone());
+                    rest.gateway.serve_rest(&service, io, None, Some(peer()));
+                }
                 _ => _ = exchange(connect(), "GET /lease/7/1/1/status HTTP/1.1\r\nHost: any\r\n").await,
             }
         }
@@ -125,6 +139,8 @@ async fn faults_of_a_peer_count_as_its_failures() {
         let refused = exchange(connect(), &status).await;
         assert_eq!(refused.is_text(429).split(':').next(), Some("auth_failures_per_peer"), "{fault}");
         assert!(closed_after(&mut slow).await < Duration::from_secs(20), "{fault}");
+        assert!(closed_after(&mut busy).await < Duration::from_secs(20), "{fault}");
+        rest.gateway.set_trust(TrustBehavior::AtOnce);
         let other = rest.connect();
         assert_eq!(exchange(other, &status).await.status, 200, "{fault}");
     }
@@ -137,7 +153,7 @@ async fn requests_without_credentials_have_a_rate() {
     for head in
         [OPEN_REQUEST, "POST /lease/7/1/1/logs HTTP/1.1\r\nHost: any\r\n", "GET /x HTTP/1.1\r\nHost: a\r\n"]
     {
-        let connect = || rest.gateway.connect_rest(rest.settings.clone(), None, peer());
+        let connect = || rest.gateway.connect_rest(rest.settings.clone(), None, Some(peer()));
         let mut statuses = Vec::new();
         for _ in 0..200 {
             statuses.push(exchange(connect(), head).await.status);
