@@ -194,7 +194,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     }
     let server =
         Server { protocol: Protocol::Grpc, connections, tls: sni_configs, trusted_proxies, splicing: None };
-    if let Some((provider, _)) = &upstream {
+    if let Some((provider, _)) = &upstream.rest {
         let (provider, platform, readiness) = (provider.clone(), Arc::clone(&platform), readiness.clone());
         let is_provider_reachable = move || {
             let provider = provider.clone();

@@ -120,6 +120,7 @@ impl Scenario {
             provider: account(200),
             public_host: "provider.example.com".into(),
             notices: Notices::All,
+            native_events: false,
             token_grace: Duration::ZERO,
         };
         let io = self.setup.gateway.connect_rest(settings, Some(self.setup.certificate.clone()), None);
