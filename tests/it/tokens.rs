@@ -99,6 +99,21 @@ fn gateway_enforces_token_lifetime_and_provider() {
     assert!(done.err.contains("not at the provider"), "{done:?}");
 }
 
+/// Checks that a token is refused at other times, by another provider, and for its lifetime.
+fn assert_check_refuses(workspace: &Workspace, options: &[&str], stranger: &str, token: &str) {
+    for (more, reason) in [
+        (&["--at", "2100-01-01T00:00:00Z"][..], "TOKEN_EXPIRED"),
+        (&["--at", "1h"], "TOKEN_NOT_YET_VALID"),
+        (&["--provider", stranger], "LEASE_NOT_GRANTED"),
+        (&["--token-max-lifetime", "1m"], "TOKEN_LIFETIME"),
+    ] {
+        let args = [&["token", "check"], options, more].concat();
+        let done = workspace.run(&args);
+        code(&done, 1);
+        assert!(done.err.contains(&format!("refused: {reason}: ")) && !done.err.contains(token), "{done:?}");
+    }
+}
+
 #[test]
 fn token_is_signed_checked_used_and_never_shown() {
     let workspace = Workspace::new();
@@ -137,17 +152,7 @@ fn token_is_signed_checked_used_and_never_shown() {
     let key = fs::read_to_string(workspace.path("alice/account.pub")).unwrap();
     let key = key.split_whitespace().nth(1).unwrap();
     code(&workspace.run(&["token", "check", &token, "--key", key]), 0);
-    for (more, reason) in [
-        (&["--at", "2100-01-01T00:00:00Z"][..], "TOKEN_EXPIRED"),
-        (&["--at", "1h"], "TOKEN_NOT_YET_VALID"),
-        (&["--provider", lease.owner().as_str()], "LEASE_NOT_GRANTED"),
-        (&["--token-max-lifetime", "1m"], "TOKEN_LIFETIME"),
-    ] {
-        let args = [&["token", "check", &at_file, "--trust-dir", &trusted], more].concat();
-        let done = workspace.run(&args);
-        code(&done, 1);
-        assert!(done.err.contains(&format!("refused: {reason}: ")) && !done.err.contains(&token), "{done:?}");
-    }
+    assert_check_refuses(&workspace, &[&at_file, "--trust-dir", &trusted], lease.owner().as_str(), &token);
     let done = workspace.run(&["token", "check", &format!("{token}x"), "--key", key]);
     code(&done, 1);
     assert!(!done.err.contains(&token), "{done:?}");
@@ -158,26 +163,27 @@ fn token_is_signed_checked_used_and_never_shown() {
     let logs = |more: &[&str]| {
         workspace.run(&[&["logs", &lease_text, "--gateway", &address, "--ca", &ca], more].concat())
     };
-    // Both have printed; the output reaches the log file a moment later.
-    for name in ["web", "api"] {
-        workspace.until_number(name, 1);
-    }
-    let deadline = Instant::now() + PATIENCE;
-    let done = loop {
-        let done = logs(&["--token", &at_file]);
-        code(&done, 0);
-        if done.out.contains("web/0") {
-            break done;
+    // The output reaches the log file a moment after both have printed.
+    let until_logs = |token: &str, replicas: &[&str]| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let done = logs(&["--token", token]);
+            code(&done, 0);
+            if replicas.iter().all(|replica| done.out.contains(replica)) {
+                return done;
+            }
+            assert!(Instant::now() < deadline, "{done:?}");
         }
-        assert!(Instant::now() < deadline, "{done:?}");
     };
-    assert!(done.out.contains("web/0") && !done.out.contains("api/0"), "{done:?}");
+    workspace.until_number("web", 1);
+    workspace.until_number("api", 1);
+    let done = until_logs(&at_file, &["web/0"]);
+    assert!(!done.out.contains("api/0"), "{done:?}");
     let done = logs(&["--token", &token, "--service", "api"]);
     code(&done, 3);
     assert!(done.err.contains("service") && !done.err.contains(&token), "{done:?}");
     let every = new("*").out;
-    let done = logs(&["--token", every.trim()]);
-    assert!(done.out.contains("web/0") && done.out.contains("api/0"), "{done:?}");
+    until_logs(every.trim(), &["web/0", "api/0"]);
     let done = logs(&["--token", "not.a.token"]);
     code(&done, 3);
     let done = logs(&["--token", &token, "--identity", &alice]);
