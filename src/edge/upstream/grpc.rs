@@ -22,6 +22,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use super::failure::Failure;
 use super::headers;
@@ -67,6 +68,8 @@ struct Bounded<B> {
     left_bytes: usize,
     /// Set before the body fails for its size: hyper does not report why a body failed.
     is_too_large: Arc<AtomicBool>,
+    /// Resolves when the response has ended or is not wanted: the rest of the request is then of no use.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -100,6 +103,8 @@ struct Connection {
 pub(crate) struct ResponseBody {
     body: Incoming,
     _permit: SharedPermit,
+    /// On drop, ends the request, which a caller may never complete.
+    _request: DropGuard,
 }
 
 // === impl UpstreamGrpc ===
@@ -136,7 +141,9 @@ impl UpstreamGrpc {
         B::Error: Into<BoxError>,
     {
         let is_too_large = Arc::new(AtomicBool::new(false));
-        let request = self.rewritten(request, Arc::clone(&is_too_large));
+        let ended = CancellationToken::new();
+        let request = self.rewritten(request, Arc::clone(&is_too_large), &ended);
+        let ended = ended.drop_guard();
         let response = tokio::time::timeout(RESPONSE_TIMEOUT, self.send(request)).await;
         let response = response.unwrap_or(Err(Failure::TIMEOUT));
         let (mut head, body) = match response {
@@ -146,11 +153,16 @@ impl UpstreamGrpc {
         };
         headers::remove_of_http2(&mut head.headers);
         head.extensions.clear();
-        Ok(Response::from_parts(head, ResponseBody { body, _permit: permit }))
+        Ok(Response::from_parts(head, ResponseBody { body, _permit: permit, _request: ended }))
     }
 
     /// Returns the request as the provider gets it.
-    fn rewritten<B>(&self, request: Request<B>, is_too_large: Arc<AtomicBool>) -> Request<RequestBody>
+    fn rewritten<B>(
+        &self,
+        request: Request<B>,
+        is_too_large: Arc<AtomicBool>,
+        ended: &CancellationToken,
+    ) -> Request<RequestBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -166,7 +178,8 @@ impl UpstreamGrpc {
         head.uri = Uri::from_parts(uri).unwrap_or(head.uri);
         head.version = Version::HTTP_2;
         head.extensions.clear();
-        let body = Bounded { body: Box::pin(body), left_bytes: REQUEST_MAX_BYTES, is_too_large };
+        let ended = Box::pin(ended.clone().cancelled_owned());
+        let body = Bounded { body: Box::pin(body), left_bytes: REQUEST_MAX_BYTES, is_too_large, ended };
         Request::from_parts(head, body.boxed_unsync())
     }
 
@@ -271,6 +284,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if this.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the call has ended".into())));
+        }
         loop {
             let frame = match ready!(this.body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
