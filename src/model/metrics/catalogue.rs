@@ -217,7 +217,7 @@ catalogue! {
         /// otherwise 0
         views_stale: Gauge = "leasemux_views_stale",
             "It is 1 for minutes: the API server is unreachable. Statuses have `stale_since` then, and \
-             `/ready` still succeeds. On the `node` platform, open logs are not affected.";
+             `/ready` still succeeds unless a provider behind the gateway is also unreachable. On the `node` platform, open logs are not affected.";
     }
 
     group "Calls and connections",

@@ -272,6 +272,7 @@ async fn call_with_a_certificate_needs_a_token() {
     assert_eq!(provider.accepted(), 0);
     assert_eq!(front.metric("leasemux_auth_refusals_total{reason=\"TOKEN_REQUIRED\"}"), 4);
     front.until_metric("leasemux_forwarded_calls_total{method=\"SendManifest\",code=\"UNAUTHENTICATED\"}", 2);
+    block_in_place(|| front.gateway.program.until_said("TOKEN_REQUIRED"));
     let log = front.gateway.program.err.get();
     let line = log.lines().find(|line| line.contains("TOKEN_REQUIRED")).unwrap();
     assert!(line.contains("leasemux::audit") && line.contains("method=\"SendManifest\""), "{line}");
