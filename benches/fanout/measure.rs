@@ -10,8 +10,14 @@ use crate::client::Client;
 use crate::contender::Kind;
 use crate::plan::Cell;
 
-/// Load before the measurement, so that buffers and caches are in their steady state.
+/// Shortest load before the measurement, so that buffers and caches are in their steady state.
 const WARM_UP: Duration = Duration::from_millis(300);
+
+/// Longest load before the measurement.
+const WARM_UP_MAX: Duration = Duration::from_secs(3);
+
+/// Load between two looks at the bytes that were read.
+const WARM_UP_STEP: Duration = Duration::from_millis(100);
 
 /// Unit of the sizes in `/proc/PID/status`.
 const KIB: f64 = 1024.0;
@@ -50,7 +56,7 @@ pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<S
     let contender = kind.contender();
     let Some(server) = contender.start(cell, dir.path())? else { return Ok(None) };
     let mut client = Client::connect(&server, contender.as_ref(), cell, dir.path())?;
-    client.run(cell.flow(), WARM_UP.min(span))?;
+    warm_up(&mut client, cell, span)?;
     let read = |client: &Client| -> Result<_> {
         let cpu = (usage(server.id())?.cpu, usage(std::process::id())?.cpu);
         Ok((client.delivered(), cpu.0, cpu.1, client.wire_bytes()))
@@ -78,6 +84,16 @@ pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<S
         p50,
         p99,
     }))
+}
+
+/// Loads the server until the followers have read enough bytes.
+fn warm_up(client: &mut Client, cell: &Cell, span: Duration) -> Result<()> {
+    let begin = Instant::now();
+    client.run(cell.flow(), WARM_UP.min(span))?;
+    while client.wire_bytes() < cell.warm_up_bytes() && begin.elapsed() < WARM_UP_MAX {
+        client.run(cell.flow(), WARM_UP_STEP)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn usage(process: u32) -> Result<Usage> {

@@ -16,6 +16,11 @@ const BACKLOG_BYTES: u64 = 512 * 1024;
 /// Most outstanding messages in a backlog of small messages.
 const BACKLOG_MESSAGES: u64 = 1_024;
 
+/// Bytes that each follower of a backlog over TLS reads before the measurement. The gateway limits the data on
+/// its way to a websocket, sends a ping per half of the limit, and doubles the limit from 16 KiB to 4 MiB as
+/// the client reads about as much. After these bytes, pings are at least a megabyte apart.
+const WARM_UP_BYTES: u64 = 2 * 1024 * 1024;
+
 /// Lines per second of the paced regime, as from a busy service.
 const PACED_LINES: u64 = 1_000;
 
@@ -121,6 +126,14 @@ impl Cell {
     /// The gateway's pace interval: the default, but zero for lone lines.
     pub(crate) fn pace(&self) -> Duration {
         if self.regime == Regime::Lone { Duration::ZERO } else { Limits::default().pace }
+    }
+
+    /// Bytes that all followers together read before the measurement; the same for all contenders.
+    pub(crate) fn warm_up_bytes(&self) -> u64 {
+        match (self.regime, self.security) {
+            (Regime::Backlog, Security::Tls) => WARM_UP_BYTES * self.followers as u64,
+            _ => 0,
+        }
     }
 
     /// Whether `kind` can run this cell. Servers of other projects run with their default setup, without TLS.
