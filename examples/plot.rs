@@ -200,7 +200,7 @@ fn print_rows(report: &Report) {
         }
         let Sample { server, client, sent, rate, p50, p99, .. } = row.median;
         println!(
-            "| {} | {:.2} | {:.3} | {:.1} | {:.3} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} % |",
+            "| {} | {:.3} | {:.3} | {:.1} | {:.3} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} % |",
             row.kind,
             server * 1e6,
             per_gigabyte(row),

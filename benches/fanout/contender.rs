@@ -21,7 +21,7 @@ use crate::server::TENANT_DIR;
 
 /// A contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
     /// Bare sockets, with TLS records if secured: the reference.
     Raw,
@@ -31,8 +31,10 @@ pub(crate) enum Kind {
     Gateway,
     /// The gateway, over websockets of its REST port.
     Ws,
-    /// tokio-tungstenite with one broadcast channel; frames each line once per follower.
+    /// tokio-tungstenite with one broadcast channel; copies each line once per follower.
     Tungstenite,
+    /// tokio-websockets with one broadcast channel; queues each line once per follower, without a copy.
+    TokioWebsockets,
     /// A NATS server, one subject.
     Nats,
     /// A Redis server, one channel.
@@ -75,7 +77,7 @@ pub(crate) struct Server {
 /// A contender within this program.
 struct Own(Kind);
 
-/// The request of a websocket follower. The library answers any path.
+/// The request of a websocket follower. The libraries answer any path.
 const WEBSOCKET_PATH: &str = "/lease/1/1/1/logs?follow=true&tail=0&notices=loss";
 
 // === impl Kind ===
@@ -91,7 +93,7 @@ impl Kind {
 
     /// Whether its followers speak the websocket protocol.
     pub(crate) fn is_websocket(self) -> bool {
-        matches!(self, Self::Ws | Self::Tungstenite)
+        matches!(self, Self::Ws | Self::Tungstenite | Self::TokioWebsockets)
     }
 
     /// Whether it is another project's server.

@@ -45,7 +45,7 @@ struct Args {
     /// Run one cell and check only the two cliffs (docs/PERFORMANCE.md); the exit code is the result.
     #[arg(long)]
     gate: bool,
-    /// Compare websockets, of the gateway and of a library, with gRPC.
+    /// Compare websockets, of the gateway and of two libraries, with gRPC.
     #[arg(long)]
     websockets: bool,
     /// Add NATS and Redis if they are installed (apt-get install nats-server redis-server).
@@ -102,7 +102,7 @@ fn main() -> Result<()> {
 
 fn compare(args: &Args) -> Result<()> {
     let mut kinds = match (args.only.as_slice(), args.websockets) {
-        ([], true) => vec![Kind::Raw, Kind::Gateway, Kind::Ws, Kind::Tungstenite],
+        ([], true) => vec![Kind::Raw, Kind::Gateway, Kind::Ws, Kind::Tungstenite, Kind::TokioWebsockets],
         ([], false) => vec![Kind::Raw, Kind::Naive, Kind::Gateway],
         (only, _) => only.to_vec(),
     };

@@ -155,7 +155,7 @@ impl Machine {
 fn print(cell: &Cell, rows: &[Row]) {
     println!("\n{cell}");
     println!(
-        "{:11} {:>9} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7} {:>7}",
+        "{:16} {:>9} {:>7} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>8} {:>7} {:>7}",
         "",
         "us/msg",
         "s/GB",
@@ -176,7 +176,7 @@ fn print(cell: &Cell, rows: &[Row]) {
         let times = |other| ratio(rows, *kind, other, Figure::Server);
         let times = |other| times(other).map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
         println!(
-            "{:11} {:9.2} {:7.3} {:7.1} {:9.3} {:9.2} {:8.0} {:8.2} {:8.2} {:7.1} {:>7} {:>8} {:>7} {:6.0}%",
+            "{:16} {:9.3} {:7.3} {:7.1} {:9.3} {:9.2} {:8.0} {:8.2} {:8.2} {:7.1} {:>7} {:>8} {:>7} {:6.0}%",
             kind.to_string(),
             median.server * 1e6,
             median.server / size * 1e9,

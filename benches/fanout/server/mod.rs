@@ -18,11 +18,11 @@ use crate::contender::Kind;
 use crate::plan::Security;
 
 mod gateway;
+mod library;
 mod naive;
 mod plain;
 mod raw;
 pub(crate) mod source;
-mod tungstenite;
 
 /// Send buffer of all contenders, since the kernel's buffers are part of the measurement: as set by the
 /// gateway.
@@ -99,7 +99,8 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
             let pace = Duration::from_millis(task.pace);
             gateway::serve(listeners, &task.dir, pace, task.replicas, task.kind.is_websocket())
         }
-        Kind::Tungstenite => tungstenite::serve(listeners),
+        Kind::Tungstenite => library::serve::<library::Tungstenite>(listeners),
+        Kind::TokioWebsockets => library::serve::<library::TokioWebsockets>(listeners),
         Kind::Nats | Kind::Redis => Err("not a contender of this program".into()),
     }
 }
