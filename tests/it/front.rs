@@ -112,10 +112,7 @@ impl Front {
         Self { setup, gateway, provider: provider.certificate.der.clone() }
     }
 
-    fn metric(&self, series: &str) -> u64 {
-        block_in_place(|| self.gateway.metric(series))
-    }
-
+    /// Waits until a metric has this value. The gateway may count only after it has answered.
     fn until_metric(&self, series: &str, wanted: u64) {
         block_in_place(|| self.gateway.until_metric(series, wanted));
     }
@@ -285,7 +282,7 @@ async fn manifest_reaches_the_provider_byte_for_byte() {
     assert!(response.starts_with("HTTP/1.1 422 "), "{response}");
     assert!(soon(received.recv()).await.unwrap().contains(&format!("Bearer {}\r\n", front.setup.token)));
     let manifest = "{route=\"/deployment/{dseq}/manifest\"}";
-    assert_eq!(front.metric(&format!("leasemux_rest_upstream_seconds_count{manifest}")), 2);
+    front.until_metric(&format!("leasemux_rest_upstream_seconds_count{manifest}"), 2);
 }
 
 /// Reads a body of chunks.
@@ -460,7 +457,7 @@ async fn native_routes_work_while_the_provider_is_down() {
         "leasemux_rest_filter_total{spelling=\"services\"}",
         "leasemux_ws_streams_ended_total{kind=\"logs\",end=\"client\"}",
     ] {
-        assert_eq!(front.metric(series), 1, "{series}");
+        front.until_metric(series, 1);
     }
     let response = front.exchange(get("/lease/7/1/1/manifest"), false).await;
     assert!(response.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{response}");
@@ -468,7 +465,7 @@ async fn native_routes_work_while_the_provider_is_down() {
         response.ends_with("\r\n\r\nthe provider behind this gateway cannot be reached; try again later\n"),
         "{response}"
     );
-    assert_eq!(front.metric("leasemux_rest_upstream_failures_total{reason=\"connect\"}"), 1);
+    front.until_metric("leasemux_rest_upstream_failures_total{reason=\"connect\"}", 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -549,7 +546,7 @@ async fn forwarded_requests_of_one_peer_are_limited() {
         }
         assert!(count < 1_000 && head.starts_with("HTTP/1.1 200 "), "{count}: {head}");
     }
-    assert_eq!(front.metric("leasemux_quota_refusals_total{quota=\"forwarded_rate_per_peer\"}"), 1);
+    front.until_metric("leasemux_quota_refusals_total{quota=\"forwarded_rate_per_peer\"}", 1);
     // Requests that are served here have other limits.
     let response =
         front.exchange(front.request("GET /lease/7/1/1/status", "Connection: close\r\n"), false).await;
@@ -571,7 +568,7 @@ async fn one_peer_cannot_have_all_spliced_connections() {
     let mut socket = TcpStream::connect(front.gateway.rest()).await.unwrap();
     socket.write_all(&hello).await.unwrap();
     assert_eq!(read_all(&mut socket).await, "");
-    assert_eq!(front.metric("leasemux_rest_upstream_failures_total{reason=\"busy\"}"), 1);
+    front.until_metric("leasemux_rest_upstream_failures_total{reason=\"busy\"}", 1);
     drop(open);
     front.until_metric("leasemux_passthrough_connections", 0);
 }
@@ -592,7 +589,7 @@ async fn provider_is_trusted_by_its_certificate_on_the_chain() {
     let front = Front { setup, gateway, provider: provider.certificate.der.clone() };
     let response = front.exchange(Front::anonymous("GET /status"), false).await;
     assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
-    assert_eq!(front.metric("leasemux_rest_upstream_failures_total{reason=\"certificate\"}"), 1);
+    front.until_metric("leasemux_rest_upstream_failures_total{reason=\"certificate\"}", 1);
     chain.publish(front.setup.lease.provider(), &pem, State::Valid);
     // A negative answer is used for some seconds.
     let published = async {

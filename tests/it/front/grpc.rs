@@ -218,7 +218,7 @@ async fn calls_reach_the_provider_byte_for_byte() {
             count,
         );
         let time = format!("leasemux_grpc_upstream_seconds_count{{method=\"{method}\"}}");
-        assert_eq!(front.metric(&time), count);
+        front.until_metric(&time, count);
     }
     // Calls without credentials are the provider's to refuse; other methods of HTTP are none.
     let mut nobody = Caller::connect(&front, normal, PUBLIC, false).await;
@@ -270,7 +270,7 @@ async fn call_with_a_certificate_needs_a_token() {
     let answer = caller.call(&path("SendManifest"), b"").await;
     assert_eq!(answer.error().1, "CREDENTIALS_AMBIGUOUS");
     assert_eq!(provider.accepted(), 0);
-    assert_eq!(front.metric("leasemux_auth_refusals_total{reason=\"TOKEN_REQUIRED\"}"), 4);
+    front.until_metric("leasemux_auth_refusals_total{reason=\"TOKEN_REQUIRED\"}", 4);
     front.until_metric("leasemux_forwarded_calls_total{method=\"SendManifest\",code=\"UNAUTHENTICATED\"}", 2);
     block_in_place(|| front.gateway.program.until_said("TOKEN_REQUIRED"));
     let log = front.gateway.program.err.get();
@@ -336,7 +336,7 @@ async fn absent_provider_is_unavailable_and_logged() {
     let log = front.gateway.program.err.get();
     assert!(log.contains(&address.to_string()), "{log}");
     assert!(!log.contains(&front.setup.token), "{log}");
-    assert_eq!(front.metric("leasemux_grpc_upstream_failures_total{reason=\"connect\"}"), 1);
+    front.until_metric("leasemux_grpc_upstream_failures_total{reason=\"connect\"}", 1);
     // Calls that are served here do not need it.
     let lease = leasemux::model::published::ServicesRequest {
         lease_id: Some((&front.setup.lease).into()),
@@ -370,7 +370,7 @@ async fn provider_that_fails_ends_the_call_as_unavailable() {
     let (code, reason, text) = answer.error();
     assert_eq!((code, &*reason), (Code::Unavailable, "UPSTREAM_UNAVAILABLE"));
     assert!(text.ends_with("check whether the request took effect"), "{text}");
-    assert_eq!(front.metric("leasemux_grpc_upstream_failures_total{reason=\"broken\"}"), 1);
+    front.until_metric("leasemux_grpc_upstream_failures_total{reason=\"broken\"}", 1);
     let answer = caller.call("/a.B/Large", &noise(4 * 1024 * 1024 + 1)).await;
     assert_eq!((answer.error().0, &*answer.error().1), (Code::InvalidArgument, "INVALID_REQUEST"));
 }
@@ -483,7 +483,7 @@ async fn calls_of_one_peer_are_limited() {
     let (code, reason, text) = answer.error();
     assert_eq!((code, &*reason), (Code::Unavailable, "UPSTREAM_UNAVAILABLE"));
     assert!(text.contains("too many requests at present"), "{text}");
-    assert_eq!(front.metric("leasemux_grpc_upstream_failures_total{reason=\"busy\"}"), 1);
+    front.until_metric("leasemux_grpc_upstream_failures_total{reason=\"busy\"}", 1);
     drop(open);
     front.until_metric("leasemux_forwarded_calls_total{method=\"other\",code=\"CANCELLED\"}", 64);
     // The rest of the burst, and some that became due meanwhile.
