@@ -60,7 +60,7 @@ impl Table {
         let widths = self.widths();
         let changed = self.rows.iter().filter(|row| !is_unchanged(row)).map(|row| line(row, &widths));
         let gone = before.rows.iter().filter(|row| !is_named(row)).filter_map(|row| row.first());
-        changed.chain(gone.map(|name| line(&[name, "gone"], &widths))).collect()
+        changed.chain(gone.map(|name| line(&[name.as_str(), "gone"], &widths))).collect()
     }
 
     /// Returns whether two rows differ in nothing but the age.
