@@ -38,8 +38,8 @@ const PROVIDER_SERVICE: &str = "/akash.provider.v1.ProviderRPC/";
 /// The field `bind_tls` of a request for an attestation quote.
 const BIND_TLS: u32 = 3;
 
-/// Maximum size of a request for an attestation quote, which is read before it is forwarded. The Akash provider
-/// allows 4 KiB on its REST port.
+/// Maximum size of a request for an attestation quote, which is read before it is forwarded. The Akash
+/// provider allows 4 KiB on its REST port.
 const QUOTE_MAX_BYTES: usize = 64 * 1024;
 
 /// Time from the start of the drain to the end of responses in progress: the only message of a unary call may

@@ -1,6 +1,7 @@
 //! The real provider behind the gateway: forwards requests and connections that the gateway does not serve.
 //!
-//! - [`client_hello`] reads the first TLS message of a connection and decides whether the gateway terminates TLS.
+//! - [`client_hello`] reads the first TLS message of a connection and decides whether the gateway terminates
+//!   TLS.
 //! - [`splice`] copies a TLS connection to the provider and back, without terminating it.
 //! - [`framing`] rejects HTTP/1.1 requests of ambiguous length, before anything parses them.
 //! - [`provider`] forwards HTTP/1.1 requests, and tunnels websockets.

@@ -21,8 +21,8 @@ const NORMAL_WAITS: [&str; 3] = ["", "ContainerCreating", "PodInitializing"];
 /// Returns the events between two views, oldest first. Without an old view: those of all runs that the new
 /// view has.
 ///
-/// `now` is the time of changes that the view has no time for. Views may be skipped: a run that began and ended
-/// in between has its events if the new view still lists it.
+/// `now` is the time of changes that the view has no time for. Views may be skipped: a run that began and
+/// ended in between has its events if the new view still lists it.
 pub(super) fn changes(
     lease: &LeaseId,
     old: Option<&LeaseView>,
@@ -58,8 +58,8 @@ pub(super) fn changes(
     events
 }
 
-/// Whether it is about the end of a run. Kubernetes reports the other changes as events, but no ends and no OOM
-/// kills.
+/// Whether it is about the end of a run. Kubernetes reports the other changes as events, but neither ends nor
+/// OOM kills.
 pub(super) fn is_end(event: &LeaseEvent) -> bool {
     [ENDED, OOM_KILLED].contains(&event.reason.as_str())
 }

@@ -181,8 +181,8 @@ fn slow_go_client_gets_pings_and_accounts_for_every_line() {
     command.args(["-url", &url, "-token", &scenario.token(), "-ca", &scenario.ca()]);
     command.args(["-text", TEXT, "-slow", "25s", "-pause", "100ms"]);
     let client = Program::start(command, "rest_client".to_owned());
-    // It was slow for longer than it waits for a ping. It need not have lagged: a slow client may read older lines
-    // all that time.
+    // It was slow for longer than it waits for a ping. It need not have lagged: a slow client may read older
+    // lines all that time.
     until(&client, "slow");
     scenario.workspace.open("calm");
     scenario.restart();

@@ -2,12 +2,13 @@
 //!
 //! Two rules, checked against the production code in `src`:
 //!
-//! 1. **Sibling modules form no cycle**, at any depth. An import counts between the two modules at which the paths of
-//!    its ends part: if `edge::server` imports from `edge::tls::config`, then `server` imports from `tls`. A module may
-//!    use items that its ancestors define, and a module may use its descendants; neither counts. Importing a name that
-//!    a parent re-exports counts as an import from the module that defines the name.
-//! 2. **Top-level modules import only from modules below them** in the list in docs/ARCHITECTURE.md. Modules on one
-//!    line of the list do not import from each other.
+//! 1. **Sibling modules form no cycle**, at any depth. An import counts between the two modules at which the
+//!    paths of its ends part: if `edge::server` imports from `edge::tls::config`, then `server` imports from
+//!    `tls`. A module may use items that its ancestors define, and a module may use its descendants; neither
+//!    counts. Importing a name that a parent re-exports counts as an import from the module that defines the
+//!    name.
+//! 2. **Top-level modules import only from modules below them** in the list in docs/ARCHITECTURE.md. Modules
+//!    on one line of the list do not import from each other.
 //!
 //! [`KNOWN_CYCLES`] and [`KNOWN_VIOLATIONS`] are the exceptions so far. They may only shrink: the test also
 //! fails if an entry has no counterpart in the code.

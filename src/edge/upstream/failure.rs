@@ -31,7 +31,7 @@ impl Failure {
     };
     pub(super) const CERTIFICATE: Self = Self {
         reason: UpstreamFailure::Certificate,
-        text: "the provider behind this gateway cannot be verified; tell the operator",
+        text: "the provider behind this gateway cannot be verified; inform its operator",
     };
     pub(super) const BROKEN: Self = Self {
         reason: UpstreamFailure::Broken,
