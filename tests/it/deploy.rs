@@ -1,5 +1,5 @@
-//! What stands in `deploy/`, held against the code: dashboard and alerts speak of nothing but metrics that
-//! exist.
+//! Files of `deploy/`: dashboard and alerts use only metrics, labels and values that the code has, and the
+//! permissions are the documented ones.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -58,7 +58,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(deploy(name)).unwrap()
 }
 
-/// Which metric's series these are, and the labels that they have beside its own.
+/// Returns the metric that has this series, and the labels that the series has in addition.
 fn declared(series: &str) -> Option<(&'static Declaration, &'static [&'static str])> {
     let parts: [(&str, &'static [&'static str]); 3] = [("_bucket", &["le"]), ("_sum", &[]), ("_count", &[])];
     catalogue::each().find_map(|metric| match metric.kind {
@@ -69,8 +69,8 @@ fn declared(series: &str) -> Option<(&'static Declaration, &'static [&'static st
     })
 }
 
-/// What is wrong with a query; `said` are the labels that go with its result.
-fn faults(text: &str, said: &[&str]) -> Vec<String> {
+/// Returns the faults of a query. `shown` are the labels that are shown with its result.
+fn faults(text: &str, shown: &[&str]) -> Vec<String> {
     let query = match Query::read(text) {
         Ok(query) => query,
         Err(fault) => return vec![fault],
@@ -106,38 +106,38 @@ fn faults(text: &str, said: &[&str]) -> Vec<String> {
     let grouped = query.labels.iter().map(String::as_str);
     faults.extend(
         grouped
-            .chain(said.iter().copied())
+            .chain(shown.iter().copied())
             .filter(|label| !known.contains(label))
             .map(|label| format!("no label {label} in {text}")),
     );
     if query.selectors.is_empty() {
-        faults.push("it reads nothing".to_owned());
+        faults.push("no metric in it".to_owned());
     }
     faults
 }
 
 #[track_caller]
-fn check(place: &str, query: &str, said: &[&str]) {
-    let faults = faults(query, said);
+fn check(place: &str, query: &str, shown: &[&str]) {
+    let faults = faults(query, shown);
     assert!(faults.is_empty(), "{place}: {query}\n{faults:#?}");
 }
 
-/// The labels that a text names between double braces, with `before` each name.
-fn named<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
+/// Returns the labels that a template names in double braces, each after `prefix`.
+fn template_labels<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
     let inside = text.split("{{").skip(1).filter_map(|rest| rest.split_once("}}"));
-    let names = inside.filter_map(|(inside, _)| inside.trim().strip_prefix(before));
+    let names = inside.filter_map(|(inside, _)| inside.trim().strip_prefix(prefix));
     names.map(|name| name.split(' ').next().unwrap_or(name)).collect()
 }
 
 #[test]
-fn queries_of_what_does_not_exist_are_found() {
+fn queries_with_unknown_names_are_faulty() {
     for (query, fault) in [
         ("rate(leasemux_lines_lost[5m])", "no metric leasemux_lines_lost"),
         ("leasemux_delivery_delay_seconds", "no metric leasemux_delivery_delay_seconds"),
         ("leasemux_gaps_total{reason=\"lag\"}", "leasemux_gaps_total has no label reason"),
         ("leasemux_gaps_total{cause=~\"lag|lags\"}", "cause of leasemux_gaps_total is never lags"),
         ("sum by (le) (leasemux_gaps_total)", "no label le in sum by (le) (leasemux_gaps_total)"),
-        ("time()", "it reads nothing"),
+        ("time()", "no metric in it"),
     ] {
         assert_eq!(faults(query, &[]), [fault], "{query}");
     }
@@ -145,11 +145,11 @@ fn queries_of_what_does_not_exist_are_found() {
         "histogram_quantile(0.5, sum by (le) (rate(leasemux_delivery_delay_seconds_bucket{job=\"a\"}[5m])))";
     assert!(faults(query, &[]).is_empty());
     assert_eq!(faults(query, &["method"]).len(), 1);
-    assert_eq!(named("{{a}} and {{ b }}", ""), ["a", "b"]);
+    assert_eq!(template_labels("{{a}} and {{ b }}", ""), ["a", "b"]);
 }
 
 #[test]
-fn the_dashboard_speaks_of_metrics_that_exist() {
+fn dashboard_uses_existing_metrics_only() {
     let dashboard: Value = serde_json::from_str(&read("grafana/leasemux.json")).unwrap();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39 && dashboard["title"] == "leasemux");
     let variables = dashboard["templating"]["list"].as_array().unwrap();
@@ -173,12 +173,12 @@ fn the_dashboard_speaks_of_metrics_that_exist() {
             let (query, legend) =
                 (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap());
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
-            check(title, query, &named(legend, ""));
+            check(title, query, &template_labels(legend, ""));
             let selectors = Query::read(query).unwrap().selectors;
             shown.extend(selectors.iter().filter_map(|selector| Some(declared(&selector.metric)?.0.name)));
         }
     }
-    // A metric that nobody looks at is either missing here or not worth its place.
+    // A metric without a panel is either missing in the dashboard or useless.
     let hidden: Vec<_> =
         catalogue::each().map(|metric| metric.name).filter(|name| !shown.contains(name)).collect();
     assert_eq!(hidden, ["process_virtual_memory_bytes"]);
@@ -200,7 +200,7 @@ fn the_dashboard_speaks_of_metrics_that_exist() {
 }
 
 #[test]
-fn alerts_speak_of_metrics_that_exist_and_each_has_its_cases() {
+fn alerts_use_existing_metrics_and_have_test_cases() {
     let rules: Rules = serde_saphyr::from_str(&read("prometheus/alerts.yaml")).unwrap();
     let cases: Cases = serde_saphyr::from_str(&read("prometheus/alerts_test.yaml")).unwrap();
     let expected: Vec<_> = cases.tests.iter().flat_map(|case| &case.alert_rule_test).collect();
@@ -209,21 +209,21 @@ fn alerts_speak_of_metrics_that_exist_and_each_has_its_cases() {
     assert_eq!(names.len(), alerts.len());
     for Alert { name: alert, expr, labels, annotations } in alerts {
         let texts = format!("{} {}", annotations["summary"], annotations["description"]);
-        check(alert, expr, &named(&texts, "$labels."));
+        check(alert, expr, &template_labels(&texts, "$labels."));
         assert!(["page", "ticket"].contains(&&*labels["severity"]), "{alert}");
         for fires in [true, false] {
-            let is_such = |case: &&&Expected| case.alertname == *alert && case.exp_alerts.is_empty() != fires;
-            assert!(expected.iter().find(is_such).is_some(), "{alert}: no case for {fires}");
+            let matches = |case: &&&Expected| case.alertname == *alert && case.exp_alerts.is_empty() != fires;
+            assert!(expected.iter().find(matches).is_some(), "{alert}: no case for {fires}");
         }
     }
     assert!(expected.iter().all(|case| names.contains(&case.alertname)));
 }
 
-/// Who may do what to which resources of which group.
+/// Kind of the role, API groups, resources, verbs.
 type Rule = (String, Vec<String>, Vec<String>, Vec<String>);
 
 #[test]
-fn turns_are_granted_in_the_gateways_own_namespace_and_nowhere_else() {
+fn restart_locks_are_permitted_in_the_own_namespace_only() {
     let text = read("kubernetes/base/rbac.yaml");
     let documents: Vec<Value> =
         text.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
@@ -240,12 +240,12 @@ fn turns_are_granted_in_the_gateways_own_namespace_and_nowhere_else() {
             })
         })
         .collect();
-    let of_turns: Vec<_> =
+    let lock_rules: Vec<_> =
         rules.iter().filter(|(_, groups, ..)| groups.contains(&"coordination.k8s.io".to_owned())).collect();
     let verbs = ["get", "create", "update", "delete"].map(str::to_owned).to_vec();
     let wanted =
         ("Role".to_owned(), vec!["coordination.k8s.io".to_owned()], vec!["leases".to_owned()], verbs);
-    assert_eq!(of_turns, [&wanted]);
+    assert_eq!(lock_rules, [&wanted]);
     assert!(rules.iter().all(|(_, groups, resources, verbs)| {
         [groups, resources, verbs].iter().all(|names| !names.contains(&"*".to_owned()))
     }));
@@ -262,13 +262,13 @@ fn turns_are_granted_in_the_gateways_own_namespace_and_nowhere_else() {
     assert_eq!(binding["subjects"][0]["name"], "leasemux");
 }
 
-/// Says that a test could not be done without this program.
+/// Reports that a test was skipped because this program is missing.
 #[expect(clippy::print_stderr, reason = "part of a test")]
 pub(crate) fn not_tested(program: &str) {
     eprintln!("not tested: {program} is not installed (Debian's package prometheus)");
 }
 
-/// Runs promtool, if it is there, with this as its input.
+/// Runs promtool with this input. Returns `None` if it is not installed.
 pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
     let mut command = Command::new("promtool");
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -280,13 +280,13 @@ pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
         }
         Err(error) => panic!("promtool: {error}"),
     };
-    // It may say what it has to say before it has read everything.
+    // promtool may exit before it has read everything.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     Some(child.wait_with_output().unwrap())
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_alerts() {
+fn promtool_accepts_the_alerts() {
     for (verb, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts_test.yaml")] {
         let file = deploy(file);
         if let Some(output) = promtool(&[verb, "rules", file.to_str().unwrap()], "") {
