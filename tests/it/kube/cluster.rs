@@ -74,7 +74,6 @@ struct State {
     follows_by_pod: BTreeMap<String, usize>,
     /// Responses of kubelets for the logs of pods that are being deleted, by uid.
     answers: BTreeMap<String, LogAnswer>,
-    most_follows: usize,
     kubelets: Kubelets,
     /// No kubelet has a free inotify instance: follows end with a message.
     exhausted: bool,
@@ -487,10 +486,9 @@ impl Cluster {
         self.change(|state| state.denied.insert((verb.to_owned(), resource.to_owned())));
     }
 
-    /// Follows that are open now, and the most at once.
-    pub(crate) fn follows(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.follows, state.most_follows)
+    /// Follows that are open now.
+    pub(crate) fn follows(&self) -> usize {
+        self.lock().follows
     }
 
     /// Uids of the pods that were deleted by a request.
@@ -857,7 +855,6 @@ impl State {
 impl Follow {
     fn begin(cluster: &Cluster, state: &mut State, uid: &str) -> Self {
         state.follows += 1;
-        state.most_follows = state.most_follows.max(state.follows);
         *state.follows_by_pod.entry(uid.to_owned()).or_default() += 1;
         Self(cluster.clone(), uid.to_owned())
     }

@@ -139,7 +139,7 @@ async fn kubelet_lagging_two_rotations_repeats_nothing() {
         follower.until(|received| received.lines(SERVICE, 0) >= 20).await;
         // Until the follower has joined the shared tail.
         wait(&mut follower, Duration::from_secs(2)).await;
-        eventually(async || scenario.cluster.follows().0 == 1).await;
+        eventually(async || scenario.cluster.follows() == 1).await;
         scenario.cluster.lag(&run, 10, &left_out, newest, STEP);
         in_time(&scenario, &mut follower, ended_with(scenario.cluster.printed(&run).pop().unwrap())).await;
         scenario.cluster.print(&run, 10, STEP);
@@ -233,12 +233,12 @@ async fn follower_learns_that_a_log_cannot_be_followed() {
     // Instances are available again: the log is followed without a new request of the followers.
     scenario.cluster.exhaust(false);
     for _ in 0..60 {
-        if scenario.cluster.follows().0 > 0 {
+        if scenario.cluster.follows() > 0 {
             break;
         }
         wait(&mut followers[0], Duration::from_secs(1)).await;
     }
-    eventually(async || scenario.cluster.follows().0 > 0).await;
+    eventually(async || scenario.cluster.follows() > 0).await;
     scenario.cluster.print(&run, 5, STEP);
     for follower in &mut followers {
         follower.until(|received| received.lines(SERVICE, 0) >= 20).await;

@@ -195,7 +195,7 @@ async fn log_removed_before_its_pod_is_no_loss() {
     scenario.cluster.print(&run, 5, 1_000);
     let printed = scenario.cluster.printed(&run).len();
     follower.until(|received| received.lines(SERVICE, 0) == printed).await;
-    eventually(async || scenario.cluster.follows().0 == 1).await;
+    eventually(async || scenario.cluster.follows() == 1).await;
     // The container has ended and is removed, and the pod exists for a while.
     scenario.cluster.send_message("unable to retrieve container logs for containerd://0");
     scenario.cluster.end(&run);
