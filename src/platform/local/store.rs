@@ -15,7 +15,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use memchr::memrchr;
 use uuid::Uuid;
@@ -39,6 +39,14 @@ const OPEN_MARK: &str = "open";
 
 /// Reason of an end that no gateway observed.
 const UNOBSERVED_END: &str = "GatewayStopped";
+
+/// Attempts to lock a data directory. A child process of a gateway that has just ended has the lock until it
+/// executes its program, which takes longest on a busy machine.
+const LOCK_ATTEMPTS: usize = 100;
+
+/// Pause between two attempts: 100 of them are a second, which delays the error for a
+/// directory that is in use no longer than a person notices.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A data directory, locked for this gateway.
 #[derive(Debug)]
@@ -70,7 +78,7 @@ pub(super) struct StoredReplica {
 // === impl Store ===
 
 impl Store {
-    /// Locks `dir`. Creates it if needed.
+    /// Locks `dir`. Creates it if needed. Blocks for at most a second.
     ///
     /// # Errors
     /// If another gateway uses it, or it is unusable.
@@ -84,7 +92,7 @@ impl Store {
             .truncate(false)
             .open(dir.join("lock"))
             .map_err(failed)?;
-        lock.try_lock().map_err(|error| match error {
+        try_lock(&lock, || std::thread::sleep(LOCK_RETRY_INTERVAL)).map_err(|error| match error {
             TryLockError::WouldBlock => Error::Unavailable(format!(
                 "data directory {} is used by another gateway; give each its own",
                 dir.display()
@@ -187,6 +195,17 @@ fn files_by_run(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
     Ok(runs)
 }
 
+/// Locks a file. Calls `pause` before each further attempt.
+fn try_lock(file: &File, mut pause: impl FnMut()) -> Result<(), TryLockError> {
+    for _ in 1..LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => pause(),
+            result => return result,
+        }
+    }
+    file.try_lock()
+}
+
 /// Reconstructs an ended run. Its times are those of its first and last record; without records, that of its
 /// last file.
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
@@ -259,6 +278,20 @@ mod tests {
         assert!(error.to_string().contains("used by another gateway"), "{error}");
         drop(first);
         Store::open(&dir.path().join("data")).unwrap();
+    }
+
+    #[test]
+    fn lock_of_an_ended_gateway_is_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut ended = Some(File::create(&path).unwrap());
+        ended.as_ref().unwrap().lock().unwrap();
+        let next = File::open(&path).unwrap();
+        try_lock(&next, || ended = None).unwrap();
+        let mut pauses = 0;
+        let other = File::open(&path).unwrap();
+        assert!(matches!(try_lock(&other, || pauses += 1), Err(TryLockError::WouldBlock)));
+        assert_eq!(pauses, LOCK_ATTEMPTS - 1);
     }
 
     #[test]
