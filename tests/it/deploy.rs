@@ -219,6 +219,66 @@ fn alerts_use_existing_metrics_and_have_test_cases() {
     assert!(expected.iter().all(|case| names.contains(&case.alertname)));
 }
 
+/// Flags of `serve` that the chart sets from other values.
+const SET_BY_THE_CHART: [&str; 21] = [
+    "--admin-listen",
+    "--ca-tls-cert",
+    "--ca-tls-key",
+    "--chain-grpc",
+    "--data-dir",
+    "--lame-duck",
+    "--listen",
+    "--manifest-namespace",
+    "--node-name",
+    "--platform",
+    "--pod-logs-dir",
+    "--provider",
+    "--public-hostname",
+    "--published-listen",
+    "--rest-listen",
+    "--tls-cert",
+    "--tls-key",
+    "--trust-dir",
+    "--trusted-proxy",
+    "--upstream-grpc",
+    "--upstream-provider",
+];
+
+/// Flags without a use in a pod: other commands, files outside of it, and services of `--platform local`.
+const NOT_IN_A_POD: [&str; 11] = [
+    "--check",
+    "--config",
+    "--help",
+    "--kept-runs",
+    "--kube-context",
+    "--kubeconfig",
+    "--lease",
+    "--lifeline",
+    "--rotate-files",
+    "--rotate-max-bytes",
+    "--stop-grace",
+];
+
+#[test]
+fn chart_accepts_each_flag_of_serve_once() {
+    let schema: Value = serde_json::from_str(&read("helm/leasemux/values.schema.json")).unwrap();
+    let names = schema["properties"]["settings"]["propertyNames"]["enum"].as_array().unwrap();
+    let settings: BTreeSet<_> = names.iter().map(|name| format!("--{}", name.as_str().unwrap())).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let flags = std::fs::read_to_string(root.join("tests/surface/flags.txt")).unwrap();
+    let own = SET_BY_THE_CHART.iter().chain(&NOT_IN_A_POD);
+    let own: BTreeSet<_> = own.map(|flag| (*flag).to_owned()).collect();
+    let served: BTreeSet<_> = flags
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("leasemux serve ")?.split(' ').find(|word| word.starts_with("--"))
+        })
+        .map(|flag| flag.split('[').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(settings.intersection(&own).collect::<Vec<_>>(), Vec::<&String>::new());
+    assert_eq!(settings.union(&own).cloned().collect::<BTreeSet<_>>(), served);
+}
+
 /// Kind of the role, API groups, resources, verbs.
 type Rule = (String, Vec<String>, Vec<String>, Vec<String>);
 
@@ -255,7 +315,7 @@ fn restart_locks_are_permitted_in_the_own_namespace_only() {
     let read = ("ClusterRole".to_owned(), group, resource, ["list", "watch"].map(str::to_owned).to_vec());
     assert_eq!(events, [&read]);
     let is_bound = |document: &&Value| {
-        document["kind"] == "RoleBinding" && document["roleRef"]["name"] == "leasemux-turns"
+        document["kind"] == "RoleBinding" && document["roleRef"]["name"] == "leasemux-restart-locks"
     };
     let binding = documents.iter().find(is_bound).unwrap();
     assert_eq!(binding["roleRef"]["kind"], "Role");
