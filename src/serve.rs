@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use sd_notify::NotifyState;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -97,6 +98,7 @@ pub enum ServeError {
 /// connections and stops services. A second signal stops everything at once.
 ///
 /// Prints one line with the listening addresses to standard output when it is ready. Logs to standard error.
+/// Reports the start and the stop to systemd, if a unit of the type `notify` started the process.
 ///
 /// # Errors
 /// Any failure to start. Returns no error once it is ready.
@@ -122,13 +124,22 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     let mut stdout = io::stdout();
     // Standard output may be closed.
     let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
+    notify_systemd(NotifyState::Ready);
     let reason = signals.wait().await;
+    notify_systemd(NotifyState::Stopping);
     tracing::info!(reason, "stopping");
     tokio::select! {
         () = running.stop() => tracing::info!("stopped"),
         reason = signals.wait() => tracing::warn!(reason, "stopping at once"),
     }
     Ok(())
+}
+
+/// Does nothing without the variable `NOTIFY_SOCKET`, which systemd sets.
+fn notify_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "failed to notify systemd");
+    }
 }
 
 #[expect(clippy::too_many_lines, reason = "the steps of a start, in order")]

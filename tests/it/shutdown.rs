@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 
 use leasemux::client::connect::Connector;
 use leasemux::client::error::CallError;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::process::{PATIENCE, Seen, Workspace, own_port};
+use crate::support::process::{PATIENCE, Program, Seen, Workspace, own_port};
 
 /// Number of followers that resume.
 const FOLLOWERS: usize = 100;
@@ -175,6 +176,39 @@ fn lame_duck_serves_but_is_not_ready() {
     gateway.program.signal(Signal::TERM);
     let done = gateway.program.done();
     assert!(done.err.contains("stopping at once"), "{}", done.err);
+    workspace.until_nothing_is_left();
+}
+
+#[test]
+fn systemd_is_notified_of_start_and_stop() {
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let path = workspace.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let args = workspace.serve_args(&[(&lease, &sdl)]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut command = workspace.command(&args);
+    command.env("NOTIFY_SOCKET", &path);
+    let program = Program::start(command, "serve".to_owned());
+    assert_eq!(receive().trim_end(), "READY=1");
+    program.signal(Signal::TERM);
+    assert_eq!(receive().trim_end(), "STOPPING=1");
+    assert_eq!(program.done().status.code(), Some(0));
+    // Without a reader, the gateway starts as well.
+    drop(socket);
+    let mut command = workspace.command(&args);
+    command.env("NOTIFY_SOCKET", &path);
+    let program = Program::start(command, "serve".to_owned());
+    program.until_said("failed to notify systemd");
+    program.signal(Signal::TERM);
+    assert_eq!(program.done().status.code(), Some(0));
     workspace.until_nothing_is_left();
 }
 
