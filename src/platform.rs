@@ -120,9 +120,21 @@ pub struct TailRequest {
     pub instance: Instance,
     /// Where reading starts.
     pub from: ReadFrom,
+    /// With [`ReadFrom::After`]: the lines that follow the position, if they are known. A source that would
+    /// have to search a whole log for the position may then search its last lines first.
+    pub lines_after: Option<LinesAfter>,
     /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
     /// it ends at the present end of the log.
     pub follow: bool,
+}
+
+/// Lines that follow a position, as far as they are known: there may be more by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinesAfter {
+    /// Their number.
+    pub count: u64,
+    /// Time of the newest one.
+    pub until: LogTime,
 }
 
 /// Where to start reading a log.

@@ -154,10 +154,8 @@ fn on_lag(value: i32) -> Result<LagPolicy, CallError> {
     match Wire::try_from(value) {
         Ok(Wire::Drop) => Ok(LagPolicy::Drop),
         Ok(Wire::Close) => Ok(LagPolicy::Close),
-        Ok(Wire::Refill) => {
-            Err(CallError::Unimplemented("on_lag: REFILL is not supported yet; use DROP or CLOSE"))
-        }
-        Err(_) => Err(CallError::field("on_lag", "must be DROP (0) or CLOSE (2)")),
+        Ok(Wire::Refill) => Ok(LagPolicy::Refill),
+        Err(_) => Err(CallError::field("on_lag", "must be DROP (0), REFILL (1) or CLOSE (2)")),
     }
 }
 
@@ -277,7 +275,6 @@ mod tests {
                 assert!(!description.is_empty());
                 field
             }
-            Err(CallError::Unimplemented(_)) => "UNIMPLEMENTED".into(),
             other => panic!("{other:?}"),
         }
     }
@@ -308,7 +305,6 @@ mod tests {
         assert_eq!(invalid(second_is_empty), "filters[0].name");
         assert_eq!(invalid(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
         assert_eq!(invalid(|r| r.on_lag = 7), "on_lag");
-        assert_eq!(invalid(|r| r.on_lag = 1), "UNIMPLEMENTED");
         let year_1 = prost_types::Timestamp { seconds: i64::MIN, nanos: 0 };
         assert_eq!(invalid(|r| r.since = Some(year_1)), "since");
         let both = |r: &mut ServiceLogsRequest| (r.previous, r.follow) = (true, true);

@@ -325,6 +325,7 @@ impl Actor {
             replica: self.replica.clone(),
             instance: run.instance.clone(),
             from,
+            lines_after: None,
             follow: true,
         };
         self.context.metrics.source_opens.of(ReadKind::Live).increment(1);

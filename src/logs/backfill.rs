@@ -7,6 +7,10 @@
 //!
 //! The client sets the pace: a backfill is never dropped for slowness. [`BackfillLimiter`] bounds and
 //! throttles all backfills.
+//!
+//! A *refill* is the backfill of a live follower that lagged. It has the ring's reader at the place where the
+//! follower lagged, so it knows how many lines lie ahead of it. Lines that the log has lost it takes from the
+//! ring, if they are there.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +18,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_core::stream::BoxStream;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -24,11 +28,11 @@ use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
 use super::message::{Content, Event, Gap};
 use super::representation::Representation;
-use super::ring::{AmbiguousRange, JoinOutcome};
-use super::{BackfillFilter, ReadRange};
+use super::ring::{AmbiguousRange, JoinLimit, JoinOutcome};
+use super::{BackfillFilter, LagPolicy, ReadRange};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{GapCause, SourceGap};
-use crate::model::metrics::ReadKind;
+use crate::model::metrics::{ReadKind, RefillStart};
 use crate::model::position::Position;
 use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
@@ -51,6 +55,13 @@ const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
 /// Without follow, a log that fails for this long is reported as unreadable. A restarted kubelet or container
 /// runtime is back sooner, and a caller that waits for the answer does not give up before.
 const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// A refill lets others use its permit after this time. Longer than most refills take, so that few logs are
+/// opened again.
+const REFILL_TURN: Duration = Duration::from_secs(10);
+
+/// A refill waits this long for the line after a gap, which tells whether the ring has older lines.
+const LOOKAHEAD: Duration = Duration::from_secs(1);
 
 /// A follower's backfill gives up a log this long after its replica was removed: as long as the actor tries.
 const REMOVED_RETRY_PERIOD: Duration = Duration::from_secs(5 * 60);
@@ -78,6 +89,16 @@ pub(crate) struct Backfill {
     since: Option<LogTime>,
     /// The head at which lines become live, once the ring has one.
     live_from: Option<(Instance, Position)>,
+    /// Set if it is a refill.
+    refill: Option<Refill>,
+}
+
+/// The state of a refill.
+#[derive(Debug)]
+struct Refill {
+    join_limit: JoinLimit,
+    /// When it got its permit, or last gave others a turn.
+    turn_began: Instant,
 }
 
 /// Failures in a row of the log that is read.
@@ -100,7 +121,10 @@ pub(crate) struct BackfillParams {
     pub(crate) range: ReadRange,
     /// Continue after this position instead of `range`.
     pub(crate) resume: Option<(Instance, Position)>,
+    /// With `resume`: the end of that run was sent.
+    pub(crate) run_ended: bool,
     pub(crate) representation: Representation,
+    pub(crate) on_lag: LagPolicy,
     /// The replica appeared after the request: its first run is reported as started.
     pub(crate) is_new: bool,
 }
@@ -111,6 +135,8 @@ pub(crate) enum BackfillEvent {
     Send(Content),
     /// The following entries are in the ring, from the reader on.
     Joined(Box<Subscription>),
+    /// Output of a refill: the log has lost lines for this cause, and the ring has the oldest ones after them.
+    Skip(Box<Subscription>, GapCause),
     /// The actor ended before the backfill could join: subscribe again and continue after the messages sent.
     ActorEnded,
     /// A quota does not permit the backfill. Nothing was sent.
@@ -139,7 +165,7 @@ enum Stage {
     Open(Instance, ReadFrom),
     /// Reads the log. Becomes `RunEnded` at its end, `Open` after a failure, or `AwaitRing` if it must wait
     /// and others need its permit.
-    Read(Log),
+    Read(Box<Log>),
     /// Has read up to the head, and has closed the log to release its permit. Waits until the ring changes;
     /// becomes `Open` if it cannot join then.
     AwaitRing(Instance, Position),
@@ -186,7 +212,25 @@ impl Backfill {
             failures: Failures::default(),
             since: None,
             live_from: None,
+            refill: None,
         }
+    }
+
+    /// Creates the refill of a follower that lagged behind the ring of `live`.
+    pub(crate) fn refill(
+        params: BackfillParams,
+        limiter: BackfillLimiter,
+        control: Arc<StreamControl>,
+        live: Subscription,
+        start: RefillStart,
+    ) -> Self {
+        let join_limit = match start {
+            RefillStart::First => JoinLimit::Usual,
+            RefillStart::Again => JoinLimit::NearHead,
+        };
+        params.context.metrics.refills.of(start).increment(1);
+        let refill = Some(Refill { join_limit, turn_began: Instant::now() });
+        Self { refill, ..Self::new(params, limiter, control, Some(live)) }
     }
 
     /// Runs the backfill as a stream, which ends after the last event.
@@ -239,14 +283,28 @@ impl Backfill {
         follow: bool,
     ) -> Result<platform::Tail, platform::Error> {
         let BackfillParams { context, lease, replica, .. } = &self.params;
-        context.metrics.source_opens.of(ReadKind::History).increment(1);
-        let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };
+        let kind = if self.refill.is_some() { ReadKind::Refill } else { ReadKind::History };
+        context.metrics.source_opens.of(kind).increment(1);
+        let live = self.live.as_ref().filter(|_| self.refill.is_some());
+        let request = TailRequest {
+            lease: lease.clone(),
+            replica: replica.clone(),
+            instance,
+            from,
+            lines_after: live.and_then(|live| live.reader.lines_behind()),
+            follow,
+        };
         context.platform.tail(request).await
+    }
+
+    fn join_limit(&self) -> JoinLimit {
+        self.refill.as_ref().map_or(JoinLimit::Usual, |refill| refill.join_limit)
     }
 
     /// Waits for a permit, or until the ring can be joined at `position`, if one is given. Returns the stage
     /// that follows if the log must not be opened.
     async fn acquire_permit(&mut self, position: Option<(&Instance, Position)>) -> Result<(), Stage> {
+        let limit = self.join_limit();
         let Self { params, limiter, permit, control, live, .. } = self;
         if permit.is_some() {
             return Ok(());
@@ -261,13 +319,31 @@ impl Backfill {
                 Err(exceeded) => return Err(Stage::End(BackfillEvent::Rejected(Box::new(exceeded)))),
             },
             // The actor may have started just now, and have opened the log in the meantime.
-            (instance, parts) = joined(live, position) => {
+            (instance, parts) = joined(live, position, limit) => {
                 self.queue_chunks(instance, parts);
                 return Err(Stage::Done);
             }
         }
         control.mark_started();
+        if let Some(refill) = &mut self.refill {
+            refill.turn_began = Instant::now();
+        }
         Ok(())
+    }
+
+    /// Whether a refill must close its log, because it had its turn and others wait for a permit. A follower
+    /// that never catches up would keep the permit.
+    fn must_give_turn(&mut self) -> bool {
+        let Some(refill) = self.refill.as_mut().filter(|refill| refill.turn_began.elapsed() >= REFILL_TURN)
+        else {
+            return false;
+        };
+        refill.turn_began = Instant::now();
+        self.permit = None;
+        // Permits are issued in order of arrival, so it is there at once unless somebody waits.
+        let acquired = self.limiter.acquire(self.params.lease.owner(), || true).now_or_never();
+        self.permit = acquired.and_then(Result::ok);
+        self.permit.is_none()
     }
 
     /// Records a failure of the log of `instance`. Waits if it is worth another attempt.
@@ -318,6 +394,9 @@ impl Backfill {
 
     /// Queues a gap of unknown size.
     fn queue_unknown_gap(&mut self, cause: GapCause) {
+        if let Some(live) = self.live.as_mut().filter(|_| self.refill.is_some()) {
+            live.reader.record_refilled(0, 0, false);
+        }
         let after = self.position.as_ref().map_or(Position::START, |(_, position)| *position);
         self.queue_gap(&SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
     }
@@ -351,6 +430,9 @@ impl Backfill {
     async fn begin(&mut self) -> Stage {
         let view = self.readable_view();
         if let Some((instance, position)) = self.params.resume.clone() {
+            if self.params.run_ended {
+                return Stage::RunEnded(instance);
+            }
             return self.resume(&view, instance, position);
         }
         let filter = self.params.range.filter();
@@ -395,6 +477,9 @@ impl Backfill {
         }
         if view.run(&instance).is_some() {
             return Stage::Open(instance, ReadFrom::After(position));
+        }
+        if let Some(skip) = self.skip_in_ring(&instance, position, None, GapCause::Rotated) {
+            return skip;
         }
         self.queue_unknown_gap(GapCause::Rotated);
         match view.runs.first() {
@@ -558,10 +643,11 @@ impl Backfill {
 async fn joined<'a>(
     live: &mut Option<Subscription>,
     position: Option<(&'a Instance, Position)>,
+    limit: JoinLimit,
 ) -> (&'a Instance, Vec<Chunk>) {
     if let (Some(live), Some((instance, position))) = (live, position) {
         while !live.reader.is_closed() {
-            if let JoinOutcome::Joined(parts) = live.reader.join(instance, position) {
+            if let JoinOutcome::Joined(parts) = live.reader.join(instance, position, limit) {
                 return (instance, parts);
             }
             live.reader.changed().await;

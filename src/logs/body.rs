@@ -26,7 +26,7 @@ use super::message::{Batch, Gap, Message};
 use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::representation::Representation;
-use super::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
+use super::{BackfillFilter, LogsRequest, ReadRange};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::position::Cursor;
@@ -179,7 +179,9 @@ impl LogsBody {
                 view: self.view.clone(),
                 range,
                 resume,
+                run_ended: false,
                 representation: self.request.representation,
+                on_lag: self.request.on_lag,
                 is_new: are_new,
                 replica: replica.clone(),
             };
@@ -221,11 +223,11 @@ impl LogsBody {
                 let stream = &mut self.streams[self.last_polled];
                 idle += 1;
                 match stream.poll_send(batch, cx) {
-                    Poll::Ready(SendStep::Lagged) if self.request.on_lag == LagPolicy::Close => {
+                    Poll::Ready(SendStep::Lagged) => {
                         return Some(StreamEnd::Lagged(stream.replica().to_string()));
                     }
                     Poll::Ready(SendStep::Rejected(exceeded)) => return Some(StreamEnd::Exceeded(exceeded)),
-                    Poll::Ready(SendStep::More | SendStep::Lagged) => idle = 0,
+                    Poll::Ready(SendStep::More) => idle = 0,
                     Poll::Ready(SendStep::Ended) | Poll::Pending => {}
                 }
             }

@@ -63,6 +63,13 @@ pub struct Gap {
 #[derive(Clone, Debug)]
 pub(crate) struct Event(pub(super) lease::ReplicaEvent);
 
+/// How an event changes its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunChange {
+    Started,
+    Ended,
+}
+
 /// A chunk as one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedLines {
@@ -162,6 +169,15 @@ impl Event {
     /// The replica is no longer part of the lease.
     pub(crate) fn gone() -> Self {
         Self(Self::of(Kind::Gone))
+    }
+
+    /// Returns how it changes its run, if it does.
+    pub(crate) fn run_change(&self) -> Option<RunChange> {
+        match self.0.kind() {
+            Kind::Started => Some(RunChange::Started),
+            Kind::Ended => Some(RunChange::Ended),
+            _ => None,
+        }
     }
 
     fn of(kind: Kind) -> lease::ReplicaEvent {

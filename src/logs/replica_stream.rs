@@ -3,21 +3,25 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::Instant;
 
+use super::LagPolicy;
 use super::actor::Subscription;
 use super::actors::ActorRegistry;
 use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
 use super::encoder::{self, Encoder};
-use super::message::{Batch, Content, Event, Gap, Message};
-use super::ring::{Entry, EntryKind, ReadOutcome};
+use super::message::{Batch, Content, Event, Gap, Message, RunChange};
+use super::ring::{Entry, EntryKind, Loss, ReadOutcome};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
+use crate::model::metrics::RefillStart;
 use crate::model::position::{Cursor, Position};
 use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
@@ -27,6 +31,10 @@ use crate::stream::StreamControl;
 /// Backfill messages per [`ReplicaStream::poll_send`], so that replicas of one stream alternate. A read of
 /// the ring returns as many.
 const MESSAGES_PER_POLL: usize = 4;
+
+/// A follower that lags this soon after a refill is slower than its replica, at least for now. Its next refill
+/// joins only near the ring's head, so that the follower does not alternate between log and ring.
+const RELAPSE_PERIOD: Duration = Duration::from_secs(10);
 
 pub(crate) struct ReplicaStream {
     params: BackfillParams,
@@ -38,6 +46,12 @@ pub(crate) struct ReplicaStream {
     pending: VecDeque<Content>,
     /// The position after the last message sent.
     position: Option<(Instance, Position)>,
+    /// The run that the last message began or ended. `None` if it has a position.
+    changed_run: Option<(Instance, RunChange)>,
+    /// Whether `mode` is a refill.
+    is_refilling: bool,
+    /// When the last refill ended.
+    refilled_at: Option<Instant>,
     /// Time of the last line sent.
     last_time: Option<LogTime>,
     /// The last message sent ends within a line.
@@ -49,7 +63,7 @@ pub(crate) struct ReplicaStream {
 pub(crate) enum SendStep {
     /// There may be more to send.
     More,
-    /// The follower lags: the next message reports the gap.
+    /// The follower lags, and is to be disconnected then.
     Lagged,
     /// A quota does not permit the backfill. The stream was sent nothing yet.
     Rejected(Box<Exceeded>),
@@ -62,7 +76,8 @@ enum Mode {
     /// Reads older lines. Becomes `Live` at the ring, `Subscribing` if the actor ends before that, or `Ended`
     /// without follow.
     Backfill(BoxStream<'static, BackfillEvent>),
-    /// Reads the ring. When it is closed, becomes `Ended` if the replica is gone, else `Subscribing`.
+    /// Reads the ring. When it is closed, becomes `Ended` if the replica is gone, else `Subscribing`. Becomes
+    /// `Backfill` if the follower lags and wants a refill.
     Live(Subscription),
     Ended(Ending),
 }
@@ -92,6 +107,9 @@ impl ReplicaStream {
             control,
             mode: Mode::Ended(Ending::Done),
             pending: VecDeque::new(),
+            changed_run: None,
+            is_refilling: false,
+            refilled_at: None,
             last_time: None,
             within_line: false,
         };
@@ -152,6 +170,10 @@ impl ReplicaStream {
                     Mode::Backfill(events) => match ready!(events.poll_next_unpin(cx)) {
                         Some(BackfillEvent::Send(content)) => self.send(content, batch),
                         Some(BackfillEvent::Joined(subscription)) => self.go_live(*subscription),
+                        Some(BackfillEvent::Skip(subscription, cause)) => {
+                            self.go_live(*subscription);
+                            self.skip(cause);
+                        }
                         Some(BackfillEvent::ActorEnded) => self.resubscribe(),
                         Some(BackfillEvent::Rejected(exceeded)) => {
                             return Poll::Ready(SendStep::Rejected(exceeded));
@@ -171,7 +193,15 @@ impl ReplicaStream {
     }
 
     fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
-        let Self { mode: Mode::Live(subscription), params, position, last_time, within_line, .. } = self
+        let Self {
+            mode: Mode::Live(subscription),
+            params,
+            position,
+            changed_run,
+            last_time,
+            within_line,
+            ..
+        } = self
         else {
             return Poll::Ready(SendStep::More);
         };
@@ -181,14 +211,12 @@ impl ReplicaStream {
                     let ring = subscription.reader.ring();
                     let bytes = entry.message(ring, params.representation, *within_line);
                     let message = live_message(bytes, &entry, position, last_time, within_line);
+                    record_run_change(changed_run, &entry);
                     batch.add(message, Some(entry.read_at));
                 }
                 if more { Poll::Ready(SendStep::More) } else { Poll::Pending }
             }
-            ReadOutcome::Lagged { lines, bytes, exact, next } => {
-                self.queue_lag_gap(lines, bytes, exact, &next);
-                Poll::Ready(SendStep::Lagged)
-            }
+            ReadOutcome::Lagged => self.lagged(),
             ReadOutcome::Closed => {
                 // If the replica is gone, all of its lines were sent. A new replica at its index gets a
                 // stream of its own.
@@ -210,8 +238,58 @@ impl ReplicaStream {
 
     /// Subscribes again after the actor has ended, to continue after the last message sent.
     fn resubscribe(&mut self) {
-        self.params.resume.clone_from(&self.position);
+        self.is_refilling = false;
+        self.resume_after_last();
         self.subscribe();
+    }
+
+    /// Lets the next backfill continue after the last message sent.
+    fn resume_after_last(&mut self) {
+        let last = self.position.clone();
+        (self.params.resume, self.params.run_ended) = match &self.changed_run {
+            None => (last, false),
+            Some((run, RunChange::Started)) => (Some((run.clone(), Position::START)), false),
+            Some((run, RunChange::Ended)) => {
+                let position = last.filter(|(last, _)| last == run).map_or(Position::START, |(_, at)| at);
+                (Some((run.clone(), position)), true)
+            }
+        };
+    }
+
+    fn lagged(&mut self) -> Poll<SendStep> {
+        match self.params.on_lag {
+            LagPolicy::Close => return Poll::Ready(SendStep::Lagged),
+            // The client resumes after its cursor.
+            LagPolicy::Refill if self.control.end_requested().is_some() => return Poll::Pending,
+            LagPolicy::Refill => {
+                if !self.start_refill() {
+                    self.skip(GapCause::Lag);
+                }
+            }
+            LagPolicy::Drop => self.skip(GapCause::Lag),
+        }
+        Poll::Ready(SendStep::More)
+    }
+
+    /// Reads the lines that the follower lagged behind from the log. Returns `false` if no log can be asked
+    /// for them: the follower's position is not known, or is ambiguous.
+    fn start_refill(&mut self) -> bool {
+        self.resume_after_last();
+        let Mode::Live(subscription) = &mut self.mode else { return false };
+        let Some((_, position)) = self.params.resume else { return false };
+        if !subscription.reader.begin_refill(position) {
+            return false;
+        }
+        let is_relapse = self.refilled_at.is_some_and(|at| at.elapsed() < RELAPSE_PERIOD);
+        let start = if is_relapse { RefillStart::Again } else { RefillStart::First };
+        let Mode::Live(subscription) = std::mem::replace(&mut self.mode, Mode::Ended(Ending::Done)) else {
+            return false;
+        };
+        let (params, limiter) = (self.params.clone(), self.limiter.clone());
+        let refill = Backfill::refill(params, limiter, Arc::clone(&self.control), subscription, start);
+        self.mode = Mode::Backfill(refill.into_stream());
+        self.is_refilling = true;
+        true
     }
 
     fn start_backfill(&mut self, live: Option<Subscription>) {
@@ -224,8 +302,14 @@ impl ReplicaStream {
     /// resume even if it is disconnected before the first line.
     fn go_live(&mut self, mut subscription: Subscription) {
         self.control.mark_started();
+        let is_refilled = std::mem::take(&mut self.is_refilling);
+        if is_refilled {
+            self.refilled_at = Some(Instant::now());
+        }
         subscription.reader.report_progress(Arc::clone(&self.control));
+        // After a refill the next line has a position, and a gap may come before it.
         if self.position.is_none()
+            && !is_refilled
             && let Some((instance, position)) = subscription.reader.position()
         {
             let cursor = Cursor { replica: self.params.replica.clone(), instance, position };
@@ -234,11 +318,16 @@ impl ReplicaStream {
         self.mode = Mode::Live(subscription);
     }
 
-    fn queue_lag_gap(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
+    /// Continues after the entries that were evicted, with a gap for them.
+    fn skip(&mut self, cause: GapCause) {
+        let Mode::Live(subscription) = &mut self.mode else { return };
+        // Never `None`: a ring that has evicted entries has a newer one.
+        let Some(Loss { lines, bytes, exact, next }) = subscription.reader.skip() else {
+            return self.resubscribe();
+        };
         let position = next.instance.clone().map(|instance| (instance, next.start));
-        let gap =
-            Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
-        let run = self.unannounced_run(next);
+        let gap = Gap { cause, lines, bytes, exact, from: self.last_time, to: next.first_time() };
+        let run = self.unannounced_run(&next);
         self.pending.push_back(Content::Gap(position, gap));
         if let Some(run) = run {
             let event = Event::started(&run);
@@ -249,7 +338,8 @@ impl ReplicaStream {
     /// Returns the run of `next`, if its start event was lost in the gap.
     fn unannounced_run(&self, next: &Entry) -> Option<Run> {
         let instance = next.instance.as_ref()?;
-        let (current, _) = self.position.as_ref()?;
+        let current = self.changed_run.as_ref().map(|(run, _)| run);
+        let current = current.or(self.position.as_ref().map(|(run, _)| run))?;
         if current == instance || matches!(next.kind, EntryKind::Event(_)) {
             return None;
         }
@@ -259,6 +349,17 @@ impl ReplicaStream {
 
     /// Encodes the content for this follower.
     fn send(&mut self, content: Content, batch: &mut Batch) {
+        match &content {
+            Content::Event(run, event) => {
+                let change = run.clone().zip(event.run_change());
+                if change.is_some() && change == self.changed_run {
+                    // The ring has sent it, before the follower lagged.
+                    return;
+                }
+                self.changed_run = change.or(self.changed_run.take());
+            }
+            Content::Lines(..) | Content::Gap(..) | Content::Cursor(_) => self.changed_run = None,
+        }
         let BackfillParams { context, replica, representation, .. } = &self.params;
         let encoder = Encoder { replica, names: context.names, representation: *representation };
         let within_line = self.within_line;
@@ -327,4 +428,16 @@ fn live_message(
         (_, None) => {}
     }
     message
+}
+
+/// Records whether the entry begins or ends a run.
+fn record_run_change(changed_run: &mut Option<(Instance, RunChange)>, entry: &Entry) {
+    match &entry.kind {
+        EntryKind::Event(event) => {
+            if let (Some(run), Some(change)) = (&entry.instance, event.run_change()) {
+                *changed_run = Some((run.clone(), change));
+            }
+        }
+        EntryKind::Lines(..) | EntryKind::Gap(_) => *changed_run = None,
+    }
 }

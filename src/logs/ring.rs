@@ -25,6 +25,7 @@ use super::representation::Representation;
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
+use crate::model::time::LogTime;
 
 mod entry;
 mod lag;
@@ -34,8 +35,11 @@ pub use self::entry::Entry;
 pub(crate) use self::entry::{AmbiguousRange, EntryKind};
 pub(crate) use self::lag::LaggingFollower;
 pub use self::lag::{Backlog, LagReport};
-pub(crate) use self::reader::JoinOutcome;
 pub use self::reader::{Entries, ReadOutcome, RingReader};
+pub(crate) use self::reader::{JoinLimit, JoinOutcome, Loss};
+
+/// Most runs whose first line is remembered: those that a refill may have to read.
+const BEGUN_RUNS_MAX: usize = 4;
 
 /// The ring of one replica. The actor writes to it; each follower has a [`RingReader`].
 #[derive(Debug)]
@@ -67,6 +71,8 @@ struct State {
     head: Option<Head>,
     /// Positions of the head's run that cannot be compared.
     ambiguous: AmbiguousRange,
+    /// The newest runs that were read from their first line, each with the time of that line once it has come.
+    begun_runs: VecDeque<(Instance, Option<LogTime>)>,
     /// One slot per reader, with its waker while it waits.
     waiters: Slab<Option<Waker>>,
     /// Incremented by each change.
@@ -128,6 +134,10 @@ impl Ring {
         let span = (Position::START, Position::START);
         let mut state = self.state.lock();
         state.forget_lines();
+        if state.begun_runs.len() == BEGUN_RUNS_MAX {
+            state.begun_runs.pop_front();
+        }
+        state.begun_runs.push_back((instance.clone(), None));
         state.push(Some(instance.clone()), EntryKind::Event(Box::new(event)), span, message, Instant::now());
         state.set_head(instance, Position::START, Contiguity::Contiguous);
         self.evict_and_notify(state);
@@ -150,6 +160,12 @@ impl Ring {
             let (start, end) = (chunk.start, chunk.end);
             if let Some(line) = chunk.line_ends.first() {
                 state.ambiguous.record_line(start, line.time);
+                if start == Position::START
+                    && let Some((run, first @ None)) = state.begun_runs.back_mut()
+                    && run == instance
+                {
+                    *first = Some(line.time);
+                }
             }
             let kind = EntryKind::Lines(chunk, contiguity);
             state.push(Some(instance.clone()), kind, (start, end), message, read_at);
@@ -192,6 +208,12 @@ impl Ring {
     /// Returns the run that the actor reads and the position of the newest line, if a log was opened.
     pub(crate) fn head(&self) -> Option<(Instance, Position)> {
         self.state.lock().head.as_ref().map(|head| (head.instance.clone(), head.position))
+    }
+
+    /// Returns the time of the run's first line, if it was read from there.
+    pub(crate) fn first_time(&self, instance: &Instance) -> Option<LogTime> {
+        let state = self.state.lock();
+        state.begun_runs.iter().find(|(run, _)| run == instance)?.1
     }
 
     /// Creates a reader of the entries that are pushed from now on.
@@ -241,6 +263,7 @@ impl State {
             open: OpenLines::default(),
             head: None,
             ambiguous: AmbiguousRange::default(),
+            begun_runs: VecDeque::new(),
             waiters: Slab::new(),
             version: 0,
             closed: false,

@@ -16,7 +16,7 @@ pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, EventOrigin,
     EventWatchFailure, ForwardedMethod, Handshake, Method, PlatformName, PublishedMethod, ReadKind,
-    RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
+    RefillStart, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

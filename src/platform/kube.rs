@@ -220,7 +220,8 @@ impl KubePlatform {
             namespace,
             instance: request.instance.clone(),
         };
-        Box::pin(log::open(log, run, request.from, request.follow, started))
+        let request = request.clone();
+        Box::pin(async move { log::open(log, run, &request, started).await })
     }
 
     async fn delete(&self, request: RestartRequest) -> Result<(), Error> {

@@ -269,7 +269,7 @@ impl LocalPlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest { lease, replica, instance, from, follow } = request;
+        let TailRequest { lease, replica, instance, from, follow, .. } = request;
         let not_found = || Error::NotFound(format!("log of {replica}, run {instance}"));
         let lease = self.lease(&lease)?;
         let handle = lease.replicas.get(&replica).ok_or_else(not_found)?;

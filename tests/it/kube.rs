@@ -6,6 +6,7 @@ mod crds;
 mod events;
 mod kubelet_faults;
 mod outages;
+mod refill;
 mod rollouts;
 mod stale;
 mod start;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use leasemux::edge::admin::Exporter;
 use leasemux::model::id::{Instance, LeaseId, Replica};
+use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::view::ReplicaState;
@@ -95,10 +97,14 @@ fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
 
 impl Scenario {
     async fn new(count: u32) -> Self {
+        Self::with_limits(count, Limits::default()).await
+    }
+
+    async fn with_limits(count: u32, limits: Limits) -> Self {
         let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
         let exporter = Exporter::new().unwrap();
         let platform = connect_counted(&cluster, &dir, &exporter).await.unwrap();
-        Self::of(cluster, platform, exporter, dir, count)
+        Self::of(cluster, platform, exporter, dir, count, limits)
     }
 
     fn of(
@@ -107,8 +113,10 @@ impl Scenario {
         exporter: Exporter,
         dir: tempfile::TempDir,
         count: u32,
+        limits: Limits,
     ) -> Self {
-        let gateway = Gateway::on(Arc::clone(&platform) as Arc<dyn leasemux::platform::Platform>);
+        let on = Arc::clone(&platform) as Arc<dyn leasemux::platform::Platform>;
+        let gateway = Gateway::on_with(on, limits);
         let (owner, certificate) = gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
         cluster.lease(&lease, SERVICE, count);
@@ -541,8 +549,14 @@ async fn read(
     instance: &Instance,
 ) -> Result<Vec<String>, Error> {
     let replica = Replica { service: SERVICE.parse().unwrap(), index: 0 };
-    let request =
-        TailRequest { lease: lease.clone(), replica, instance: instance.clone(), from, follow: false };
+    let request = TailRequest {
+        lease: lease.clone(),
+        replica,
+        instance: instance.clone(),
+        from,
+        lines_after: None,
+        follow: false,
+    };
     let mut tail = platform.tail(request).await?;
     let mut lines = Vec::new();
     while let Some(item) = tail.items.next().await {
@@ -701,7 +715,7 @@ async fn platform_waits_for_api_server_and_resumes() {
         cluster.resume().await;
         starting.await.unwrap()
     };
-    let scenario = Scenario::of(cluster, platform, Exporter::new().unwrap(), dir, 1);
+    let scenario = Scenario::of(cluster, platform, Exporter::new().unwrap(), dir, 1, Limits::default());
     let first = scenario.run("a");
     scenario.shows(&[1]).await;
     let mut follower = scenario.follow().await;

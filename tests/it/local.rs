@@ -109,7 +109,8 @@ impl Fixture {
 
     async fn tail(&self, instance: &Instance, follow: bool) -> Tail {
         let (lease, replica, instance, from) = (lease(), web(), instance.clone(), ReadFrom::Start);
-        self.platform().tail(TailRequest { lease, replica, instance, from, follow }).await.unwrap()
+        let request = TailRequest { lease, replica, instance, from, lines_after: None, follow };
+        self.platform().tail(request).await.unwrap()
     }
 
     /// Returns lines, bytes and exactness of the gap that the newest run's log begins with.
@@ -614,6 +615,7 @@ async fn example_sdl_numbers_its_lines() {
             replica: replica.clone(),
             instance: run.instance,
             from: ReadFrom::Start,
+            lines_after: None,
             follow: false,
         };
         let items = platform.tail(request).await.unwrap().items;

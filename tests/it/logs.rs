@@ -13,6 +13,7 @@ use crate::support::reason;
 mod backfill;
 mod failing;
 mod lag;
+mod refill;
 mod runs;
 mod unfinished;
 mod unreadable;

@@ -165,6 +165,7 @@ impl<E: Environment> Stage<E> {
             replica: replica(SERVICE, index),
             instance,
             from,
+            lines_after: None,
             follow,
         }
     }

@@ -66,9 +66,9 @@ enum Action {
         replica: u32,
         failing: bool,
     },
-    /// Opens a follower: one that ends when it lags, or of the published proto, one with fewer notices.
+    /// Opens a follower. One of the published proto has fewer notices instead of `OnLag::Close`.
     Open {
-        option: bool,
+        on_lag: OnLag,
         protocol: Protocol,
     },
     /// Reads up to this many responses, without waiting.
@@ -87,6 +87,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let replica = 0..REPLICAS;
+    let on_lag = prop_oneof![1 => Just(OnLag::Drop), 1 => Just(OnLag::Close), 2 => Just(OnLag::Refill)];
     let protocol = prop_oneof![Just(Protocol::Draft), Just(Protocol::WebSocket), Just(Protocol::Published)];
     let length = prop_oneof![8 => 1..300_usize, 1 => 300..40_000_usize];
     prop_oneof![
@@ -96,7 +97,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
-        3 => (any::<bool>(), protocol).prop_map(|(option, protocol)| Action::Open { option, protocol }),
+        3 => (on_lag, protocol).prop_map(|(on_lag, protocol)| Action::Open { on_lag, protocol }),
         6 => (0..FOLLOWERS_MAX, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
         2 => (0..FOLLOWERS_MAX).prop_map(|follower| Action::Reconnect { follower }),
         3 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
@@ -210,32 +211,36 @@ impl Scenario {
                     self.has_failed[replica as usize] |= failing;
                 }
             }
-            Action::Open { option, protocol } => self.open(option, protocol).await,
+            Action::Open { on_lag, protocol } => self.open(on_lag, protocol).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
             Action::Reconnect { follower } => self.reconnect(follower).await,
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
-    async fn open(&mut self, option: bool, protocol: Protocol) {
+    async fn open(&mut self, on_lag: OnLag, protocol: Protocol) {
         if self.followers.len() == FOLLOWERS_MAX {
             return;
         }
         self.followers.push(match protocol {
             Protocol::WebSocket => {
-                let query = if option { "follow=true&on_lag=close" } else { "follow=true" };
+                let query = match on_lag {
+                    OnLag::Drop => "follow=true",
+                    OnLag::Refill => "follow=true&on_lag=refill",
+                    OnLag::Close => "follow=true&on_lag=close",
+                };
                 let stream = Box::new(open_by_certificate(&self.setup, query).await);
                 Follower::WebSocket { stream, query }
             }
             Protocol::Draft => {
-                let on_lag = if option { OnLag::Close } else { OnLag::Drop };
                 let request =
                     ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
                 let stream = self.setup.open(request.clone()).await.unwrap();
                 Follower::Grpc { stream: Some(Box::new(stream)), request }
             }
             Protocol::Published => {
-                Follower::Published(self.open_published(if option { "loss" } else { "all" }).await)
+                let notices = if on_lag == OnLag::Close { "loss" } else { "all" };
+                Follower::Published(self.open_published(notices).await)
             }
         });
     }
@@ -391,10 +396,24 @@ impl Scenario {
                 self.resume(&mut follower).await;
             }
         }
+        if follower.is_refilled() {
+            for replica in 0..REPLICAS {
+                // The logs still have all lines.
+                assert_eq!(follower.received().lag_gaps("web", replica), 0, "{:?}", follower.received());
+            }
+        }
     }
 }
 
 impl Follower {
+    fn is_refilled(&self) -> bool {
+        match self {
+            Self::Grpc { request, .. } => request.on_lag() == OnLag::Refill,
+            Self::WebSocket { query, .. } => query.ends_with("refill"),
+            Self::Published(_) => false,
+        }
+    }
+
     fn received(&self) -> &Received {
         match self {
             Self::Grpc { stream, .. } => &stream.as_ref().expect("a follower always has a stream").received,
@@ -460,7 +479,7 @@ proptest! {
 #[test]
 fn gap_ends_within_line_that_ring_cannot_hold() {
     let print = |lines, length| Action::Print { replica: 0, lines, length };
-    let open = |protocol| Action::Open { option: false, protocol };
+    let open = |protocol| Action::Open { on_lag: OnLag::Drop, protocol };
     let actions = vec![
         open(Protocol::Draft),
         print(1, 1),

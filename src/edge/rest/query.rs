@@ -176,8 +176,9 @@ fn parse_tail(value: &str) -> Result<Option<u32>, String> {
 fn parse_on_lag(value: &str) -> Result<LagPolicy, String> {
     match value {
         "drop" => Ok(LagPolicy::Drop),
+        "refill" => Ok(LagPolicy::Refill),
         "close" => Ok(LagPolicy::Close),
-        _ => Err(invalid("on_lag", "must be drop or close")),
+        _ => Err(invalid("on_lag", "must be drop, refill or close")),
     }
 }
 
@@ -305,7 +306,8 @@ mod tests {
     fn own_parameters_are_checked() {
         assert_eq!(parse("on_lag=close").on_lag, LagPolicy::Close);
         assert_eq!(parse("on_lag=drop&notices=none").notices, Some(Notices::None));
-        assert_eq!(error("on_lag=refill"), "parameter \"on_lag\" must be drop or close");
+        assert_eq!(parse("on_lag=refill").on_lag, LagPolicy::Refill);
+        assert_eq!(error("on_lag=skip"), "parameter \"on_lag\" must be drop, refill or close");
         assert_eq!(error("notices=some"), "parameter \"notices\" must be all, loss or none");
     }
 

@@ -4,14 +4,16 @@ use std::ops::Range;
 use std::time::Duration;
 
 use futures_core::stream::BoxStream;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 
-use super::{AfterFailure, Backfill, BackfillEvent, Failures, Stage};
+use super::{AfterFailure, Backfill, BackfillEvent, Failures, LOOKAHEAD, Stage};
+use crate::logs::actor::Subscription;
 use crate::logs::chunk::Chunker;
-use crate::logs::ring::{AmbiguousRange, JoinOutcome};
+use crate::logs::ring::{AmbiguousRange, JoinLimit, JoinOutcome};
 use crate::model::id::Instance;
-use crate::model::line::{GapCause, Line, LineBatch};
+use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::position::Position;
+use crate::model::time::LogTime;
 use crate::platform::{self, ReadFrom, TailItem};
 
 /// A backfill that has read up to the head, but cannot join there, checks this often whether others need its
@@ -23,6 +25,10 @@ pub(super) struct Log {
     instance: Instance,
     chunker: Chunker,
     items: BoxStream<'static, Result<TailItem, platform::Error>>,
+    /// The position to resume at, until the log's first line or gap was read.
+    resumed_at: Option<Position>,
+    /// With a refill that reads a run from its first line: the time of that line.
+    first_time: Option<LogTime>,
     /// The first item must be read before joining: it may be a gap.
     is_fresh: bool,
     /// A line of it was read.
@@ -66,32 +72,53 @@ impl Backfill {
         if let Err(stage) = self.acquire_permit(position).await {
             return stage;
         }
+        let refilled = self.live.as_ref().filter(|_| self.refill.is_some());
+        let is_start = matches!(from, ReadFrom::Start | ReadFrom::After(Position::START));
+        let first_time =
+            refilled.filter(|_| is_start).and_then(|live| live.reader.ring().first_time(&instance));
+        let (from, resumed_at) = match from {
+            // The first line shows whether lines are missing before it. The source could only guess.
+            _ if first_time.is_some() => (ReadFrom::Start, Some(Position::START)),
+            ReadFrom::After(position) => (from, Some(position)),
+            _ => (from, None),
+        };
         match self.tail(instance.clone(), from, self.live.is_some()).await {
             Ok(tail) => {
                 self.position = Some((instance.clone(), tail.start));
-                Stage::Read(Log {
+                Stage::Read(Box::new(Log {
                     instance,
                     chunker: Chunker::new(tail.start),
-                    items: tail.items,
+                    items: tail.items.fuse().boxed(),
+                    resumed_at,
+                    first_time,
                     // If the log does not start at the requested position, lines after that position are
                     // lost.
-                    is_fresh: matches!(from, ReadFrom::After(position) if position != tail.start),
+                    is_fresh: resumed_at.is_some_and(|position| position != tail.start),
                     has_lines: false,
                     ambiguous: AmbiguousRange::default(),
-                })
+                }))
             }
             Err(error) => self.failed(instance, from, &error).await,
         }
     }
 
     /// Joins the ring if possible, otherwise reads the next item of the log.
-    pub(super) async fn read(&mut self, mut log: Log) -> Stage {
+    pub(super) async fn read(&mut self, mut log: Box<Log>) -> Stage {
         let attempt = if std::mem::take(&mut log.is_fresh) {
             JoinAttempt::IgnoreRing
         } else {
             self.try_join(&log.instance, log.chunker.position(), log.ambiguous)
         };
-        match self.wait(&mut log, attempt).await {
+        let event = self.wait(&mut log, attempt).await;
+        let position = log.resumed_at.unwrap_or(log.chunker.position());
+        if let WaitEvent::Item(Some(Ok(TailItem::Lines(_) | TailItem::Gap(_)))) = event {
+            log.resumed_at = None;
+        }
+        let is_cut = match &event {
+            WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) => log.misses_first_line(batch),
+            _ => false,
+        };
+        match event {
             WaitEvent::Next(stage) => stage,
             WaitEvent::Quiet if self.limiter.is_exhausted(self.params.lease.owner()) => {
                 Stage::AwaitRing(log.instance, log.chunker.position())
@@ -99,28 +126,51 @@ impl Backfill {
             WaitEvent::RingChanged
             | WaitEvent::Quiet
             | WaitEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => Stage::Read(log),
+            WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) if is_cut => {
+                // The first lines of the run were rotated away.
+                log.unread(Ok(TailItem::Lines(batch)));
+                let gap = SourceGap {
+                    cause: GapCause::Rotated,
+                    lines: 0,
+                    bytes: 0,
+                    exact: false,
+                    after: log.chunker.position(),
+                };
+                self.read_gap(log, position, gap).await
+            }
             WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = Failures::default();
                 self.limiter.throttle(self.params.lease.owner(), batch.data.len()).await;
+                self.record_refilled(&batch);
                 self.queue_lines(&mut log, batch);
-                Stage::Read(log)
-            }
-            WaitEvent::Item(Some(Ok(TailItem::Gap(gap)))) => {
-                log.chunker.skip_to(gap.after);
-                // After a gap at the start, lines are counted from a known position.
-                if log.has_lines && !gap.exact {
-                    log.ambiguous.record_gap();
+                let position = log.chunker.position();
+                if !log.ambiguous.contains(position) && self.must_give_turn() {
+                    return Stage::Open(log.instance, ReadFrom::After(position));
                 }
-                self.position = Some((log.instance.clone(), gap.after));
-                self.queue_gap(&gap);
                 Stage::Read(log)
             }
+            WaitEvent::Item(Some(Ok(TailItem::Gap(gap)))) => self.read_gap(log, position, gap).await,
             WaitEvent::Item(Some(Err(error))) => {
-                let from = ReadFrom::After(log.chunker.position());
-                self.failed(log.instance, from, &error).await
+                self.failed(log.instance, ReadFrom::After(position), &error).await
             }
             WaitEvent::Item(None) => Stage::RunEnded(log.instance),
         }
+    }
+
+    /// Handles a gap that the log has at `position`.
+    async fn read_gap(&mut self, mut log: Box<Log>, position: Position, gap: SourceGap) -> Stage {
+        if let Some(stage) = self.avoid_gap(&mut log, position, &gap).await {
+            return stage;
+        }
+        log.chunker.skip_to(gap.after);
+        // After a gap at the start, lines are counted from a known position. But a refill must not repeat
+        // lines of that time that the ring counts differently.
+        if (log.has_lines || self.refill.is_some()) && !gap.exact {
+            log.ambiguous.record_gap();
+        }
+        self.position = Some((log.instance.clone(), gap.after));
+        self.queue_gap(&gap);
+        Stage::Read(log)
     }
 
     /// Waits for the next item of the log, or a change of the ring.
@@ -169,14 +219,21 @@ impl Backfill {
         position: Position,
         ambiguous: AmbiguousRange,
     ) -> JoinAttempt {
+        let limit = self.join_limit();
         let Some(live) = self.live.as_mut() else {
             return JoinAttempt::IgnoreRing;
         };
         // With `since`, the ring may hold lines that are too old.
         let must_read = ambiguous.contains(position)
             || self.since.is_some_and(|since| live.reader.has_older_lines(instance, position, since));
-        match live.reader.join(instance, position) {
-            JoinOutcome::Joined(parts) if !must_read => {
+        let outcome = if must_read {
+            live.reader.mark_seen();
+            JoinOutcome::ReadLog
+        } else {
+            live.reader.join(instance, position, limit)
+        };
+        match outcome {
+            JoinOutcome::Joined(parts) => {
                 self.queue_chunks(instance, parts);
                 JoinAttempt::Next(Stage::Done)
             }
@@ -185,9 +242,9 @@ impl Backfill {
                 JoinAttempt::IgnoreRing
             }
             _ if live.reader.is_closed() => JoinAttempt::Next(Stage::End(BackfillEvent::ActorEnded)),
-            JoinOutcome::AheadOfRing if !must_read => JoinAttempt::AheadOfRing,
-            JoinOutcome::AtHead if !must_read => JoinAttempt::AtHead,
-            _ => JoinAttempt::ReadLog,
+            JoinOutcome::AheadOfRing => JoinAttempt::AheadOfRing,
+            JoinOutcome::AtHead => JoinAttempt::AtHead,
+            JoinOutcome::ReadLog => JoinAttempt::ReadLog,
         }
     }
 
@@ -243,8 +300,94 @@ impl Backfill {
             AfterFailure::Skip => {}
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
+        if let ReadFrom::After(position) = from
+            && let Some(skip) = self.skip_in_ring(&instance, position, None, cause)
+        {
+            return skip;
+        }
         self.queue_unknown_gap(cause);
         Stage::RunEnded(instance)
+    }
+}
+
+// === impl Backfill: refills ===
+
+impl Backfill {
+    /// Counts lines of the log that the follower did not get from the ring.
+    fn record_refilled(&mut self, batch: &LineBatch) {
+        let Some(live) = self.live.as_mut().filter(|_| self.refill.is_some()) else { return };
+        let lines = batch.lines.iter().filter(|line| line.ends).count() as u64;
+        let bytes = batch.data.len() as u64;
+        self.params.context.metrics.refilled_lines.increment(lines);
+        self.params.context.metrics.refilled_bytes.increment(bytes);
+        live.reader.record_refilled(lines, bytes, true);
+    }
+
+    /// Handles a gap that the log reports at `position`. Returns the next stage of a refill that the ring has
+    /// older lines for than the log. Otherwise the gap must be sent.
+    async fn avoid_gap(&mut self, log: &mut Log, position: Position, gap: &SourceGap) -> Option<Stage> {
+        let live = self.live.as_mut().filter(|_| self.refill.is_some())?;
+        if gap.exact {
+            // The log itself records it, so the ring has it as well.
+            live.reader.record_refilled(gap.lines, gap.bytes, true);
+            return None;
+        }
+        if !log.ambiguous.contains(position)
+            && let JoinOutcome::Joined(parts) = live.reader.join(&log.instance, position, JoinLimit::None)
+        {
+            self.queue_chunks(&log.instance, parts);
+            return Some(Stage::Done);
+        }
+        let time = log.next_time().await;
+        let skip = self.skip_in_ring(&log.instance, position, time, gap.cause);
+        if skip.is_none()
+            && let Some(live) = &mut self.live
+        {
+            live.reader.record_refilled(gap.lines, gap.bytes, false);
+        }
+        skip
+    }
+
+    /// Returns the stage that continues a refill in the ring, after lines that the log has lost since
+    /// `position`. `None` if the ring does not have the lines after them: the log's next line, at `time`, is
+    /// older.
+    pub(super) fn skip_in_ring(
+        &mut self,
+        instance: &Instance,
+        position: Position,
+        time: Option<LogTime>,
+        cause: GapCause,
+    ) -> Option<Stage> {
+        let is_older = |live: &Subscription| live.reader.holds_older(instance, position, time);
+        let live = self.live.take_if(|live| self.refill.is_some() && is_older(live))?;
+        Some(Stage::End(BackfillEvent::Skip(Box::new(live), cause)))
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    /// Puts back an item, which is read again next.
+    fn unread(&mut self, item: Result<TailItem, platform::Error>) {
+        let rest = std::mem::replace(&mut self.items, stream::empty().boxed());
+        self.items = stream::iter([item]).chain(rest).boxed();
+    }
+
+    /// Whether a run's first lines are missing before this batch. Asked for the first batch only.
+    fn misses_first_line(&mut self, batch: &LineBatch) -> bool {
+        let (first, next) = (self.first_time.take(), batch.lines.first());
+        first.zip(next).is_some_and(|(first, next)| next.time != first)
+    }
+
+    /// Returns the time of the next line, if it comes soon.
+    async fn next_time(&mut self) -> Option<LogTime> {
+        let item = tokio::time::timeout(LOOKAHEAD, self.items.next()).await.ok()??;
+        let time = match &item {
+            Ok(TailItem::Lines(batch)) => batch.lines.first().map(|line| line.time),
+            _ => None,
+        };
+        self.unread(item);
+        time
     }
 }
 

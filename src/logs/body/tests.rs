@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::logs::LagPolicy;
 use crate::logs::actor::ActorContext;
 use crate::logs::entry_name::NameStyle;
 use crate::logs::notice::Notices;
@@ -22,7 +23,7 @@ use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, ServiceView};
+use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, RunEnd, ServiceView};
 use crate::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
 /// Longer than any event in these tests takes.
@@ -178,7 +179,7 @@ impl Polled {
     /// Follows the replicas of `view`, at most `replicas` at a time.
     fn new(view: watch::Receiver<Arc<LeaseView>>, replicas: usize) -> Self {
         let range = ReadRange::Follow(BackfillFilter::default());
-        Self::of(Arc::new(EmptyPlatform), view, replicas, range, Representation::Plain)
+        Self::of(Arc::new(EmptyPlatform), view, replicas, range, Representation::Plain, LagPolicy::Drop)
     }
 
     /// Reads the one log of `platform`.
@@ -189,7 +190,7 @@ impl Polled {
         let service = ServiceView { replicas: [(0, replica)].into(), ..ServiceView::default() };
         let services = [("web".parse().unwrap(), service)].into();
         let (views, view) = watch::channel(Arc::new(LeaseView { services, ..LeaseView::default() }));
-        let polled = Self::of(Arc::new(platform), view, 1, range, representation);
+        let polled = Self::of(Arc::new(platform), view, 1, range, representation, LagPolicy::Drop);
         Self { _views: Some(views), ..polled }
     }
 
@@ -199,6 +200,7 @@ impl Polled {
         replicas: usize,
         range: ReadRange,
         representation: Representation,
+        on_lag: LagPolicy,
     ) -> Self {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let request = LogsRequest {
@@ -206,7 +208,7 @@ impl Polled {
             filter: Filter::everything(),
             range,
             representation,
-            on_lag: LagPolicy::Drop,
+            on_lag,
             resume: HashMap::new(),
         };
         let mut limits = Limits::default();
@@ -399,4 +401,162 @@ async fn lagging_websocket_gets_exact_gap() {
             assert_eq!(check_loss(&frames, 2_020), [""; 0]);
         }
     }
+}
+
+/// A platform with the growing logs of two runs.
+#[derive(Debug)]
+struct TwoRuns {
+    /// The numbered lines of each log, and whether it has ended.
+    logs: [watch::Sender<(std::ops::Range<u64>, bool)>; 2],
+    /// Runs whose logs were opened, and where.
+    opened: Mutex<Vec<(usize, ReadFrom)>>,
+}
+
+/// Width of the numbers of these lines: a ring holds a few hundred.
+const WIDTH: usize = 200;
+
+impl Platform for TwoRuns {
+    fn name(&self) -> &'static str {
+        "two"
+    }
+
+    fn watch(&self, _: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        Box::pin(async { Err(Error::NotFound("no lease".into())) })
+    }
+
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+        let run = request.instance.run_number() as usize;
+        self.opened.lock().push((run, request.from));
+        let log = self.logs[run].subscribe();
+        let lines = log.borrow().0.clone();
+        // Each line has its number as time.
+        let next = match request.from {
+            ReadFrom::Start | ReadFrom::After(Position::START) => lines.start,
+            ReadFrom::Last(0) => lines.end,
+            ReadFrom::After(position) => u64::try_from(position.time.as_nanos()).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let start = if next == lines.start { Position::START } else { after(next) };
+        let items = futures_util::stream::unfold((log, next), |(mut log, next)| async move {
+            loop {
+                let (lines, ended) = log.borrow_and_update().clone();
+                if next < lines.end {
+                    let end = lines.end.min(next + 100);
+                    return Some((Ok(timed(next..end)), (log, end)));
+                }
+                if ended || log.changed().await.is_err() {
+                    return None;
+                }
+            }
+        });
+        Box::pin(async move { Ok(Tail { start, unfinished: [false; 2], items: items.boxed() }) })
+    }
+
+    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Err(Error::NotFound("no replica".into())) })
+    }
+}
+
+/// The position before the line with this number.
+fn after(number: u64) -> Position {
+    Position { time: LogTime::from_nanos(i64::try_from(number).unwrap()), ordinal: 1, offset: 0 }
+}
+
+/// Numbered lines; the time of each is the number of the next one.
+fn timed(range: std::ops::Range<u64>) -> TailItem {
+    let (mut data, mut lines) = (Vec::new(), Vec::new());
+    for number in range {
+        data.extend_from_slice(format!("line {number:0WIDTH$}\n").as_bytes());
+        let after = after(number + 1);
+        lines.push(Line::whole(data.len(), after.time, after));
+    }
+    TailItem::Lines(LineBatch { data: data.into(), lines })
+}
+
+/// A view of one replica with this number of runs, of which all but the last one have ended, and also that one
+/// with `ended`.
+fn runs(count: u32, ended: bool) -> Arc<LeaseView> {
+    let run = |number: u32| {
+        let end =
+            RunEnd { time: LogTime::from_nanos(2), exit_code: Some(1), signal: None, reason: "Error".into() };
+        Run {
+            instance: Instance::new("uid", "web", number).unwrap(),
+            started: LogTime::from_nanos(1),
+            end: (ended || number + 1 < count).then_some(end),
+            log_is_gone: false,
+        }
+    };
+    let replica = ReplicaView {
+        state: ReplicaState::Running,
+        runs: (0..count).map(run).collect(),
+        ..ReplicaView::default()
+    };
+    let service = ServiceView { replicas: [(0, replica)].into(), ..ServiceView::default() };
+    Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ..LeaseView::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn refill_continues_after_the_last_event_that_was_sent() {
+    for sees_start in [false, true] {
+        let platform = Arc::new(TwoRuns {
+            logs: [(0..10, false), (10..10, false)].map(watch::Sender::new),
+            opened: Mutex::default(),
+        });
+        let (views, view) = watch::channel(runs(1, false));
+        let range = ReadRange::Follow(BackfillFilter::default());
+        let representation = Representation::WebSocket(Notices::All);
+        let on = Arc::clone(&platform) as Arc<dyn Platform>;
+        let mut polled = Polled::of(on, view, 1, range, representation, LagPolicy::Refill);
+        let mut frames = vec![polled.sent_bytes().await];
+        assert_eq!(check_loss(&frames, 10), [""; 0]);
+        platform.logs[0].send_modify(|log| log.1 = true);
+        views.send_replace(runs(1, true));
+        frames.push(polled.sent_bytes().await);
+        assert_eq!(check_loss(&frames, 10), ["ended"]);
+        if sees_start {
+            views.send_replace(runs(2, false));
+            frames.push(polled.sent_bytes().await);
+        }
+        platform.opened.lock().clear();
+        // Not polled meanwhile: the ring evicts the start of the run.
+        views.send_replace(runs(2, false));
+        for end in 1..=40 {
+            platform.logs[1].send_modify(|log| log.0.end = 10 + 50 * end);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let before = platform.opened.lock().len();
+        frames.push(polled.sent_bytes().await);
+        assert_eq!(check_loss(&frames, 2_010), ["ended", "started"], "{sees_start}");
+        assert_eq!(polled.body.control.lost_lines(), 0);
+        // Neither is the first run read again, nor is the second one begun twice.
+        assert_eq!(platform.opened.lock()[before..], [(1, ReadFrom::Start)]);
+        // It is live again.
+        platform.logs[1].send_modify(|log| log.0.end += 1);
+        frames.push(polled.sent_bytes().await);
+        assert_eq!(check_loss(&frames, 2_011), ["ended", "started"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refilled_websocket_loses_no_line() {
+    let platform = Arc::new(TwoRuns {
+        logs: [(0..10, false), (0..0, false)].map(watch::Sender::new),
+        opened: Mutex::default(),
+    });
+    let (_views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });
+    let representation = Representation::WebSocket(Notices::All);
+    let on = Arc::clone(&platform) as Arc<dyn Platform>;
+    let mut polled = Polled::of(on, view, 1, range, representation, LagPolicy::Refill);
+    assert!(polled.sent_bytes().await.is_empty(), "no cursors, and no older lines");
+    for end in 1..=40 {
+        platform.logs[0].send_modify(|log| log.0.end = 10 + 50 * end);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let frames = [polled.sent_bytes().await];
+    let texts: Vec<_> = decode(&frames[0]).into_iter().map(|frame| frame["message"].clone()).collect();
+    let expected: Vec<_> = (10..2_010).map(|number| format!("line {number:0WIDTH$}")).collect();
+    assert_eq!(texts, expected);
+    let opened = platform.opened.lock().clone();
+    assert_eq!(opened, [(0, ReadFrom::Last(0)), (0, ReadFrom::After(after(10)))]);
 }

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -30,6 +30,8 @@ pub(super) struct FollowerProgress {
     lines: AtomicU64,
     /// Bytes before that entry.
     bytes: AtomicU64,
+    /// Evicted lines are read from the log, so they are not lost.
+    refilling: AtomicBool,
 }
 
 /// Entries between a follower and the head, or a part of them.
@@ -85,6 +87,10 @@ impl FollowerProgress {
         self.bytes.store(seen.bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn begin_refill(&self) {
+        self.refilling.store(true, Ordering::Relaxed);
+    }
+
     /// Returns the backlog up to entry `next`, before which lie `totals`.
     fn backlog_to(&self, next: u64, totals: Totals) -> Backlog {
         let until = |to: u64, from: &AtomicU64| to.saturating_sub(from.load(Ordering::Relaxed));
@@ -111,6 +117,7 @@ impl Ring {
             next: AtomicU64::new(next),
             lines: AtomicU64::new(seen.lines),
             bytes: AtomicU64::new(seen.bytes),
+            refilling: AtomicBool::new(false),
         });
         let key = self.followers.lock().insert(Arc::clone(&progress));
         (key, progress)
@@ -160,7 +167,7 @@ impl Ring {
         let Some(oldest) = state.get(unread.max(state.first)) else {
             return (None, Backlog::default());
         };
-        let lost = if unread < state.first {
+        let lost = if unread < state.first && !follower.refilling.load(Ordering::Relaxed) {
             follower.backlog_to(state.first, oldest.totals_before)
         } else {
             Backlog::default()

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
+use super::entry::{AmbiguousRange, Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
 use super::lag::FollowerProgress;
 use super::{Ring, State};
 use crate::logs::chunk::Chunk;
@@ -12,11 +12,11 @@ use crate::logs::representation::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::platform::LinesAfter;
 use crate::stream::StreamControl;
 
-/// A reader joins only where at most this share of the ring lies ahead of it. Closer to the oldest entry, it
-/// would lag at once.
-const JOIN_SHARE: (usize, usize) = (3, 4);
+/// Number of inexact gaps that no ring has: the totals are not exact.
+const INEXACT: u64 = u64::MAX;
 
 /// Reads one ring, at its own pace.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct RingReader {
     /// For each stream, the unfinished line that was counted as lost, by the sequence number of its first
     /// piece. Its later pieces are delivered, but do not count again.
     partly_lost: OpenLines,
+    /// Positions that were ambiguous after the last entry.
+    ambiguous: AmbiguousRange,
     /// The ring's version at the last join or wait.
     seen_version: u64,
     /// Its progress for lag reports, with its key, once it follows live.
@@ -54,19 +56,32 @@ pub enum ReadOutcome {
         /// There may be more, or the ring is closed. Otherwise the reader's waker is registered already.
         more: bool,
     },
-    /// The next entry was evicted. The reader has skipped to `next`.
-    Lagged {
-        /// Lines lost.
-        lines: u64,
-        /// Bytes lost.
-        bytes: u64,
-        /// Whether both are exact.
-        exact: bool,
-        /// The entry that follows.
-        next: Arc<Entry>,
-    },
+    /// The next entry was evicted. The reader stays where it is until it skips or joins.
+    Lagged,
     /// The actor has ended, and all entries were read.
     Closed,
+}
+
+/// The loss of a reader that has skipped evicted entries.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    pub(crate) lines: u64,
+    pub(crate) bytes: u64,
+    /// Whether both are exact.
+    pub(crate) exact: bool,
+    /// The entry that follows.
+    pub(crate) next: Arc<Entry>,
+}
+
+/// Where a backfill may join the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JoinLimit {
+    /// Not in its oldest part, where the reader would lag at once.
+    Usual,
+    /// Only near its head: the follower lagged soon after it had joined.
+    NearHead,
+    /// At any entry that is held.
+    None,
 }
 
 /// Whether a backfill can continue in the ring from its position, or what it must do instead.
@@ -88,7 +103,16 @@ pub(crate) enum JoinOutcome {
 
 impl RingReader {
     pub(super) fn new(ring: Arc<Ring>, waiter: usize, next: u64, seen: Totals) -> Self {
-        Self { ring, waiter, next, seen, partly_lost: [None; 2], seen_version: 0, progress: None }
+        Self {
+            ring,
+            waiter,
+            next,
+            seen,
+            partly_lost: [None; 2],
+            ambiguous: AmbiguousRange::default(),
+            seen_version: 0,
+            progress: None,
+        }
     }
 
     /// Registers the reader for lag reports, as a follower for `stream`.
@@ -152,23 +176,7 @@ impl RingReader {
     ) -> Poll<ReadOutcome> {
         let mut state = self.ring.state.lock();
         if self.next < state.first {
-            return match skip_target(&state) {
-                Some((index, next)) => {
-                    let lagged = ReadOutcome::Lagged {
-                        lines: lost_lines(&next, self.seen, &mut self.partly_lost),
-                        bytes: next.totals_before.bytes - self.seen.bytes,
-                        exact: next.totals_before.inexact_gaps == self.seen.inexact_gaps,
-                        next: Arc::clone(&next),
-                    };
-                    self.next = state.first + index as u64;
-                    self.seen = next.totals_before;
-                    drop(state);
-                    self.store_progress();
-                    Poll::Ready(lagged)
-                }
-                None if state.closed => Poll::Ready(ReadOutcome::Closed),
-                None => register_waker(&mut state, self.waiter, cx),
-            };
+            return Poll::Ready(ReadOutcome::Lagged);
         }
         let mut entries = Entries::default();
         let mut bytes = 0;
@@ -185,7 +193,7 @@ impl RingReader {
                 EntryKind::Gap(_) => self.partly_lost = [None; 2],
             }
             self.next += 1;
-            self.seen = entry.totals_after();
+            (self.seen, self.ambiguous) = (entry.totals_after(), entry.ambiguous);
             *slot = Some(Arc::clone(entry));
         }
         // A closed ring counts as more: the next read then reports the end, for which no waker is called.
@@ -203,6 +211,72 @@ impl RingReader {
         drop(state);
         self.store_progress();
         Poll::Ready(ReadOutcome::Entries { entries, more })
+    }
+
+    /// Skips to the oldest entry that starts a line, after evicted ones. Returns what is lost.
+    pub(crate) fn skip(&mut self) -> Option<Loss> {
+        let state = self.ring.state.lock();
+        // A ring keeps its newest entry, so one that has evicted entries is not empty.
+        let (index, next) = skip_target(&state)?;
+        let loss = Loss {
+            lines: lost_lines(&next, self.seen, &mut self.partly_lost),
+            bytes: next.totals_before.bytes.saturating_sub(self.seen.bytes),
+            exact: next.totals_before.inexact_gaps == self.seen.inexact_gaps,
+            next,
+        };
+        self.next = state.first + index as u64;
+        (self.seen, self.ambiguous) = (loss.next.totals_before, loss.next.ambiguous);
+        drop(state);
+        self.store_progress();
+        Some(loss)
+    }
+
+    /// Begins a refill: the lines that this reader lagged behind are read from the log. Returns `false` if
+    /// that is not possible, since the log may count `position` differently.
+    pub(crate) fn begin_refill(&mut self, position: Position) -> bool {
+        if self.ambiguous.contains(position) {
+            return false;
+        }
+        if let Some((_, progress)) = &self.progress {
+            progress.begin_refill();
+        }
+        true
+    }
+
+    /// Records lines and bytes that the follower got from the log instead of the ring; with `exact` false,
+    /// perhaps more.
+    pub(crate) fn record_refilled(&mut self, lines: u64, bytes: u64, exact: bool) {
+        self.seen.lines = self.seen.lines.saturating_add(lines);
+        self.seen.bytes = self.seen.bytes.saturating_add(bytes);
+        if !exact {
+            self.seen.inexact_gaps = INEXACT;
+        }
+        self.store_progress();
+    }
+
+    /// Returns the lines between the follower and the head.
+    pub(crate) fn lines_behind(&self) -> Option<LinesAfter> {
+        let state = self.ring.state.lock();
+        let count = state.totals.lines.saturating_sub(self.seen.lines);
+        Some(LinesAfter { count, until: state.head.as_ref()?.position.time })
+    }
+
+    /// Whether the ring holds lines of `instance` after `at`, and these begin no later than the log's next
+    /// line, which has `time`; `None`: there is none.
+    pub(crate) fn holds_older(&self, instance: &Instance, at: Position, time: Option<LogTime>) -> bool {
+        let state = self.ring.state.lock();
+        // Where the reader would skip to.
+        let Some((_, oldest)) = skip_target(&state).filter(|_| self.next < state.first) else {
+            return false;
+        };
+        oldest.instance.as_ref() == Some(instance)
+            && at <= oldest.start
+            && time.is_none_or(|time| time >= oldest.start.time)
+    }
+
+    /// Marks the ring's changes so far as seen, for [`RingReader::changed`].
+    pub(crate) fn mark_seen(&mut self) {
+        self.seen_version = self.ring.state.lock().version;
     }
 
     /// Waits until the ring has changed since the last join or wait; does not wait if it is closed. Cancel
@@ -233,8 +307,9 @@ impl RingReader {
     /// Does not join next to a gap of the source: the gap has no position of its own, so it could be reported
     /// twice or not at all. Nor where positions are ambiguous after a gap of unknown size: the backfill may
     /// have read lines within the gap, and would not report the rest of it.
-    pub(crate) fn join(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
-        let state = self.ring.state.lock();
+    pub(crate) fn join(&mut self, instance: &Instance, at: Position, limit: JoinLimit) -> JoinOutcome {
+        let ring = Arc::clone(&self.ring);
+        let state = ring.state.lock();
         self.seen_version = state.version;
         // A backfill reads an earlier run to its end, and joins in the head's run.
         let Some(head) = state.head.as_ref().filter(|head| head.instance == *instance) else {
@@ -250,7 +325,7 @@ impl RingReader {
             if head.contiguity == Contiguity::AfterGap {
                 return JoinOutcome::AtHead;
             }
-            (self.next, self.seen) = head.next;
+            self.continue_at(head.next, state.open, state.ambiguous);
             return JoinOutcome::Joined(Vec::new());
         }
         // Entries of the head's run are the newest, and their ends ascend.
@@ -271,22 +346,23 @@ impl RingReader {
             || is_next_to_gap
             || entry.ambiguous.contains(at)
             || is_unknown_line
-            || self.is_near_eviction(&state, entry)
+            || !self.may_join(&state, entry, limit)
         {
             return JoinOutcome::ReadLog;
         }
         let sequence = state.first + index as u64;
         if at == chunk.start {
-            (self.next, self.seen) = (sequence, entry.totals_before);
+            self.continue_at((sequence, entry.totals_before), entry.open, entry.ambiguous);
             return JoinOutcome::Joined(Vec::new());
         }
-        (self.next, self.seen) = (sequence + 1, entry.totals_after());
+        self.continue_at((sequence + 1, entry.totals_after()), entry.open_after(), entry.ambiguous);
         JoinOutcome::Joined(parts_after(chunk, at))
     }
 
     /// Tries to join after `instance`, whose log was read to its end at position `at`.
     pub(crate) fn join_end(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
-        let state = self.ring.state.lock();
+        let ring = Arc::clone(&self.ring);
+        let state = ring.state.lock();
         self.seen_version = state.version;
         match &state.head {
             // An event after the newest line means that the actor has read the log to its end as well. Then
@@ -294,7 +370,7 @@ impl RingReader {
             Some(head)
                 if head.instance == *instance && (at <= head.position || state.next() > head.next.0) =>
             {
-                (self.next, self.seen) = head.next;
+                self.continue_at(head.next, state.open, state.ambiguous);
                 JoinOutcome::Joined(Vec::new())
             }
             Some(head) if head.instance == *instance => JoinOutcome::AheadOfRing,
@@ -305,7 +381,8 @@ impl RingReader {
     /// Tries to join before the last `lines` lines of the log. Possible if the ring holds them all, of one
     /// run and without a gap. Returns their run, and the wanted lines of an entry that also has older ones.
     pub(crate) fn join_last(&mut self, lines: u64) -> Option<(Instance, Vec<Chunk>)> {
-        let state = self.ring.state.lock();
+        let ring = Arc::clone(&self.ring);
+        let state = ring.state.lock();
         self.seen_version = state.version;
         let head = state.head.as_ref()?;
         let mut wanted = lines;
@@ -324,27 +401,49 @@ impl RingReader {
                 wanted -= count;
                 continue;
             }
-            if self.is_near_eviction(&state, entry) {
+            if !self.may_join(&state, entry, JoinLimit::Usual) {
                 return None;
             }
             let part = chunk.without_lines(usize::try_from(count - wanted).ok()?)?;
             let sequence = state.first + index as u64;
             let instance = head.instance.clone();
             if count == wanted {
-                (self.next, self.seen) = (sequence, entry.totals_before);
+                self.continue_at((sequence, entry.totals_before), entry.open, entry.ambiguous);
                 return Some((instance, Vec::new()));
             }
-            (self.next, self.seen) = (sequence + 1, entry.totals_after());
+            self.continue_at((sequence + 1, entry.totals_after()), entry.open_after(), entry.ambiguous);
             return Some((instance, vec![part]));
         }
         None
     }
 
-    /// Whether a reader that starts at `entry` would soon lag.
-    fn is_near_eviction(&self, state: &State, entry: &Entry) -> bool {
-        let (numerator, denominator) = JOIN_SHARE;
+    /// Whether `limit` allows a reader to start at `entry`.
+    fn may_join(&self, state: &State, entry: &Entry, limit: JoinLimit) -> bool {
+        let Some((numerator, denominator)) = limit.share() else { return true };
         let ahead = state.totals.cost - entry.totals_before.cost + state.lazy_bytes as u64;
-        ahead > (self.ring.max_bytes / denominator * numerator) as u64
+        ahead <= (self.ring.max_bytes / denominator * numerator) as u64
+    }
+
+    /// Continues at the entry with this number, before which lie these totals. A line that was lost in part
+    /// stays counted while it is open.
+    fn continue_at(&mut self, (next, seen): (u64, Totals), open: OpenLines, ambiguous: AmbiguousRange) {
+        (self.next, self.seen, self.ambiguous) = (next, seen, ambiguous);
+        for (lost, open) in self.partly_lost.iter_mut().zip(open) {
+            *lost = lost.filter(|lost| Some(*lost) == open);
+        }
+    }
+}
+
+// === impl JoinLimit ===
+
+impl JoinLimit {
+    /// Returns the share of the ring that may lie ahead of the reader.
+    const fn share(self) -> Option<(usize, usize)> {
+        match self {
+            Self::Usual => Some((3, 4)),
+            Self::NearHead => Some((1, 8)),
+            Self::None => None,
+        }
     }
 }
 
@@ -378,7 +477,7 @@ fn parts_after(chunk: &Chunk, mut at: Position) -> Vec<Chunk> {
 /// that began before `next` and continue after it, since a follower cannot know whether it received all of
 /// their pieces. `partly_lost` has the lines that were counted before they ended, so that none counts twice.
 fn lost_lines(next: &Entry, seen: Totals, partly_lost: &mut OpenLines) -> u64 {
-    let mut lines = next.totals_before.lines - seen.lines;
+    let mut lines = next.totals_before.lines.saturating_sub(seen.lines);
     for (lost, open) in partly_lost.iter_mut().zip(next.open) {
         if lost.is_some() && *lost != open {
             // Counted before, and has ended in between.
@@ -472,7 +571,10 @@ mod tests {
         ring.push_lines(&run, &mut vec![chunk], tokio::time::Instant::now());
         let mut reader = ring.reader();
         for unknown in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
-            assert!(matches!(reader.join(&run, unknown), JoinOutcome::ReadLog), "{unknown:?}");
+            assert!(
+                matches!(reader.join(&run, unknown, JoinLimit::Usual), JoinOutcome::ReadLog),
+                "{unknown:?}"
+            );
         }
         for (known, expected) in [
             (Position::START, &[][..]),
@@ -480,7 +582,9 @@ mod tests {
             (at(9, 0), &["ten\n"]),
             (at(9, 1), &["en\n"]),
         ] {
-            let JoinOutcome::Joined(parts) = reader.join(&run, known) else { panic!("{known:?}") };
+            let JoinOutcome::Joined(parts) = reader.join(&run, known, JoinLimit::Usual) else {
+                panic!("{known:?}")
+            };
             let texts: Vec<_> = parts.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
             assert_eq!(texts, expected, "{known:?}");
         }

@@ -12,8 +12,8 @@ use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
     EventOrigin, EventWatchFailure, FilterSpelling, ForwardedMethod, Handshake, HttpClass, Method,
-    PlatformName, PublishedMethod, ReadKind, RestartResult, RouteTemplate, SourceError, StreamKind,
-    UpstreamFailure, Watched, WebsocketEnd,
+    PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SourceError,
+    StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -156,6 +156,21 @@ catalogue! {
         bytes_lost: Family<Counter, GapCause> = "leasemux_bytes_lost_total" (Bytes),
             "As for `leasemux_lines_lost_total`.";
 
+        /// Refills started: a follower with `on_lag = REFILL` lagged, and its lines are read from the log
+        /// again; by whether it lagged for the first time, or again within 10 s after a refill
+        refills: Family<Counter, RefillStart> = "leasemux_refills_total",
+            "`again` grows steadily: followers are slower than their services print. Each of them keeps a read \
+             of the log open, under the quotas of history reads.";
+
+        /// Lines read from logs by refills
+        refilled_lines: Counter = "leasemux_refilled_lines_total",
+            "As for `leasemux_refilled_bytes_total`.";
+
+        /// Log bytes read from logs by refills
+        refilled_bytes: Counter = "leasemux_refilled_bytes_total" (Bytes),
+            "It exceeds `leasemux_bytes_in_total`: slow followers read the logs more often than the live tails \
+             do.";
+
         /// Time from reading a line to handing it to HTTP/2, in seconds, of the oldest line in each portion
         delivery_delay: Histogram = "leasemux_delivery_delay_seconds" (Seconds) in DELAY_BUCKETS_SECONDS,
             "The median exceeds 50 ms while few followers lag: the gateway lacks CPU.";
@@ -187,7 +202,8 @@ catalogue! {
              ring.";
 
         /// Logs opened at the platform: live tails (one per run that an actor reads, and again after a
-        /// failure) and history reads for followers that request older lines
+        /// failure), history reads for followers that request older lines, and refills of followers that
+        /// lagged
         source_opens: Family<Counter, ReadKind> = "leasemux_source_opens_total",
             "`live` grows much faster than `leasemux_actor_starts_total`: services crash in a loop, or the \
              platform closes tails.";

@@ -9,6 +9,18 @@ label! {
         Live = "live",
         /// A follower's own backfill.
         History = "history",
+        /// The refill of a follower that lagged.
+        Refill = "refill",
+    }
+}
+
+label! {
+    /// How a refill began.
+    pub(crate) enum RefillStart as "lag" {
+        /// The follower lagged.
+        First = "first",
+        /// It lagged soon after a refill.
+        Again = "again",
     }
 }
 

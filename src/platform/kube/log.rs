@@ -28,7 +28,7 @@ use crate::model::id::{Instance, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 use crate::platform::log_files::UNFINISHED_WAIT;
-use crate::platform::{Error, ReadFrom, Tail, TailItem};
+use crate::platform::{Error, Tail, TailItem, TailRequest};
 
 /// Longest wait for the next bytes of a response that ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -116,11 +116,13 @@ struct Reader {
 pub(super) async fn open(
     log: PodLog,
     run: RunWatch,
-    from: ReadFrom,
-    follow: bool,
+    request: &TailRequest,
     started: LogTime,
 ) -> Result<Tail, Error> {
-    let machine = Machine::new(from, follow, started);
+    let mut machine = Machine::new(request.from, request.follow, started);
+    if let Some(lines) = request.lines_after {
+        machine = machine.with_lines_after(lines);
+    }
     let next = Action::Open(machine.query());
     let mut reader = Reader { log, run, machine, response: None, next, due: None };
     let start = loop {

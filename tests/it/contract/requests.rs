@@ -6,7 +6,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use leasemux::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, Limits, STREAM_REPLICAS_MAX};
 use leasemux::model::proto::lease::{
-    Cursor, OnLag, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
+    Cursor, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
     ServiceStatusRequest,
 };
 use leasemux::model::proto::market::LeaseId;
@@ -186,11 +186,6 @@ async fn conflicting_options_are_rejected_by_field() {
     let now = Some(Timestamp::default());
     caller.rejects("resume", |request| (request.resume, request.since) = (vec![cursor(0)], now)).await;
     caller.rejects("resume", |request| (request.resume, request.previous) = (vec![cursor(0)], true)).await;
-    let mut refill = caller.scenario.request();
-    refill.on_lag = OnLag::Refill.into();
-    let status = caller.logs("on_lag", encoded(&refill)).await;
-    check("on_lag", &status, Code::Unimplemented, "NOT_OFFERED");
-    assert!(status.message().contains("REFILL"));
 }
 
 #[tokio::test(start_paused = true)]

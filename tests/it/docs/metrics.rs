@@ -29,7 +29,7 @@ for people, or JSON with `?format=json`. A follower lags when one of these condi
 | `STALLED` | `stalled_seconds` | time since its peer took any sent data |
 | `UNSENT` | `unsent_bytes` | bytes of its stream that were handed to HTTP/2 and not taken by its peer |
 | `ENTRIES`, `LINES`, `BYTES` | `behind_…` | distance from its position to the head of the ring |
-| `LOST LINES` | `lost_lines`, `lost_bytes` | the evicted part of that distance; it will be reported as a gap |
+| `LOST LINES` | `lost_lines`, `lost_bytes` | the evicted part of that distance; it will be reported as a gap. 0 during a refill |
 | `STREAM` | `stream` | number of its stream, until the gateway restarts |
 | `PEER` | `peer` | address of its peer |
 | `REPLICA`, `LEASE` | `replica`, `lease`, `owner` | the followed log |

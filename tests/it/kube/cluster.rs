@@ -89,6 +89,8 @@ struct State {
     patches_refused: usize,
     /// Names of the pods whose logs were opened.
     logs_opened: Vec<String>,
+    /// Number of last lines that the requests for opened logs asked for.
+    tails_asked: Vec<Option<usize>>,
     deleted: Vec<String>,
     asked_since: usize,
     /// The provider's own kinds that are not installed, by plural.
@@ -310,6 +312,11 @@ impl Cluster {
         let from = self.printed(run).len();
         let lines: Vec<String> = (from..from + lines).map(|n| format!("{}/{n}", run.2)).collect();
         self.print_lines(run, &lines, step);
+    }
+
+    /// Returns how many last lines each request for an opened log asked for; `None`: the whole file.
+    pub(crate) fn tails_asked(&self) -> Vec<Option<usize>> {
+        self.lock().tails_asked.clone()
     }
 
     /// Prints these lines.
@@ -752,6 +759,7 @@ impl Cluster {
             return Response::new(http_body_util::Full::from(text).map_err(|never| match never {}).boxed());
         }
         state.logs_opened.push(pod.to_owned());
+        state.tails_asked.push(number("tailLines"));
         state.asked_since += usize::from(since && !query.contains_key("limitBytes"));
         let open = follow.then(|| Follow::begin(self, &mut state, &run.0));
         drop(state);

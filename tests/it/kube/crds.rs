@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use leasemux::edge::admin::Exporter;
+use leasemux::model::limits::Limits;
 use leasemux::model::view::Endpoints;
 use leasemux::platform::Platform as _;
 use serde_json::json;
@@ -39,7 +40,7 @@ async fn later_installed_kinds_are_found_then_not_checked() {
         cluster.set_installed(plural, false);
     }
     let platform = connect_counted(&cluster, &dir, &exporter).await.unwrap();
-    let scenario = Scenario::of(cluster, platform, exporter, dir, 1);
+    let scenario = Scenario::of(cluster, platform, exporter, dir, 1, Limits::default());
     scenario.run("a");
     scenario.shows(&[1]).await;
     let (lease, namespace) = (scenario.lease().clone(), scenario.lease().namespace());

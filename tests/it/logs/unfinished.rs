@@ -3,7 +3,7 @@
 use leasemux::model::id::Instance;
 use leasemux::model::limits::Limits;
 use leasemux::model::line::OutputStream::{self, Stderr, Stdout};
-use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use proptest::prelude::*;
 
 use super::{follow, one_run};
@@ -76,7 +76,9 @@ enum Action {
         more: bool,
         length: usize,
     },
-    Open,
+    Open {
+        refill: bool,
+    },
     /// Reads up to this many responses, without waiting.
     Read {
         follower: usize,
@@ -96,7 +98,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         16 => (any::<bool>(), any::<bool>(), length)
             .prop_map(|(stderr, more, length)| Action::Print { stderr, more, length }),
-        2 => Just(Action::Open),
+        2 => any::<bool>().prop_map(|refill| Action::Open { refill }),
         5 => (0..3_usize, 1..9_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
         3 => (0..3_usize).prop_map(|follower| Action::Reconnect { follower }),
         2 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
@@ -130,15 +132,19 @@ async fn run(actions: Vec<Action>) {
     let (setup, instance) = one_run(limits);
     let mut printer = Printer { run: instance, begun: [false; 2], lines: 0 };
     let request = follow(&setup);
-    let mut followers: Vec<gateway::Stream> = Vec::new();
+    let mut followers: Vec<(gateway::Stream, ServiceLogsRequest)> = Vec::new();
     for action in actions {
         match action {
             Action::Print { stderr, more, length } => {
                 printer.print(&setup, if stderr { Stderr } else { Stdout }, more, length);
             }
-            Action::Open if followers.len() < 3 => followers.push(setup.open(request.clone()).await.unwrap()),
+            Action::Open { refill } if followers.len() < 3 => {
+                let on_lag = if refill { OnLag::Refill } else { OnLag::Drop };
+                let request = ServiceLogsRequest { on_lag: on_lag.into(), ..request.clone() };
+                followers.push((setup.open(request.clone()).await.unwrap(), request));
+            }
             Action::Read { follower, responses } => {
-                let Some(stream) = followers.get_mut(follower) else { continue };
+                let Some((stream, _)) = followers.get_mut(follower) else { continue };
                 for _ in 0..responses {
                     if !stream.next_if_ready().await.unwrap() {
                         break;
@@ -146,10 +152,10 @@ async fn run(actions: Vec<Action>) {
                 }
             }
             Action::Reconnect { follower } if follower < followers.len() => {
-                let stream = followers.swap_remove(follower);
-                followers.push(setup.resume(stream, request.clone()).await);
+                let (stream, request) = followers.swap_remove(follower);
+                followers.push((setup.resume(stream, request.clone()).await, request));
             }
-            Action::Open | Action::Reconnect { .. } => {}
+            Action::Open { .. } | Action::Reconnect { .. } => {}
             Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
         }
     }
@@ -160,11 +166,14 @@ async fn run(actions: Vec<Action>) {
     }
     printer.print(&setup, Stdout, false, 77);
     let end = format!("{} {}\n", printer.lines, "\r".repeat(77));
-    for mut follower in followers {
+    for (mut follower, request) in followers {
         follower.until(|seen| seen.ends_with("web", 0, &end)).await;
         let loss_checker = &follower.received.judge.0;
         let tally = loss_checker.verdict().unwrap_or_else(|violation| panic!("{violation}"));
         assert_eq!(tally.lines + tally.lost_lines, printer.lines, "{tally:?}");
+        if request.on_lag() == OnLag::Refill {
+            assert_eq!(tally.gaps, 0, "the log has all lines");
+        }
     }
 }
 

@@ -222,6 +222,7 @@ async fn parameters_are_those_of_the_provider() {
             ("tail=0", None),
             ("tail=10000000", None),
             ("notices=loss&on_lag=close", None),
+            ("follow=true&on_lag=refill", None),
             ("follow=yes", Some("parameter \"follow\"")),
             ("follow=tRuE", Some("parameter \"follow\"")),
             ("service=,", Some(comma)),

@@ -129,9 +129,14 @@ impl Gateway {
 
     /// Creates a gateway with another platform. The fake platform stays empty.
     pub(crate) fn on(platform: Arc<dyn Platform>) -> Self {
+        Self::on_with(platform, Limits::default())
+    }
+
+    /// The same, with these limits.
+    pub(crate) fn on_with(platform: Arc<dyn Platform>, limits: Limits) -> Self {
         let trust = Arc::<Everyone>::default();
         let believed = Arc::clone(&trust) as Arc<dyn Trust>;
-        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, Limits::default())
+        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, limits)
     }
 
     fn over(platform: FakePlatform, trust: Arc<Everyone>, limits: Limits) -> Self {

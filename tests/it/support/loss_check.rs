@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs, ServiceLogsResponse};
+use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs, ServiceLogsResponse, gap};
 use leasemux::model::published;
 use serde_json::Value;
 
@@ -22,6 +22,9 @@ pub(crate) struct Received {
     pub(crate) judge: Judge,
     /// The run that a websocket's last notice named, by replica.
     runs: BTreeMap<(String, u32), String>,
+    /// Number of gaps because of lag, by replica. Those before its first run or line do not count: the
+    /// gateway did not know the follower's position.
+    lag_gaps: BTreeMap<(String, u32), usize>,
     /// The newest cursor, by replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
 }
@@ -62,6 +65,9 @@ impl Received {
         let cursor = entry.cursor;
         if let Some(gap) = entry.gap {
             assert!(entry.logs.starts_with(b"[leasemux: ") && entry.logs.ends_with(b"]\n"));
+            if gap.cause() == gap::Cause::Lag && seen.iter().any(Seen::has_place) {
+                *self.lag_gaps.entry(key.clone()).or_default() += 1;
+            }
             seen.push(Seen::Gap(gap.lines, gap.bytes, gap.exact));
         } else if let Some(event) = entry.event {
             assert!(entry.logs.is_empty());
@@ -112,6 +118,9 @@ impl Received {
             Some("gap") => {
                 let exact = notice["exact"].as_bool().unwrap();
                 let gap = Gap { lines: number("lines"), bytes: number("bytes"), exact, ..Gap::default() };
+                if notice["cause"] == "lag" && seen.iter().any(Seen::has_place) {
+                    *self.lag_gaps.entry(key.clone()).or_default() += 1;
+                }
                 seen.push(Seen::Gap(gap.lines, gap.bytes, exact));
                 entry.gap = Some(gap);
             }
@@ -202,6 +211,11 @@ impl Received {
             _ => None,
         });
         kinds.collect()
+    }
+
+    /// Returns the number of gaps because of lag, in a place that the gateway knew.
+    pub(crate) fn lag_gaps(&self, service: &str, replica: u32) -> usize {
+        self.lag_gaps.get(&(service.to_owned(), replica)).copied().unwrap_or_default()
     }
 
     /// Returns the number of lines in reported gaps.
@@ -334,6 +348,11 @@ impl Received {
 }
 
 impl Seen {
+    /// Returns whether it shows a place in a log.
+    fn has_place(&self) -> bool {
+        matches!(self, Self::Logs(..) | Self::Event(Kind::Started, _))
+    }
+
     fn logs(&self) -> Option<&Vec<u8>> {
         match self {
             Self::Logs(_, bytes) => Some(bytes),

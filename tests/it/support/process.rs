@@ -302,6 +302,11 @@ impl Workspace {
         Judged::new(self.start_logs(gateway, tenant, lease, &["-f", "-o", "json"]))
     }
 
+    /// The same, for a follower that is not refilled when it lags.
+    pub(crate) fn follow_dropping(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Judged {
+        Judged::new(self.start_logs(gateway, tenant, lease, &["-f", "-o", "json", "--on-lag=drop"]))
+    }
+
     /// Returns all living processes of this workspace: id and arguments.
     pub(crate) fn processes(&self) -> BTreeMap<i32, String> {
         let mark = self.dir.path().as_os_str().as_bytes();

@@ -3,7 +3,8 @@
 //!
 //! The API returns the newest log file, whole or its last lines, and can follow it.
 //! - A position is searched in the whole file, because positions count from its first line
-//!   ([`crate::model::position`]). `sinceTime` cannot resume a read: it has whole seconds, and it filters
+//!   ([`crate::model::position`]). If the caller knows how many lines follow it, it is searched in the last
+//!   lines first, and is trusted there if the first of them is older. `sinceTime` cannot resume a read: it has whole seconds, and it filters
 //!   each line by its time, so it would hide all lines after a clock was set back.
 //! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If
 //!   the resume point is not among them, the whole file is searched. If it is not there either, it was
@@ -31,13 +32,15 @@ use super::LogQuery;
 use super::lines::Lines;
 #[cfg(doc)]
 use super::overlap::Novelty;
-use super::overlap::{LineHash, Mark, OverlapFinder, Window};
+use super::overlap::{
+    LineHash, Mark, OverlapFinder, REORDER_MAX_NANOS, WINDOW_LINES, WINDOW_MAX_LINES, Window,
+};
 use super::tail_buffer::TailBuffer;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
-use crate::platform::{Error, ReadFrom, TailItem};
+use crate::platform::{Error, LinesAfter, ReadFrom, TailItem};
 
 /// First pause before a log is opened again. It doubles with each failure in a row, up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -74,6 +77,10 @@ const POLLS_PER_TRIAL: u32 = 15;
 /// Nanoseconds after the start of a container in which its log was not rotated yet: kubelets check sizes
 /// every few seconds, and report the start in whole seconds.
 const UNROTATED: i64 = 2_000_000_000;
+
+/// Log time before a position that is requested with the lines after it: that of [`REORDER_MAX_NANOS`], and of
+/// the lines that come until the response begins.
+const SEARCH_MARGIN_NANOS: u64 = 3_000_000_000;
 
 /// Most lines that [`Stage::SkipKnown`] skips, also if it is interrupted again and again: 4 MiB of marks.
 const KNOWN_MAX_LINES: usize = 262_144;
@@ -212,8 +219,9 @@ enum Stage {
     /// Finds the start of the read in the whole file, and delivers from there.
     ///
     /// Waits for the end of the response. Then: `Live`; `CountLines` if the counted lines were rotated away.
-    /// If interrupted after a line: `FindResumePoint`.
-    FindStart { filter: StartFilter },
+    /// If interrupted after a line: `FindResumePoint`. With `last`, only that number of last lines is
+    /// requested; if the start is not among them: `FindStart` in the whole file.
+    FindStart { filter: StartFilter, last: Option<u64> },
     /// Holds the last lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
     ///
     /// Waits for the end of the response. Then: delivers the lines and goes to `Live` if they are the whole
@@ -306,7 +314,7 @@ impl Machine {
     /// Creates a read. Its first action is to open [`Machine::query`]. `started` is when the container was
     /// started.
     pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
-        let seek = |filter| Stage::FindStart { filter };
+        let seek = |filter| Stage::FindStart { filter, last: None };
         let (stage, unverified_resume) = match from {
             ReadFrom::Start => (seek(StartFilter::All), None),
             ReadFrom::Since(since) => (seek(StartFilter::Since(since)), None),
@@ -322,10 +330,29 @@ impl Machine {
         machine
     }
 
+    /// Searches the start of a [`ReadFrom::After`] in the last lines first: these follow it.
+    pub(super) fn with_lines_after(mut self, after: LinesAfter) -> Self {
+        // Before the first line, the position's time is not that of a line.
+        if let Stage::FindStart { filter: StartFilter::After(position), last } = &mut self.stage
+            && position.time > LogTime::MIN
+        {
+            // Estimated from the lines that follow.
+            let nanos = after.until.as_nanos().saturating_sub(position.time.as_nanos());
+            let span = u64::try_from(nanos).unwrap_or_default().max(1);
+            let margin = after.count.saturating_mul(SEARCH_MARGIN_NANOS) / span;
+            let margin = margin.clamp(WINDOW_LINES as u64, WINDOW_MAX_LINES as u64);
+            *last = Some(after.count.saturating_add(margin));
+        }
+        self
+    }
+
     /// Returns the request that the current stage needs.
     pub(super) fn query(&self) -> LogQuery {
         let whole = LogQuery { checks_run: self.run_pauses > 0, ..LogQuery::WHOLE };
         match &self.stage {
+            Stage::FindStart { last: Some(lines), .. } => {
+                LogQuery { checks_run: whole.checks_run, ..LogQuery::last(*lines) }
+            }
             Stage::ReadLast(last) => {
                 LogQuery { checks_run: whole.checks_run, ..LogQuery::last(last.request_lines()) }
             }
@@ -472,7 +499,7 @@ impl Machine {
     /// Counts positions from the file's first line.
     fn begin_file(&mut self) {
         let filter = match self.stage {
-            Stage::FindStart { filter } => filter,
+            Stage::FindStart { filter, .. } => filter,
             Stage::CountLines => StartFilter::Nothing,
             _ => StartFilter::All,
         };
@@ -493,6 +520,36 @@ impl Machine {
             self.batcher.gap(unknown_gap(GapCause::Source));
         }
         self.at_end(ended)
+    }
+
+    /// Searches the whole file if the start of the read is not certain in the last lines; `complete`: all of
+    /// them have come.
+    ///
+    /// Positions are counted from the first of them. A position counts the lines since the first one of its
+    /// time, so no earlier line may have that time: the first one must be older, by more than lines are
+    /// reordered. If the clock was set back, a line of the same nanosecond is most unlikely.
+    fn leave_last_lines(&mut self, complete: bool) -> Option<Action> {
+        let Stage::FindStart { filter: StartFilter::After(position), last: last @ Some(_) } = &mut self.stage
+        else {
+            return None;
+        };
+        let is_certain = match self.batcher.start() {
+            Some(_) => {
+                let first = self.batcher.first().map(|first| first.saturating_add_nanos(REORDER_MAX_NANOS));
+                !self.batcher.resume_missed() && first.is_some_and(|first| first < position.time)
+            }
+            None if complete => false,
+            None => return None,
+        };
+        if is_certain {
+            *last = None;
+            return None;
+        }
+        let stage = Stage::FindStart { filter: StartFilter::After(*position), last: None };
+        let open = self.go_to(stage);
+        // Nothing of this response counts.
+        self.begin_file();
+        Some(open)
     }
 
     /// Delivers the last lines, whose positions are known.

@@ -15,7 +15,7 @@ pub(super) const WINDOW_LINES: usize = 2_048;
 
 /// Most lines that are remembered and requested: 1 MiB of marks. Only a log of 16,000 lines/s or more needs
 /// them.
-const WINDOW_MAX_LINES: usize = 65_536;
+pub(super) const WINDOW_MAX_LINES: usize = 65_536;
 
 /// Log time that the window of a busy log covers: longer than a busy API server takes to open a log.
 const WINDOW_SPAN_NANOS: i64 = 4_000_000_000;
@@ -25,7 +25,7 @@ const POLL_LINES: u64 = 256;
 
 /// Longest step back between two lines that is not a change of the clock: runtimes stamp stdout and stderr in
 /// separate tasks, and on a busy node one of them may run late.
-const REORDER_MAX_NANOS: i64 = 1_000_000_000;
+pub(super) const REORDER_MAX_NANOS: i64 = 1_000_000_000;
 
 /// Lines in a row that identify the resume point anywhere in a response. A shorter sequence is accepted only
 /// at the start of the response.

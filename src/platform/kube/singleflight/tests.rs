@@ -15,6 +15,7 @@ fn request(tenant: u8, from: ReadFrom) -> TailRequest {
         replica: Replica { service: "web".parse().unwrap(), index: 0 },
         instance: Instance::new("uid", "web", 0).unwrap(),
         from,
+        lines_after: None,
         follow: false,
     }
 }

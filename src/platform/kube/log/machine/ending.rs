@@ -64,8 +64,13 @@ impl Machine {
     }
 
     fn next_stage(&mut self, ended: bool) -> Action {
+        if let Some(action) = self.leave_last_lines(true) {
+            return action;
+        }
         match std::mem::take(&mut self.stage) {
-            Stage::FindStart { filter } if self.batcher.start().is_none() => self.not_found(filter, ended),
+            Stage::FindStart { filter, .. } if self.batcher.start().is_none() => {
+                self.not_found(filter, ended)
+            }
             Stage::ReadLast(mut last) => {
                 last.hold(self.batcher.take_items(true));
                 if last.is_whole() {
@@ -84,7 +89,7 @@ impl Machine {
                 match self.from {
                     ReadFrom::Last(wanted) if wanted > 0 => {
                         let filter = StartFilter::Lines(lines.saturating_sub(wanted));
-                        self.go_to(Stage::FindStart { filter })
+                        self.go_to(Stage::FindStart { filter, last: None })
                     }
                     // No line is wanted (`Last(0)`): start here. A second read of the file would only let a
                     // busy log grow.

@@ -49,6 +49,9 @@ impl Machine {
             self.clean_end = None;
             return self.recover(suspect);
         }
+        if let Some(action) = self.leave_last_lines(false) {
+            return action;
+        }
         if let Stage::ReadLast(last) = &mut self.stage
             && !last.hold(self.batcher.take_items(true))
         {

@@ -445,6 +445,33 @@ proptest! {
         let start = expected.checked_sub(1).map_or(Position::START, |index| positions[index]);
         prop_assert_eq!((scenario.machine.start(), scenario.received.lines.len()), (Some(start), log.len() - expected));
     }
+
+    /// A position is searched in any number of last lines, some of which are late by less than a second.
+    #[test]
+    fn search_in_last_lines_finds_exact_position(
+        lines in proptest::collection::vec((0_i64..3, 0_i64..3), 1..40),
+        last in 1_u64..45,
+    ) {
+        let mut base = 1_000_000_000_000;
+        let log: Vec<(i64, String)> = lines.iter().enumerate().map(|(index, (step, late))| {
+            base += step * 400_000_000;
+            (base - late * 400_000_000, format!("line {index:06}"))
+        }).collect();
+        let mut at = Position::START;
+        for (index, (time, _)) in log.iter().enumerate() {
+            at = at.after_line(LogTime::from_nanos(*time));
+            let server = Server { log: log.clone(), ..Server::default() };
+            let mut scenario = Scenario::new(server, ReadFrom::After(at), false);
+            if let Stage::FindStart { last: searched, .. } = &mut scenario.machine.stage {
+                *searched = Some(last);
+            }
+            scenario.next = Action::Open(scenario.machine.query());
+            scenario.run_until_idle(false);
+            prop_assert_eq!(scenario.machine.start(), Some(at));
+            prop_assert_eq!(scenario.received.lines.len(), log.len() - index - 1);
+            prop_assert_eq!(scenario.received.gaps_before.len(), 0);
+        }
+    }
 }
 
 #[test]
@@ -668,6 +695,103 @@ fn last_lines_of_long_log_need_no_whole_read() {
     let at = Position { time: LogTime::from_nanos(1_000_010_000_000), ordinal: 0, offset: 0 };
     let behind = scenario.received.last.unwrap();
     assert_eq!((behind.time, behind.ordinal), (at.time, 2 + 3 * WINDOW_LINES as u64));
+}
+
+/// A read after line `index` of a log, which knows of the lines that were printed by then. Returns the
+/// scenario, idle, and the number of lines after that line.
+fn resume_near_end(server: Server, index: usize) -> (Scenario, usize) {
+    let mut at = Position::START;
+    for (time, _) in &server.log[..=index] {
+        at = at.after_line(LogTime::from_nanos(*time));
+    }
+    let count = server.log.len() - index - 1;
+    let until = server.log.iter().map(|(time, _)| LogTime::from_nanos(*time)).max().unwrap();
+    let machine = Machine::new(ReadFrom::After(at), true, LogTime::from_nanos(STARTED))
+        .with_lines_after(LinesAfter { count: count as u64, until });
+    let next = Action::Open(machine.query());
+    let mut scenario = Scenario { server, machine, next, received: Received::default() };
+    scenario.run_until_idle(false);
+    (scenario, count)
+}
+
+#[test]
+fn position_among_last_lines_needs_no_whole_read() {
+    let long = 10 * WINDOW_LINES;
+    let mut server = Server::default();
+    server.print(long, 1_000_000);
+    let (scenario, count) = resume_near_end(server, long - 5_000);
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (count, 0));
+    assert_eq!(scenario.received.lines[0], "line 015481");
+    let asked = &scenario.server.asked;
+    // 4,999 lines in 4,999 ms, so 3,000 for three seconds.
+    assert_eq!(asked[0].tail_lines, Some(4_999 + 3_000));
+    assert!(asked[0].checks_run && !asked.iter().any(|ask| ask.tail_lines.is_none()), "{asked:?}");
+}
+
+#[test]
+fn position_not_among_last_lines_is_searched_in_whole_file() {
+    let long = 10 * WINDOW_LINES;
+    // The lines have grown by more than the margin since they were counted; lines are too close to trust the
+    // first one; all have the same time; the clock was set back.
+    let print = |steps: &[(usize, i64)]| {
+        let mut server = Server::default();
+        for (count, step) in steps {
+            server.print(*count, *step);
+        }
+        server
+    };
+    for (server, index, seen) in [
+        (print(&[(long, 1_000_000)]), 1_000, long - WINDOW_LINES),
+        (print(&[(long, 1_000)]), long - 100, long),
+        (print(&[(1, 1), (long, 0)]), long - 100, long),
+        (print(&[(1_000, 1_000_000), (1, -5_000_000_000), (long, 1_000)]), long - 100, long),
+    ] {
+        let late = server.log[seen..].to_vec();
+        let known = Server { log: server.log[..seen].to_vec(), ..Server::default() };
+        let mut at = Position::START;
+        for (time, _) in &known.log[..=index] {
+            at = at.after_line(LogTime::from_nanos(*time));
+        }
+        let until = LogTime::from_nanos(known.log.iter().map(|(time, _)| *time).max().unwrap());
+        // Counted long ago: the response begins after the position.
+        let count = if late.is_empty() { (seen - index) as u64 } else { 1 };
+        let machine = Machine::new(ReadFrom::After(at), true, LogTime::from_nanos(STARTED))
+            .with_lines_after(LinesAfter { count, until });
+        let next = Action::Open(machine.query());
+        let mut scenario = Scenario { server, machine, next, received: Received::default() };
+        scenario.run_until_idle(false);
+        let expected = scenario.server.log.len() - index - 1;
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (expected, 0));
+        assert_eq!(scenario.machine.start(), Some(at));
+        assert!(scenario.server.asked[0].tail_lines.is_some());
+        assert_eq!(scenario.server.asked[1], LogQuery { checks_run: true, ..LogQuery::WHOLE });
+    }
+}
+
+#[test]
+fn position_in_rotated_file_is_gap_after_search_in_last_lines() {
+    let mut server = Server::default();
+    server.print(4 * WINDOW_LINES, 1_000_000);
+    server.file = 3 * WINDOW_LINES;
+    let (scenario, _) = resume_near_end(server, 100);
+    assert_eq!(scenario.received.gaps_before, [0]);
+    assert_eq!(scenario.received.lines.len(), WINDOW_LINES);
+}
+
+#[test]
+fn broken_search_in_last_lines_is_an_error() {
+    let mut server = Server::default();
+    server.print(4 * WINDOW_LINES, 1_000_000);
+    let at = Position { time: LogTime::from_nanos(server.log[100].0), ordinal: 1, offset: 0 };
+    let mut machine = Machine::new(ReadFrom::After(at), true, LogTime::from_nanos(STARTED))
+        .with_lines_after(LinesAfter { count: 50, until: at.time });
+    machine.on(Event::Opened { ended: false });
+    server.open(machine.query());
+    let bytes = server.bytes(false);
+    // Later lines, which are not delivered: the position is searched in the whole file.
+    assert!(matches!(machine.on(Event::Data(&bytes)), Action::Open(query) if query.tail_lines.is_none()));
+    assert_eq!((machine.start(), machine.take()), (None, vec![]));
+    assert!(matches!(machine.on(Event::Broken("cut off".into())), Action::Fail(Error::Unavailable(_))));
 }
 
 #[test]
