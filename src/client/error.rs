@@ -141,6 +141,11 @@ impl CallError {
         status.code() == Code::NotFound && !is_part
     }
 
+    /// Returns whether the gateway does not support the call or an option of it.
+    pub(super) fn is_unimplemented(&self) -> bool {
+        matches!(self, Self::Status(status) if status.code() == Code::Unimplemented)
+    }
+
     /// Returns the delay that the gateway asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         let Self::Status(status) = self else { return None };

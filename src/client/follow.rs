@@ -17,7 +17,7 @@ use super::error::CallError;
 use super::progress::{Call, Progress};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response};
-use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
+use crate::model::proto::lease::{OnLag, ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
 
 /// Retries of a read without follow. A gateway tries a log for 5 s by itself, so this adds up to about half a
 /// minute, which a person still waits for. Received entries do not reset the count: another replica may print
@@ -62,6 +62,8 @@ pub enum ConnectionChange<'a> {
     },
     /// A new stream continues where the last one ended.
     Resumed,
+    /// The gateway does not support `on_lag` = REFILL. The follower uses DROP instead.
+    WithoutRefill,
 }
 
 /// How a stream ended without an error.
@@ -148,7 +150,18 @@ impl Follower {
             // Boxed: the future that connects is far larger than the one that follows, and short-lived.
             None => Box::pin(self.connector.connect()).await?,
         };
-        let mut stream = response(ANSWER_TIMEOUT, client.service_logs(request)).await?.into_inner();
+        let has_refill = request.on_lag() == OnLag::Refill;
+        let mut answer = response(ANSWER_TIMEOUT, client.service_logs(request.clone())).await;
+        if has_refill && answer.as_ref().is_err_and(CallError::is_unimplemented) {
+            let request = ServiceLogsRequest { on_lag: OnLag::Drop.into(), ..request };
+            answer = response(ANSWER_TIMEOUT, client.service_logs(request)).await;
+            let is_first = self.request.on_lag() == OnLag::Refill;
+            if answer.is_ok() && is_first {
+                self.request.on_lag = OnLag::Drop.into();
+                sink.connection(&ConnectionChange::WithoutRefill)?;
+            }
+        }
+        let mut stream = answer?.into_inner();
         self.reconnect.was_connected = true;
         if std::mem::take(&mut self.is_disconnected) {
             sink.connection(&ConnectionChange::Resumed)?;

@@ -17,7 +17,7 @@ use super::request::{filters, status};
 use super::until::Until;
 use crate::config::{LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
-use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatus};
+use crate::model::proto::lease::{OnLag, ServiceFilter, ServiceLogsRequest, ServiceStatus};
 use crate::model::time::LogTime;
 
 /// Limit on the query for the replicas. Without its result, the call reads more than it prints.
@@ -31,7 +31,7 @@ pub async fn run(
     style: OutputStyle,
 ) -> Exit {
     let mut printer = Printer::new(out, err, style);
-    let ended = read(config, &mut printer).await;
+    let ended = read(config, style.terminal, &mut printer).await;
     match conclude(ended, &mut printer) {
         Ok(exit) => exit,
         // The reader has all it wanted, as in `… | head`.
@@ -44,17 +44,17 @@ pub async fn run(
     }
 }
 
-async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
+async fn read(config: &LogsConfig, is_terminal: bool, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
     let connector = Connector::new(&config.call.target)?;
     let is_relative = |time: Option<TimeSpec>| matches!(time, Some(TimeSpec::Ago(_)));
     if !is_relative(config.since) && config.until.is_none() {
         // The request does not depend on the current time.
-        return Follower::new(connector, request(config, LogTime::MIN)).run(printer).await;
+        return Follower::new(connector, request(config, is_terminal, LogTime::MIN)).run(printer).await;
     }
     // Boxed: the future that connects is far larger than the one that follows, and short-lived.
     let (mut client, clock) = Box::pin(connector.connect_with_clock()).await?;
     let now = clock.now();
-    let request = request(config, now);
+    let request = request(config, is_terminal, now);
     let Some(until) = config.until else {
         return Follower::new(connector, request).with_client(client).run(printer).await;
     };
@@ -96,10 +96,12 @@ fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::R
     Ok(if printer.gaps() > 0 { Exit::LinesLost } else { Exit::Done })
 }
 
-fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
+fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsRequest {
     let (filter, filters) = filters(&config.call);
     // An empty filter selects everything, and makes the request one of the draft wherever it is sent.
     let filter = filter.or_else(|| filters.is_empty().then(ServiceFilter::default));
+    // A file or program is to get every line. A person rather sees the newest ones.
+    let default_on_lag = if config.follow && !is_terminal { OnLag::Refill } else { OnLag::Drop };
     ServiceLogsRequest {
         lease_id: Some((&config.call.lease).into()),
         filter,
@@ -111,7 +113,7 @@ fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
         timestamps: config.timestamps || config.until.is_some(),
         previous: config.previous,
         resume: Vec::new(),
-        on_lag: config.on_lag.into(),
+        on_lag: config.on_lag.unwrap_or(default_on_lag).into(),
     }
 }
 
@@ -127,7 +129,7 @@ mod tests {
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
     use crate::config::{CallConfig, Format, Target};
     use crate::model::proto::lease::replica_event::Kind;
-    use crate::model::proto::lease::{Cursor, Gap, OnLag, ReplicaEvent, ServiceLogs};
+    use crate::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs};
 
     /// Limit on every wait of the tests.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -146,7 +148,7 @@ mod tests {
             until: None,
             timestamps: false,
             previous: false,
-            on_lag: OnLag::Drop,
+            on_lag: None,
             output: Format::Text,
         }
     }
@@ -240,6 +242,44 @@ mod tests {
             assert_eq!(again.resume, [cursor(0, 3), cursor(1, 1)]);
             assert_eq!((again.tail_lines, again.follow, &again.filter), (None, true, &requests[0].filter));
         }
+    }
+
+    #[tokio::test]
+    async fn output_without_terminal_is_refilled_by_default() {
+        let terminal = OutputStyle { terminal: true, ..OutputStyle::PLAIN };
+        for (follow, style, given, expected) in [
+            (true, OutputStyle::PLAIN, None, OnLag::Refill),
+            (true, terminal, None, OnLag::Drop),
+            (false, OutputStyle::PLAIN, None, OnLag::Drop),
+            (true, OutputStyle::PLAIN, Some(OnLag::Drop), OnLag::Drop),
+            (true, terminal, Some(OnLag::Refill), OnLag::Refill),
+            (true, OutputStyle::PLAIN, Some(OnLag::Close), OnLag::Close),
+        ] {
+            let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), end(Code::NotFound)]]).await;
+            let config = LogsConfig { on_lag: given, ..config(gateway.target(), follow) };
+            print_as(&config, style).await;
+            assert_eq!(gateway.requests()[0].on_lag(), expected, "{follow} {given:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn gateway_without_refill_is_asked_to_drop() {
+        let gateway = FakeGateway::start(vec![
+            vec![end(Code::Unimplemented)],
+            vec![lines(0, 1, "a\n"), Step::Disconnect],
+            vec![lines(0, 2, "b\n"), end(Code::NotFound)],
+        ])
+        .await;
+        let (exit, out, err) = print(&config(gateway.target(), true)).await;
+        assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\n"), "{err}");
+        let asked: Vec<_> = gateway.requests().iter().map(ServiceLogsRequest::on_lag).collect();
+        assert_eq!(asked, [OnLag::Refill, OnLag::Drop, OnLag::Drop]);
+        assert_eq!(err.matches("cannot read lines again").count(), 1, "{err}");
+        // No gateway, or one without logs: the first notice would mislead.
+        let gateway =
+            FakeGateway::start(vec![vec![end(Code::Unimplemented)], vec![end(Code::Unimplemented)]]);
+        let (exit, _, err) = print(&config(gateway.await.target(), true)).await;
+        assert_eq!((exit, err.as_str()), (Exit::Failed, "leasemux: the gateway answered: because\n"));
     }
 
     /// End of a read of a log that is temporarily unavailable.

@@ -267,6 +267,10 @@ impl Sink for Printer<'_> {
                 self.message(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
             }
             ConnectionChange::Resumed => self.message("reconnected, resuming where the stream ended"),
+            ConnectionChange::WithoutRefill => self.message(
+                "this gateway cannot read lines again (on_lag = REFILL); if this side is too slow, lines are \
+                 skipped and reported",
+            ),
         }
     }
 }

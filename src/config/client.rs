@@ -53,9 +53,10 @@ pub struct LogsConfig {
     /// Read the previous run of each container; not with --follow
     #[arg(long)]
     pub previous: bool,
-    /// If this side is too slow: 'drop' skips lines and reports them, 'close' reconnects and reads them again
-    #[arg(long, value_name = "WHAT", default_value = "drop", value_parser = choice(LAG_POLICIES, "drop or close"))]
-    pub on_lag: OnLag,
+    /// If this side is too slow: 'drop' skips lines and reports them, 'refill' reads them from the log again,
+    /// 'close' reconnects and reads them again; default: drop on a terminal, otherwise refill
+    #[arg(long, value_name = "WHAT", value_parser = choice(LAG_POLICIES, "drop, refill or close"))]
+    pub on_lag: Option<OnLag>,
     /// Output format: text or json; 'table' is an alias of text
     #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = choice(FORMATS, "text or json"))]
     pub output: Format,
@@ -108,7 +109,8 @@ pub struct RestartConfig {
     pub output: Format,
 }
 
-const LAG_POLICIES: &[(&str, OnLag)] = &[("drop", OnLag::Drop), ("close", OnLag::Close)];
+const LAG_POLICIES: &[(&str, OnLag)] =
+    &[("drop", OnLag::Drop), ("refill", OnLag::Refill), ("close", OnLag::Close)];
 
 const FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("table", Format::Text), ("json", Format::Json)];
 

@@ -183,22 +183,30 @@ fn crash_is_reported_and_its_run_can_be_read() {
 #[test]
 fn lagging_follower_gets_the_number_of_lost_lines() {
     let (workspace, lease, gateway) = serve(&[("web", FLOOD, 1)], &["--ring-max-bytes=64KiB"]);
-    let mut slow = workspace.follow(gateway.address, "alice", &lease);
+    let mut slow = workspace.follow_dropping(gateway.address, "alice", &lease);
     let mut fast = workspace.follow(gateway.address, "alice", &lease);
-    for follower in [&mut slow, &mut fast] {
+    let mut refilled = workspace.follow(gateway.address, "alice", &lease);
+    for follower in [&mut slow, &mut fast, &mut refilled] {
         follower.until("the first line", |seen| seen.runs("web/0") == [1]);
     }
     slow.program.signal(Signal::STOP);
+    refilled.program.signal(Signal::STOP);
     workspace.open("one");
     // The other follower is not delayed.
     let end = |seen: &Seen| seen.tally().lines + seen.tally().lost_lines == FLOOD_LINES;
     fast.until("the end of the flood", end);
     slow.program.signal(Signal::CONT);
+    refilled.program.signal(Signal::CONT);
     slow.until("the end of the flood", end);
+    refilled.until("the end of the flood", end);
+    assert!(gateway.metric("leasemux_refills_total{lag=\"first\"}") > 0);
     let lost_in_metric = gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}");
     let (fast, slow) = (fast.end().0.verdict(), slow.end().0.verdict());
     assert!(slow.gaps >= 1 && slow.lost_lines > 0, "{slow:?}");
     assert!(slow.lines > 1 && slow.lines < FLOOD_LINES, "{slow:?}");
+    // The log has all lines.
+    let refilled = refilled.end().0.verdict();
+    assert_eq!((refilled.lines, refilled.gaps), (FLOOD_LINES, 0), "{refilled:?}");
     let lost = fast.lost_lines + slow.lost_lines;
     assert_eq!(lost_in_metric, lost, "{fast:?} {slow:?}");
     code(&gateway.stop(Signal::TERM), 0);

@@ -106,7 +106,7 @@ fn prometheus_scrapes_gateway_and_loads_alerts() {
 fn lagging_follower_is_listed_for_operator() {
     let (workspace, lease, gateway) = serve(FLOOD, &["--ring-max-bytes=64KiB"]);
     let mut quick = workspace.follow(gateway.address, "alice", &lease);
-    let slow = workspace.follow(gateway.address, "alice", &lease);
+    let slow = workspace.follow_dropping(gateway.address, "alice", &lease);
     quick.until("the first line", |seen| !seen.runs("web/0").is_empty());
     slow.program.until_out("the first line", |out| out.contains("before the flood").then_some(()));
     assert_eq!(gateway.get("/followers").1, "no follower lags\n");
