@@ -10,6 +10,7 @@ use crate::Result;
 mod floods;
 mod followers;
 mod ingest;
+mod refill;
 
 /// A measurement of the gateway alone.
 #[derive(Debug, Subcommand)]
@@ -51,6 +52,21 @@ pub(crate) enum Cost {
         #[arg(long, default_value_t = 6.0)]
         seconds: f64,
     },
+    /// Bytes read from a log for slow followers that are refilled, per delivered byte.
+    Refill {
+        /// Number of followers.
+        #[arg(long, default_value_t = 16)]
+        followers: usize,
+        /// Megabytes per second that the service prints.
+        #[arg(long, default_value_t = 4)]
+        megabytes: usize,
+        /// Length of a line.
+        #[arg(long, default_value_t = 200)]
+        line: usize,
+        /// Seconds for each pattern of reading.
+        #[arg(long, default_value_t = 30.0)]
+        seconds: f64,
+    },
     /// From a CRI log file to messages in the ring, compared with `wc -l` and `cat` of the same file.
     Ingest {
         /// Megabytes of the log file.
@@ -69,6 +85,9 @@ pub(crate) fn run(cost: &Cost) -> Result<()> {
         Cost::Replicas { followers } => followers::replicas(*followers),
         Cost::Handshakes { count } => followers::handshakes(*count),
         Cost::Floods { connections, seconds } => floods::run(*connections, *seconds),
+        Cost::Refill { followers, megabytes, line, seconds } => {
+            refill::run(*followers, *megabytes, *line, *seconds)
+        }
         Cost::Ingest { megabytes, dir } => ingest::run(*megabytes, dir.as_deref()),
     }
 }
