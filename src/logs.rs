@@ -82,6 +82,8 @@ pub enum LagPolicy {
     /// It skips lines and receives a gap message with their count.
     #[default]
     Drop,
+    /// It is sent these lines from the log again. Only lines that the log no longer has become a gap.
+    Refill,
     /// Its stream ends, with cursors.
     Close,
 }
