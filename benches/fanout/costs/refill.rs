@@ -1,6 +1,8 @@
 //! Measures how much is read from a log for followers that lag and are refilled. Gateway, service and followers
 //! run in this process, since bytes are counted, not CPU time.
 
+#![allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
@@ -127,8 +129,7 @@ async fn measure(
     let source = FileSource::new(&owner, &logs)?;
     let lease = source.lease.clone();
     let exporter = Exporter::new()?;
-    let mut limits = Limits::default();
-    limits.stall = REST_MAX;
+    let limits = Limits { stall: REST_MAX, ..Limits::default() };
     let context = ActorContext {
         platform: Arc::new(source),
         limits: Arc::new(limits),
@@ -155,7 +156,7 @@ async fn measure(
         async move { follow(client.await?, request, pattern, rate, total).await }
     });
     let printing = print(&mut file, rate, line, span, &printed);
-    let (read, _) = tokio::try_join!(try_join_all(reading), printing)?;
+    let (read, ()) = tokio::try_join!(try_join_all(reading), printing)?;
     let metric = |name: &str| -> Result<f64> {
         let text = exporter.render();
         let values =
@@ -167,7 +168,6 @@ async fn measure(
     Ok(Counts {
         live: metric("leasemux_bytes_in_total ")?,
         refilled: metric("leasemux_refilled_bytes_total ")?,
-        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
         files: (read_bytes()? - files_before) as f64,
         delivered: metric("leasemux_bytes_delivered_total ")?,
         refills: count("leasemux_refills_total{lag=\"first\"}")?,
