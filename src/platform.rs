@@ -123,6 +123,9 @@ pub struct TailRequest {
     /// With [`ReadFrom::After`]: the lines that follow the position, if they are known. A source that would
     /// have to search a whole log for the position may then search its last lines first.
     pub lines_after: Option<LinesAfter>,
+    /// Time of the oldest line of the run that was read before, if one was. A log that begins later was
+    /// rotated.
+    pub oldest_read: Option<LogTime>,
     /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
     /// it ends at the present end of the log.
     pub follow: bool,

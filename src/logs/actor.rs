@@ -326,6 +326,7 @@ impl Actor {
             instance: run.instance.clone(),
             from,
             lines_after: None,
+            oldest_read: self.ring.oldest_read(&run.instance),
             follow: true,
         };
         self.context.metrics.source_opens.of(ReadKind::Live).increment(1);

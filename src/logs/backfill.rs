@@ -285,6 +285,7 @@ impl Backfill {
         let BackfillParams { context, lease, replica, .. } = &self.params;
         let kind = if self.refill.is_some() { ReadKind::Refill } else { ReadKind::History };
         context.metrics.source_opens.of(kind).increment(1);
+        let oldest_read = self.live.as_ref().and_then(|live| live.reader.ring().oldest_read(&instance));
         let live = self.live.as_ref().filter(|_| self.refill.is_some());
         let request = TailRequest {
             lease: lease.clone(),
@@ -292,6 +293,7 @@ impl Backfill {
             instance,
             from,
             lines_after: live.and_then(|live| live.reader.lines_behind()),
+            oldest_read,
             follow,
         };
         context.platform.tail(request).await

@@ -73,6 +73,8 @@ struct State {
     ambiguous: AmbiguousRange,
     /// The newest runs that were read from their first line, each with the time of that line once it has come.
     begun_runs: VecDeque<(Instance, Option<LogTime>)>,
+    /// Time of the oldest line of the head's run that was read.
+    oldest_read: Option<LogTime>,
     /// One slot per reader, with its waker while it waits.
     waiters: Slab<Option<Waker>>,
     /// Incremented by each change.
@@ -118,6 +120,8 @@ impl Ring {
     pub fn begin_log(&self, instance: &Instance, position: Position) {
         let mut state = self.state.lock();
         state.forget_lines();
+        // The position before the first line has no line's time.
+        state.oldest_read = Some(position.time).filter(|time| *time > LogTime::MIN);
         state.set_head(instance, position, Contiguity::Contiguous);
         self.evict_and_notify(state);
     }
@@ -160,6 +164,7 @@ impl Ring {
             let (start, end) = (chunk.start, chunk.end);
             if let Some(line) = chunk.line_ends.first() {
                 state.ambiguous.record_line(start, line.time);
+                state.oldest_read.get_or_insert(line.time);
                 if start == Position::START
                     && let Some((run, first @ None)) = state.begun_runs.back_mut()
                     && run == instance
@@ -216,6 +221,16 @@ impl Ring {
         state.begun_runs.iter().find(|(run, _)| run == instance)?.1
     }
 
+    /// Returns the time of the oldest line of the run that was read, if that is known.
+    pub(crate) fn oldest_read(&self, instance: &Instance) -> Option<LogTime> {
+        let state = self.state.lock();
+        if state.head.as_ref().is_some_and(|head| head.instance == *instance) {
+            return state.oldest_read;
+        }
+        drop(state);
+        self.first_time(instance)
+    }
+
     /// Creates a reader of the entries that are pushed from now on.
     pub fn reader(self: &Arc<Self>) -> RingReader {
         let mut state = self.state.lock();
@@ -264,6 +279,7 @@ impl State {
             head: None,
             ambiguous: AmbiguousRange::default(),
             begun_runs: VecDeque::new(),
+            oldest_read: None,
             waiters: Slab::new(),
             version: 0,
             closed: false,
@@ -321,6 +337,7 @@ impl State {
     fn forget_lines(&mut self) {
         self.open = OpenLines::default();
         self.ambiguous = AmbiguousRange::default();
+        self.oldest_read = None;
     }
 
     /// Cost of the held entries, without their lazy representations.

@@ -555,6 +555,7 @@ async fn read(
         instance: instance.clone(),
         from,
         lines_after: None,
+        oldest_read: None,
         follow: false,
     };
     let mut tail = platform.tail(request).await?;

@@ -109,7 +109,8 @@ impl Fixture {
 
     async fn tail(&self, instance: &Instance, follow: bool) -> Tail {
         let (lease, replica, instance, from) = (lease(), web(), instance.clone(), ReadFrom::Start);
-        let request = TailRequest { lease, replica, instance, from, lines_after: None, follow };
+        let request =
+            TailRequest { lease, replica, instance, from, lines_after: None, oldest_read: None, follow };
         self.platform().tail(request).await.unwrap()
     }
 
@@ -616,6 +617,7 @@ async fn example_sdl_numbers_its_lines() {
             instance: run.instance,
             from: ReadFrom::Start,
             lines_after: None,
+            oldest_read: None,
             follow: false,
         };
         let items = platform.tail(request).await.unwrap().items;

@@ -166,6 +166,7 @@ impl<E: Environment> Stage<E> {
             instance,
             from,
             lines_after: None,
+            oldest_read: None,
             follow,
         }
     }

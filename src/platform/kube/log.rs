@@ -119,7 +119,8 @@ pub(super) async fn open(
     request: &TailRequest,
     started: LogTime,
 ) -> Result<Tail, Error> {
-    let mut machine = Machine::new(request.from, request.follow, started);
+    let mut machine =
+        Machine::new(request.from, request.follow, started).with_oldest_read(request.oldest_read);
     if let Some(lines) = request.lines_after {
         machine = machine.with_lines_after(lines);
     }

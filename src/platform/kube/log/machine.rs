@@ -4,8 +4,9 @@
 //! The API returns the newest log file, whole or its last lines, and can follow it.
 //! - A position is searched in the whole file, because positions count from its first line
 //!   ([`crate::model::position`]). If the caller knows how many lines follow it, it is searched in the last
-//!   lines first, and is trusted there if the first of them is older. `sinceTime` cannot resume a read: it has whole seconds, and it filters
-//!   each line by its time, so it would hide all lines after a clock was set back.
+//!   lines first, and is trusted there if the first of them is older. `sinceTime` cannot resume a read: it has
+//!   whole seconds, and it filters each line by its time, so it would hide all lines after a clock was set
+//!   back.
 //! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If
 //!   the resume point is not among them, the whole file is searched. If it is not there either, it was
 //!   rotated away: the machine reports a gap and delivers all lines that it does not remember.
@@ -153,6 +154,8 @@ pub(super) struct Machine {
     follow: bool,
     /// When the container was started.
     started: LogTime,
+    /// See [`TailRequest::oldest_read`](crate::platform::TailRequest::oldest_read).
+    oldest_read: Option<LogTime>,
     stage: Stage,
     response: ResponseState,
     /// The newest lines that were read.
@@ -344,6 +347,11 @@ impl Machine {
             *last = Some(after.count.saturating_add(margin));
         }
         self
+    }
+
+    /// Sets [`TailRequest::oldest_read`](crate::platform::TailRequest::oldest_read).
+    pub(super) fn with_oldest_read(self, oldest_read: Option<LogTime>) -> Self {
+        Self { oldest_read, ..self }
     }
 
     /// Returns the request that the current stage needs.
@@ -559,9 +567,11 @@ impl Machine {
         self.at_end(ended)
     }
 
-    /// Returns whether a log whose first line has this time was not rotated yet.
+    /// Returns whether a log whose first line has this time was not rotated yet: no older line was read, and
+    /// the container has just been started.
     fn is_unrotated(&self, first: LogTime) -> bool {
         first < self.started.saturating_add_nanos(UNROTATED)
+            && self.oldest_read.is_none_or(|oldest| oldest >= first)
     }
 
     /// Returns whether the position to resume at may be another one: the file's first line has its time, and

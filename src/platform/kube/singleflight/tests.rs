@@ -16,6 +16,7 @@ fn request(tenant: u8, from: ReadFrom) -> TailRequest {
         instance: Instance::new("uid", "web", 0).unwrap(),
         from,
         lines_after: None,
+        oldest_read: None,
         follow: false,
     }
 }

@@ -779,6 +779,30 @@ fn position_in_rotated_file_is_gap_after_search_in_last_lines() {
 }
 
 #[test]
+fn position_at_time_of_rotated_file_is_gap() {
+    // Two lines of a container that has just been started, and then lines of one time across a rotation.
+    let mut server = Server::default();
+    server.print(2, 1);
+    server.print(10, 0);
+    let [first, second] = [0, 1].map(|index: usize| LogTime::from_nanos(server.log[index].0));
+    // In the new file the position is that of another line.
+    for (file, position, oldest_read, gaps) in [
+        (6, Position { time: second, ordinal: 4, offset: 0 }, Some(first), &[0][..]),
+        (1, Position { time: second, ordinal: 1, offset: 0 }, Some(first), &[0]),
+        (0, Position { time: first, ordinal: 1, offset: 0 }, Some(first), &[]),
+        (0, Position { time: first, ordinal: 1, offset: 0 }, None, &[]),
+    ] {
+        let server = Server { log: server.log.clone(), file, ..Server::default() };
+        let machine = Machine::new(ReadFrom::After(position), true, LogTime::from_nanos(STARTED))
+            .with_oldest_read(oldest_read);
+        let next = Action::Open(machine.query());
+        let mut scenario = Scenario { server, machine, next, received: Received::default() };
+        scenario.run_until_idle(false);
+        assert_eq!(scenario.received.gaps_before, gaps, "{file} {position:?} {oldest_read:?}");
+    }
+}
+
+#[test]
 fn broken_search_in_last_lines_is_an_error() {
     let mut server = Server::default();
     server.print(4 * WINDOW_LINES, 1_000_000);
