@@ -81,6 +81,8 @@ pub(crate) struct Backfill {
     ready: VecDeque<Content>,
     /// Position after all lines sent and in `ready`.
     position: Option<(Instance, Position)>,
+    /// Ambiguous positions of the run that is read.
+    ambiguous: AmbiguousRange,
     /// Time of the newest line sent or in `ready`.
     last_time: Option<LogTime>,
     failures: Failures,
@@ -208,6 +210,7 @@ impl Backfill {
             live,
             stage: Stage::Begin,
             ready: VecDeque::new(),
+            ambiguous: AmbiguousRange::default(),
             last_time: None,
             failures: Failures::default(),
             since: None,
@@ -397,7 +400,7 @@ impl Backfill {
     /// Queues a gap of unknown size.
     fn queue_unknown_gap(&mut self, cause: GapCause) {
         if let Some(live) = self.live.as_mut().filter(|_| self.refill.is_some()) {
-            live.reader.record_refilled(0, 0, false);
+            live.reader.record_refilled_gap(0, 0, false);
         }
         let after = self.position.as_ref().map_or(Position::START, |(_, position)| *position);
         self.queue_gap(&SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
@@ -474,7 +477,7 @@ impl Backfill {
     }
 
     fn resume(&mut self, view: &ReplicaView, instance: Instance, position: Position) -> Stage {
-        if let JoinAttempt::Next(stage) = self.try_join(&instance, position, AmbiguousRange::default()) {
+        if let JoinAttempt::Next(stage) = self.try_join(&instance, position) {
             return stage;
         }
         if view.run(&instance).is_some() {
@@ -483,14 +486,17 @@ impl Backfill {
         if let Some(skip) = self.skip_in_ring(&instance, position, None, GapCause::Rotated) {
             return skip;
         }
-        self.queue_unknown_gap(GapCause::Rotated);
-        match view.runs.first() {
-            Some(run) => {
-                self.queue_event(Some(&run.instance), Event::started(run));
-                Stage::Open(run.instance.clone(), ReadFrom::Start)
+        let Some(run) = view.runs.first() else {
+            // The reader of a refill is still where the follower lagged.
+            if let Some(live) = self.live.take_if(|_| self.refill.is_some()) {
+                return Stage::End(BackfillEvent::Skip(Box::new(live), GapCause::Rotated));
             }
-            None => Stage::Done,
-        }
+            self.queue_unknown_gap(GapCause::Rotated);
+            return Stage::Done;
+        };
+        self.queue_unknown_gap(GapCause::Rotated);
+        self.queue_event(Some(&run.instance), Event::started(run));
+        Stage::Open(run.instance.clone(), ReadFrom::Start)
     }
 
     /// Joins the ring for lines from now on. First waits until the log's position is known, so that the
@@ -501,7 +507,7 @@ impl Backfill {
             self.queue_waiting_reason();
             return Stage::Done;
         };
-        while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
+        while has_runs && live.reader.ring().head().is_none() && !live.reader.is_closed() {
             live.reader.changed().await;
         }
         // Otherwise the ring will send the reason.

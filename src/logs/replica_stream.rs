@@ -356,6 +356,10 @@ impl ReplicaStream {
                     // The ring has sent it, before the follower lagged.
                     return;
                 }
+                // A gap may have a position in the run, and come before the event of its start.
+                let is_placed =
+                    self.position.as_ref().is_some_and(|(current, _)| Some(current) == run.as_ref());
+                let change = change.filter(|(_, change)| *change == RunChange::Ended || !is_placed);
                 self.changed_run = change.or(self.changed_run.take());
             }
             Content::Lines(..) | Content::Gap(..) | Content::Cursor(_) => self.changed_run = None,
@@ -377,6 +381,8 @@ impl ReplicaStream {
             }
             Content::Gap(position, gap) => {
                 let at = position.as_ref().map(|(instance, position)| (instance, *position));
+                // A backfill knows only its own lines.
+                let gap = Gap { from: gap.from.or(self.last_time), ..gap };
                 let bytes = encoder.gap(at, &gap, within_line);
                 self.within_line &= bytes.is_empty();
                 self.position = position.or(self.position.take());

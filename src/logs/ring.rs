@@ -69,6 +69,8 @@ struct State {
     open: OpenLines,
     /// `None` until a log was opened.
     head: Option<Head>,
+    /// Where the first log is read from. `None` if its run has begun later.
+    first_log: Option<LogPlace>,
     /// Positions of the head's run that cannot be compared.
     ambiguous: AmbiguousRange,
     /// The newest runs that were read from their first line, each with the time of that line once it has come.
@@ -88,6 +90,15 @@ struct State {
     gauge: Gauge,
     /// This ring's part of the gauge.
     gauged: usize,
+}
+
+/// A place in a log.
+#[derive(Debug)]
+struct LogPlace {
+    /// Sequence number of the entry after it.
+    next: u64,
+    instance: Instance,
+    position: Position,
 }
 
 /// The newest position of the ring.
@@ -119,6 +130,10 @@ impl Ring {
     /// Sets the position at which the log of `instance` is read from, before its first line.
     pub fn begin_log(&self, instance: &Instance, position: Position) {
         let mut state = self.state.lock();
+        if state.first_log.is_none() && state.head.is_none() {
+            let next = state.next();
+            state.first_log = Some(LogPlace { next, instance: instance.clone(), position });
+        }
         state.forget_lines();
         // The position before the first line has no line's time.
         state.oldest_read = Some(position.time).filter(|time| *time > LogTime::MIN);
@@ -233,9 +248,7 @@ impl Ring {
 
     /// Creates a reader of the entries that are pushed from now on.
     pub fn reader(self: &Arc<Self>) -> RingReader {
-        let mut state = self.state.lock();
-        let waiter = state.waiters.insert(None);
-        RingReader::new(Arc::clone(self), waiter, state.next(), state.totals)
+        RingReader::new(Arc::clone(self), &mut self.state.lock())
     }
 
     /// Evicts entries over the limit, then wakes all waiters. Wakes after unlocking because waiters take the
@@ -277,6 +290,7 @@ impl State {
             totals: Totals::default(),
             open: OpenLines::default(),
             head: None,
+            first_log: None,
             ambiguous: AmbiguousRange::default(),
             begun_runs: VecDeque::new(),
             oldest_read: None,

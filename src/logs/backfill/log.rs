@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use futures_core::stream::BoxStream;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::Fuse;
 
 use super::{AfterFailure, Backfill, BackfillEvent, Failures, LOOKAHEAD, Stage};
 use crate::logs::actor::Subscription;
@@ -24,7 +25,9 @@ const PERMIT_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Log {
     instance: Instance,
     chunker: Chunker,
-    items: BoxStream<'static, Result<TailItem, platform::Error>>,
+    items: Fuse<BoxStream<'static, Result<TailItem, platform::Error>>>,
+    /// The next item, if it was read before it is wanted.
+    peeked: Option<Result<TailItem, platform::Error>>,
     /// The position to resume at, until the log's first line or gap was read.
     resumed_at: Option<Position>,
     /// With a refill that reads a run from its first line: the time of that line.
@@ -33,7 +36,6 @@ pub(super) struct Log {
     is_fresh: bool,
     /// A line of it was read.
     has_lines: bool,
-    ambiguous: AmbiguousRange,
 }
 
 /// The result of an attempt to join the ring at the log's position.
@@ -66,7 +68,9 @@ impl Backfill {
     pub(super) async fn open(&mut self, instance: Instance, from: ReadFrom) -> Stage {
         let position = match from {
             // With `since`, the ring may hold lines that are too old, so the log must be read.
-            ReadFrom::After(position) if self.since.is_none() => Some((&instance, position)),
+            ReadFrom::After(position) if self.since.is_none() && !self.ambiguous.contains(position) => {
+                Some((&instance, position))
+            }
             _ => None,
         };
         if let Err(stage) = self.acquire_permit(position).await {
@@ -74,6 +78,9 @@ impl Backfill {
         }
         let refilled = self.live.as_ref().filter(|_| self.refill.is_some());
         let is_start = matches!(from, ReadFrom::Start | ReadFrom::After(Position::START));
+        if is_start {
+            self.ambiguous = AmbiguousRange::default();
+        }
         let first_time =
             refilled.filter(|_| is_start).and_then(|live| live.reader.ring().first_time(&instance));
         let (from, resumed_at) = match from {
@@ -88,14 +95,14 @@ impl Backfill {
                 Stage::Read(Box::new(Log {
                     instance,
                     chunker: Chunker::new(tail.start),
-                    items: tail.items.fuse().boxed(),
+                    items: tail.items.fuse(),
+                    peeked: None,
                     resumed_at,
                     first_time,
                     // If the log does not start at the requested position, lines after that position are
                     // lost.
                     is_fresh: resumed_at.is_some_and(|position| position != tail.start),
                     has_lines: false,
-                    ambiguous: AmbiguousRange::default(),
                 }))
             }
             Err(error) => self.failed(instance, from, &error).await,
@@ -107,7 +114,7 @@ impl Backfill {
         let attempt = if std::mem::take(&mut log.is_fresh) {
             JoinAttempt::IgnoreRing
         } else {
-            self.try_join(&log.instance, log.chunker.position(), log.ambiguous)
+            self.try_join(&log.instance, log.chunker.position())
         };
         let event = self.wait(&mut log, attempt).await;
         let position = log.resumed_at.unwrap_or(log.chunker.position());
@@ -128,7 +135,7 @@ impl Backfill {
             | WaitEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => Stage::Read(log),
             WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) if is_cut => {
                 // The first lines of the run were rotated away.
-                log.unread(Ok(TailItem::Lines(batch)));
+                log.peeked = Some(Ok(TailItem::Lines(batch)));
                 let gap = SourceGap {
                     cause: GapCause::Rotated,
                     lines: 0,
@@ -144,7 +151,7 @@ impl Backfill {
                 self.record_refilled(&batch);
                 self.queue_lines(&mut log, batch);
                 let position = log.chunker.position();
-                if !log.ambiguous.contains(position) && self.must_give_turn() {
+                if !self.ambiguous.contains(position) && self.must_give_turn() {
                     return Stage::Open(log.instance, ReadFrom::After(position));
                 }
                 Stage::Read(log)
@@ -166,7 +173,7 @@ impl Backfill {
         // After a gap at the start, lines are counted from a known position. But a refill must not repeat
         // lines of that time that the ring counts differently.
         if (log.has_lines || self.refill.is_some()) && !gap.exact {
-            log.ambiguous.record_gap();
+            self.ambiguous.record_gap();
         }
         self.position = Some((log.instance.clone(), gap.after));
         self.queue_gap(&gap);
@@ -183,13 +190,13 @@ impl Backfill {
             JoinAttempt::IgnoreRing => None,
         };
         let Some(live) = live else {
-            return WaitEvent::Item(log.items.next().await);
+            return WaitEvent::Item(log.next().await);
         };
         tokio::select! {
             biased;
             // Not while it is ahead: the ring is paced, and a backfill that reads on would stay ahead
             // forever.
-            item = log.items.next(), if !is_ahead => WaitEvent::Item(item),
+            item = log.next(), if !is_ahead => WaitEvent::Item(item),
             () = live.reader.changed() => WaitEvent::RingChanged,
             () = tokio::time::sleep(PERMIT_CHECK_INTERVAL), if may_be_long => WaitEvent::Quiet,
         }
@@ -203,7 +210,7 @@ impl Backfill {
             if let Some(live) = &mut self.live {
                 live.reader.changed().await;
             }
-            match self.try_join(&instance, position, AmbiguousRange::default()) {
+            match self.try_join(&instance, position) {
                 JoinAttempt::Next(stage) => return stage,
                 JoinAttempt::AheadOfRing => {}
                 JoinAttempt::AtHead | JoinAttempt::ReadLog | JoinAttempt::IgnoreRing => {
@@ -213,18 +220,13 @@ impl Backfill {
         }
     }
 
-    pub(super) fn try_join(
-        &mut self,
-        instance: &Instance,
-        position: Position,
-        ambiguous: AmbiguousRange,
-    ) -> JoinAttempt {
+    pub(super) fn try_join(&mut self, instance: &Instance, position: Position) -> JoinAttempt {
         let limit = self.join_limit();
         let Some(live) = self.live.as_mut() else {
             return JoinAttempt::IgnoreRing;
         };
         // With `since`, the ring may hold lines that are too old.
-        let must_read = ambiguous.contains(position)
+        let must_read = self.ambiguous.contains(position)
             || self.since.is_some_and(|since| live.reader.has_older_lines(instance, position, since));
         let outcome = if must_read {
             live.reader.mark_seen();
@@ -252,7 +254,7 @@ impl Backfill {
     fn queue_lines(&mut self, log: &mut Log, batch: LineBatch) {
         self.update_since(&log.instance, log.chunker.position());
         if let Some(line) = batch.lines.first() {
-            log.ambiguous.record_line(log.chunker.position(), line.time);
+            self.ambiguous.record_line(log.chunker.position(), line.time);
             log.has_lines = true;
         }
         let mut chunks = Vec::new();
@@ -300,7 +302,12 @@ impl Backfill {
             AfterFailure::Skip => {}
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
-        if let ReadFrom::After(position) = from
+        let position = match from {
+            ReadFrom::After(position) => Some(position),
+            ReadFrom::Start => Some(Position::START),
+            ReadFrom::Last(_) | ReadFrom::Since(_) => None,
+        };
+        if let Some(position) = position
             && let Some(skip) = self.skip_in_ring(&instance, position, None, cause)
         {
             return skip;
@@ -320,7 +327,7 @@ impl Backfill {
         let bytes = batch.data.len() as u64;
         self.params.context.metrics.refilled_lines.increment(lines);
         self.params.context.metrics.refilled_bytes.increment(bytes);
-        live.reader.record_refilled(lines, bytes, true);
+        live.reader.record_refilled(batch);
     }
 
     /// Handles a gap that the log reports at `position`. Returns the next stage of a refill that the ring has
@@ -329,10 +336,10 @@ impl Backfill {
         let live = self.live.as_mut().filter(|_| self.refill.is_some())?;
         if gap.exact {
             // The log itself records it, so the ring has it as well.
-            live.reader.record_refilled(gap.lines, gap.bytes, true);
+            live.reader.record_refilled_gap(gap.lines, gap.bytes, true);
             return None;
         }
-        if !log.ambiguous.contains(position)
+        if !self.ambiguous.contains(position)
             && let JoinOutcome::Joined(parts) = live.reader.join(&log.instance, position, JoinLimit::None)
         {
             self.queue_chunks(&log.instance, parts);
@@ -343,7 +350,7 @@ impl Backfill {
         if skip.is_none()
             && let Some(live) = &mut self.live
         {
-            live.reader.record_refilled(gap.lines, gap.bytes, false);
+            live.reader.record_refilled_gap(gap.lines, gap.bytes, false);
         }
         skip
     }
@@ -358,7 +365,8 @@ impl Backfill {
         time: Option<LogTime>,
         cause: GapCause,
     ) -> Option<Stage> {
-        let is_older = |live: &Subscription| live.reader.holds_older(instance, position, time);
+        let is_exact = self.ambiguous.is_none();
+        let is_older = |live: &Subscription| live.reader.holds_older(instance, position, is_exact, time);
         let live = self.live.take_if(|live| self.refill.is_some() && is_older(live))?;
         Some(Stage::End(BackfillEvent::Skip(Box::new(live), cause)))
     }
@@ -367,10 +375,12 @@ impl Backfill {
 // === impl Log ===
 
 impl Log {
-    /// Puts back an item, which is read again next.
-    fn unread(&mut self, item: Result<TailItem, platform::Error>) {
-        let rest = std::mem::replace(&mut self.items, stream::empty().boxed());
-        self.items = stream::iter([item]).chain(rest).boxed();
+    /// Returns the next item. Cancel safe.
+    async fn next(&mut self) -> Option<Result<TailItem, platform::Error>> {
+        match self.peeked.take() {
+            Some(item) => Some(item),
+            None => self.items.next().await,
+        }
     }
 
     /// Whether a run's first lines are missing before this batch. Asked for the first batch only.
@@ -381,12 +391,12 @@ impl Log {
 
     /// Returns the time of the next line, if it comes soon.
     async fn next_time(&mut self) -> Option<LogTime> {
-        let item = tokio::time::timeout(LOOKAHEAD, self.items.next()).await.ok()??;
+        let item = tokio::time::timeout(LOOKAHEAD, self.next()).await.ok()??;
         let time = match &item {
             Ok(TailItem::Lines(batch)) => batch.lines.first().map(|line| line.time),
             _ => None,
         };
-        self.unread(item);
+        self.peeked = Some(item);
         time
     }
 }

@@ -1,14 +1,15 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use futures_core::future::BoxFuture;
 use http_body::Body as _;
 use metrics::NoopRecorder;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -22,6 +23,7 @@ use crate::model::limits::Limits;
 use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
+use crate::model::proto::lease::ServiceLogsResponse;
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, RunEnd, ServiceView};
 use crate::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
@@ -269,13 +271,13 @@ impl Polled {
         }
     }
 
-    /// Fills a batch that has room for one message. Returns how many were added.
-    fn fill_one_message(&mut self) -> usize {
+    /// Fills a batch that has room for one message. Returns the messages that were added.
+    fn fill_one_message(&mut self) -> Vec<Bytes> {
         let waker = Waker::from(Arc::clone(&self.task));
         let full = vec![0; STREAM_SEND_MAX_BYTES - 1];
         let mut batch = Batch::beginning_with(Some(full.into()));
         assert!(self.body.fill(&mut Context::from_waker(&waker), &mut batch).is_none());
-        batch.parts.len() - 1
+        batch.parts.into_iter().skip(1).collect()
     }
 }
 
@@ -301,7 +303,7 @@ async fn replacement_replica_is_polled_without_wake() {
     tokio::time::sleep(QUIET_PERIOD).await;
     // The last event of the first replica is sent on its own. Its end shows in the next poll, which has
     // nothing to send.
-    assert_eq!(polled.fill_one_message(), 1);
+    assert_eq!(polled.fill_one_message().len(), 1);
     assert_eq!(polled.body.streams.len(), 1);
     assert!(polled.sent().await.contains("Reason1"));
 }
@@ -476,19 +478,25 @@ fn timed(range: std::ops::Range<u64>) -> TailItem {
 /// A view of one replica with this number of runs, of which all but the last one have ended, and also that one
 /// with `ended`.
 fn runs(count: u32, ended: bool) -> Arc<LeaseView> {
-    let run = |number: u32| {
+    let runs: Vec<_> = (0..count).map(|number| (number, ended || number + 1 < count)).collect();
+    view_of(&runs)
+}
+
+/// A view of one replica with these runs, each with whether it has ended.
+fn view_of(runs: &[(u32, bool)]) -> Arc<LeaseView> {
+    let run = |&(number, ended): &(u32, bool)| {
         let end =
             RunEnd { time: LogTime::from_nanos(2), exit_code: Some(1), signal: None, reason: "Error".into() };
         Run {
             instance: Instance::new("uid", "web", number).unwrap(),
             started: LogTime::from_nanos(1),
-            end: (ended || number + 1 < count).then_some(end),
+            end: ended.then_some(end),
             log_is_gone: false,
         }
     };
     let replica = ReplicaView {
         state: ReplicaState::Running,
-        runs: (0..count).map(run).collect(),
+        runs: runs.iter().map(run).collect(),
         ..ReplicaView::default()
     };
     let service = ServiceView { replicas: [(0, replica)].into(), ..ServiceView::default() };
@@ -559,4 +567,333 @@ async fn refilled_websocket_loses_no_line() {
     assert_eq!(texts, expected);
     let opened = platform.opened.lock().clone();
     assert_eq!(opened, [(0, ReadFrom::Last(0)), (0, ReadFrom::After(after(10)))]);
+}
+
+/// A platform whose logs are scripted, in the order in which they are opened.
+#[derive(Debug, Default)]
+struct Script {
+    /// The run, the position before the first item, if it is not the requested one, and the items.
+    tails: Mutex<VecDeque<(u32, Option<Position>, ScriptedItems)>>,
+    opened: Mutex<Vec<(u32, ReadFrom)>>,
+}
+
+type ScriptedItems = mpsc::Receiver<Result<TailItem, Error>>;
+
+/// The items of a scripted log, which ends with it.
+struct ScriptedLog(mpsc::Sender<Result<TailItem, Error>>);
+
+impl Script {
+    /// Adds the next log to be opened.
+    fn add(&self, run: u32, start: Option<Position>) -> ScriptedLog {
+        let (sender, items) = mpsc::channel(50_000);
+        self.tails.lock().push_back((run, start, items));
+        ScriptedLog(sender)
+    }
+
+    /// Returns a follower of its lines from now on, which is refilled, and a sender of views.
+    fn follow(self: &Arc<Self>) -> (Polled, watch::Sender<Arc<LeaseView>>) {
+        self.follow_as(Representation::WebSocket(Notices::All))
+    }
+
+    fn follow_as(
+        self: &Arc<Self>,
+        representation: Representation,
+    ) -> (Polled, watch::Sender<Arc<LeaseView>>) {
+        let (views, view) = watch::channel(runs(1, false));
+        let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });
+        let on = Arc::clone(self) as Arc<dyn Platform>;
+        (Polled::of(on, view, 1, range, representation, LagPolicy::Refill), views)
+    }
+}
+
+impl ScriptedLog {
+    fn send(&self, item: TailItem) {
+        self.0.try_send(Ok(item)).unwrap();
+    }
+
+    /// Sends numbered lines slowly, so that the ring evicts them one after the other.
+    async fn flood(&self, lines: std::ops::Range<u64>) {
+        for start in lines.clone().step_by(50) {
+            self.send(timed(start..lines.end.min(start + 50)));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn unknown_gap(&self, after: Position) {
+        self.send(TailItem::Gap(SourceGap {
+            cause: GapCause::Rotated,
+            lines: 0,
+            bytes: 0,
+            exact: false,
+            after,
+        }));
+    }
+}
+
+impl Platform for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+
+    fn watch(&self, _: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        Box::pin(async { Err(Error::NotFound("no lease".into())) })
+    }
+
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+        let run = request.instance.run_number();
+        self.opened.lock().push((run, request.from));
+        let next = self.tails.lock().pop_front();
+        Box::pin(async move {
+            let (expected, start, items) = next.ok_or_else(|| Error::NotFound("no more logs".into()))?;
+            assert_eq!(run, expected);
+            let requested = match request.from {
+                ReadFrom::After(position) => position,
+                _ => Position::START,
+            };
+            let items =
+                futures_util::stream::unfold(items, |mut items| async { Some((items.recv().await?, items)) });
+            let start = start.unwrap_or(requested);
+            Ok(Tail { start, unfinished: [false; 2], items: items.boxed() })
+        })
+    }
+
+    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Err(Error::NotFound("no replica".into())) })
+    }
+}
+
+/// Numbered lines with these times.
+fn at_times(first: u64, times: &[i64], at: &mut Position) -> TailItem {
+    let (mut data, mut lines) = (Vec::new(), Vec::new());
+    for (number, time) in (first..).zip(times) {
+        data.extend_from_slice(format!("line {number}\n").as_bytes());
+        let time = LogTime::from_nanos(*time);
+        *at = at.after_line(time);
+        lines.push(Line::whole(data.len(), time, *at));
+    }
+    TailItem::Lines(LineBatch { data: data.into(), lines })
+}
+
+/// Returns what a follower was sent, with consecutive numbers joined.
+fn transcript(frames: &[Vec<u8>]) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut numbers: Option<(u64, u64)> = None;
+    for object in frames.iter().flat_map(|frame| decode(frame)) {
+        let notice = &object["notice"];
+        if let Some(number) = object["message"].as_str().unwrap().strip_prefix("line ") {
+            let number = number.parse().unwrap();
+            match &mut numbers {
+                Some((_, last)) if *last + 1 == number => *last = number,
+                _ => all.extend(numbers.replace((number, number)).map(|(one, two)| format!("{one}-{two}"))),
+            }
+            continue;
+        }
+        all.extend(numbers.take().map(|(one, two)| format!("{one}-{two}")));
+        all.push(match notice["kind"].as_str().unwrap() {
+            "gap" => format!("gap {} {}", notice["lines"], notice["exact"]),
+            kind => kind.to_owned(),
+        });
+    }
+    all.extend(numbers.map(|(one, two)| format!("{one}-{two}")));
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_that_lags_before_its_first_line_is_refilled() {
+    let platform = Arc::new(TwoRuns {
+        logs: [(0..10, false), (0..0, false)].map(watch::Sender::new),
+        opened: Mutex::default(),
+    });
+    let (_views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });
+    let representation = Representation::WebSocket(Notices::All);
+    let on = Arc::clone(&platform) as Arc<dyn Platform>;
+    let mut polled = Polled::of(on, view, 1, range, representation, LagPolicy::Refill);
+    // It subscribes, and is not polled until the ring has evicted its first lines.
+    let waker = Waker::from(Arc::clone(&polled.task));
+    assert!(Pin::new(&mut polled.body).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+    for end in 1..=40 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        platform.logs[0].send_modify(|log| log.0.end = 10 + 50 * end);
+    }
+    assert_eq!(transcript(&[polled.sent_bytes().await]), ["10-2009"]);
+    let opened = platform.opened.lock().clone();
+    assert_eq!(opened, [(0, ReadFrom::Last(0)), (0, ReadFrom::After(after(10)))]);
+}
+
+/// Positions count the lines of a time. The log of the second run lacks the first of two lines of one time,
+/// and the ring has both, after a gap.
+#[tokio::test(start_paused = true)]
+async fn refill_after_gap_joins_after_its_time() {
+    for fails in [false, true] {
+        let script = Arc::new(Script::default());
+        let live = script.add(0, None);
+        let (mut polled, views) = script.follow();
+        assert!(polled.sent_bytes().await.is_empty());
+        live.flood(0..2_000).await;
+        drop(live);
+        // A run in between is missing: the ring has a gap before the first line.
+        let live = script.add(2, None);
+        views.send_replace(view_of(&[(0, true), (2, false)]));
+        live.send(at_times(2_000, &[1, 5, 5, 5, 7], &mut Position::default()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let log = script.add(0, None);
+        log.send(timed(0..2_000));
+        drop(log);
+        let mut log = script.add(2, None);
+        let mut at = Position::START;
+        log.send(at_times(2_002, &[5], &mut at));
+        if fails {
+            log.0.try_send(Err(Error::Unavailable("interrupted".into()))).unwrap();
+            log = script.add(2, None);
+        }
+        log.send(at_times(2_003, &[5], &mut at));
+        log.send(at_times(2_004, &[7], &mut at));
+        let mut frames = vec![polled.sent_bytes().await];
+        live.send(at_times(2_005, &[8], &mut at));
+        frames.push(polled.sent_bytes().await);
+        let gap = "gap 0 false";
+        let expected = ["0-1999", "ended", "started", gap, gap, "2002-2005"];
+        assert_eq!(transcript(&frames), expected, "{fails}");
+        assert_eq!(script.opened.lock().len(), 4 + usize::from(fails));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rest_of_next_run_is_taken_from_ring_if_its_log_is_gone() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, views) = script.follow();
+    assert!(polled.sent_bytes().await.is_empty());
+    live.flood(0..500).await;
+    drop(live);
+    let live = script.add(1, None);
+    views.send_replace(runs(2, false));
+    live.flood(500..1_500).await;
+    let log = script.add(0, None);
+    log.send(timed(0..500));
+    drop(log);
+    let frames = [polled.sent_bytes().await];
+    assert_eq!(check_loss(&frames, 1_500), ["ended", "started"]);
+    assert!(transcript(&frames).len() == 5 && polled.body.control.lost_lines() < 1_000);
+    assert_eq!(script.opened.lock()[2..], [(0, ReadFrom::After(Position::START)), (1, ReadFrom::Start)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refill_without_readable_run_gets_exact_gap() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, views) = script.follow();
+    live.send(timed(0..10));
+    let mut frames = vec![polled.sent_bytes().await];
+    drop(live);
+    let live = script.add(1, None);
+    views.send_replace(runs(2, false));
+    live.flood(10..1_000).await;
+    views.send_replace(view_of(&[]));
+    frames.push(polled.sent_bytes().await);
+    assert_eq!(check_loss(&frames, 1_000), [""; 0]);
+    assert_eq!(script.opened.lock().len(), 2);
+    live.flood(1_000..1_010).await;
+    frames.push(polled.sent_bytes().await);
+    assert_eq!(check_loss(&frames, 1_010), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_that_lags_after_gap_resumes_behind_it() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, views) = script.follow();
+    live.send(timed(0..10));
+    // After this gap the log may count positions in another way, so it is not asked.
+    live.unknown_gap(after(10));
+    let mut frames = vec![polled.sent_bytes().await];
+    drop(live);
+    let live = script.add(1, None);
+    views.send_replace(runs(2, false));
+    live.flood(10..1_000).await;
+    for kind in ["gap", "started"] {
+        let sent = polled.fill_one_message();
+        assert!(sent.len() == 1 && decode(&sent[0])[0]["notice"]["kind"] == kind, "{sent:?}");
+        frames.extend(sent.iter().map(|message| message.to_vec()));
+    }
+    live.flood(1_000..2_000).await;
+    let log = script.add(1, None);
+    frames.push(polled.sent_bytes().await);
+    let Some((1, ReadFrom::After(position))) = script.opened.lock().last().copied() else {
+        panic!("{:?}", script.opened);
+    };
+    let next = u64::try_from(position.time.as_nanos()).unwrap();
+    log.send(timed(next..2_000));
+    frames.push(polled.sent_bytes().await);
+    assert_eq!(check_loss(&frames, 2_000), ["started"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn gap_in_refill_names_time_of_last_line() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, _views) = script.follow_as(Representation::Plain);
+    polled.sent_bytes().await;
+    live.send(timed(0..10));
+    polled.sent_bytes().await;
+    live.flood(10..1_000).await;
+    let log = script.add(0, None);
+    log.unknown_gap(after(10));
+    log.send(timed(500..1_000));
+    let sent = polled.sent_bytes().await;
+    let (mut rest, mut times) = (&sent[..], Vec::new());
+    while let Some((prefix, messages)) = rest.split_first_chunk::<5>() {
+        let [_, length @ ..] = prefix;
+        let (message, next) = messages.split_at(u32::from_be_bytes(*length) as usize);
+        let services = ServiceLogsResponse::decode(message).unwrap().services;
+        times.extend(services.into_iter().filter_map(|entry| entry.gap).map(|gap| gap.from.unwrap().nanos));
+        rest = next;
+    }
+    assert_eq!(times, [10]);
+}
+
+/// The ring's positions have the greatest time that was read. Those of the log do not, because it lost the
+/// lines before the clock was set back.
+#[tokio::test(start_paused = true)]
+async fn refill_after_clock_was_set_back_repeats_nothing() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, _views) = script.follow();
+    assert!(polled.sent_bytes().await.is_empty());
+    let time = |number: u64| i64::try_from(if number < 1_000 { number + 1 } else { number / 10 }).unwrap();
+    let times = |numbers: std::ops::Range<u64>| numbers.map(time).collect::<Vec<_>>();
+    let mut at = Position::START;
+    for start in (0..6_000).step_by(100) {
+        live.send(at_times(start, &times(start..start + 100), &mut at));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let log = script.add(0, None);
+    let mut at = Position::START;
+    log.unknown_gap(at);
+    log.send(at_times(1_100, &times(1_100..5_000), &mut at));
+    log.unknown_gap(at);
+    let mut frames = vec![polled.sent_bytes().await];
+    log.send(at_times(5_950, &times(5_950..6_000), &mut at));
+    frames.push(polled.sent_bytes().await);
+    let gap = "gap 0 false";
+    assert_eq!(transcript(&frames), [gap, "1100-4999", gap, "5950-5999"]);
+}
+
+/// More gaps than the stack has room for, if each was a call.
+#[tokio::test(start_paused = true)]
+async fn refill_with_many_gaps_uses_little_stack() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, _views) = script.follow();
+    assert!(polled.sent_bytes().await.is_empty());
+    live.flood(100_000..101_000).await;
+    let log = script.add(0, None);
+    for number in 0..20_000 {
+        log.unknown_gap(after(number));
+        log.send(at_times(number, &[i64::try_from(number + 1).unwrap()], &mut after(number)));
+    }
+    log.send(timed(100_000..101_000));
+    let sent = transcript(&[polled.sent_bytes().await]);
+    assert_eq!((sent.len(), sent.last().unwrap().as_str()), (40_001, "100000-100999"));
 }

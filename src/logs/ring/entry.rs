@@ -264,6 +264,11 @@ impl AmbiguousRange {
         }
     }
 
+    /// Whether there was no such gap: all positions are counted from the same line.
+    pub(crate) fn is_none(self) -> bool {
+        self.0.is_none()
+    }
+
     pub(crate) fn contains(self, at: Position) -> bool {
         self.0.is_some_and(|until| at.time <= until)
     }

@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use super::entry::{AmbiguousRange, Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
 use super::lag::FollowerProgress;
-use super::{Ring, State};
+use super::{Head, LogPlace, Ring, State};
 use crate::logs::chunk::Chunk;
 use crate::logs::representation::Representation;
 use crate::model::id::Instance;
+use crate::model::line::{LineBatch, OutputStream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::LinesAfter;
@@ -34,6 +35,8 @@ pub struct RingReader {
     partly_lost: OpenLines,
     /// Positions that were ambiguous after the last entry.
     ambiguous: AmbiguousRange,
+    /// The place where it was created. `None`: no log had been opened then.
+    began_at: Option<LogPlace>,
     /// The ring's version at the last join or wait.
     seen_version: u64,
     /// Its progress for lag reports, with its key, once it follows live.
@@ -102,14 +105,20 @@ pub(crate) enum JoinOutcome {
 // === impl RingReader ===
 
 impl RingReader {
-    pub(super) fn new(ring: Arc<Ring>, waiter: usize, next: u64, seen: Totals) -> Self {
+    /// Creates a reader of the entries after those in `state`.
+    pub(super) fn new(ring: Arc<Ring>, state: &mut State) -> Self {
         Self {
             ring,
-            waiter,
-            next,
-            seen,
+            waiter: state.waiters.insert(None),
+            next: state.next(),
+            seen: state.totals,
             partly_lost: [None; 2],
-            ambiguous: AmbiguousRange::default(),
+            ambiguous: state.ambiguous,
+            began_at: state.head.as_ref().map(|head| LogPlace {
+                next: state.next(),
+                instance: head.instance.clone(),
+                position: head.position,
+            }),
             seen_version: 0,
             progress: None,
         }
@@ -137,15 +146,17 @@ impl RingReader {
         &self.ring
     }
 
-    /// Returns the position of the next entry, if the log was opened.
+    /// Returns the position of the next entry, if the log was opened. `None` as well if the reader lags and
+    /// its position is no longer known.
     pub(crate) fn position(&self) -> Option<(Instance, Position)> {
         let state = self.ring.state.lock();
-        // A lagging reader will continue where it skips to.
-        let from = match self.next.checked_sub(state.first) {
-            Some(ahead) => usize::try_from(ahead).ok()?,
-            None => skip_target(&state)?.0,
+        let Some(ahead) = self.next.checked_sub(state.first) else {
+            let began_at = self.began_at.as_ref().filter(|place| place.next == self.next);
+            // Before the log was opened there were only events.
+            let place = began_at.or(state.first_log.as_ref().filter(|place| self.next <= place.next))?;
+            return Some((place.instance.clone(), place.position));
         };
-        let mut next = state.entries.iter().skip(from);
+        let mut next = state.entries.iter().skip(usize::try_from(ahead).ok()?);
         let next = next.find_map(|entry| Some((entry.instance.clone()?, entry.start)));
         next.or_else(|| state.head.as_ref().map(|head| (head.instance.clone(), head.position)))
     }
@@ -243,12 +254,27 @@ impl RingReader {
         true
     }
 
-    /// Records lines and bytes that the follower got from the log instead of the ring; with `exact` false,
-    /// perhaps more.
-    pub(crate) fn record_refilled(&mut self, lines: u64, bytes: u64, exact: bool) {
+    /// Records lines that the follower got from the log instead of the ring.
+    pub(crate) fn record_refilled(&mut self, batch: &LineBatch) {
+        for line in batch.lines.iter().filter(|line| line.ends) {
+            self.seen.lines = self.seen.lines.saturating_add(1);
+            if line.continues {
+                self.partly_lost[usize::from(line.stream == Some(OutputStream::Stderr))] = None;
+            }
+        }
+        self.seen.bytes = self.seen.bytes.saturating_add(batch.data.len() as u64);
+        self.store_progress();
+    }
+
+    /// Records a gap that the follower got from the log instead of the ring; with `exact` false, it may be
+    /// larger.
+    pub(crate) fn record_refilled_gap(&mut self, lines: u64, bytes: u64, exact: bool) {
         self.seen.lines = self.seen.lines.saturating_add(lines);
         self.seen.bytes = self.seen.bytes.saturating_add(bytes);
-        if !exact {
+        if exact {
+            // As in the ring, it ends all lines.
+            self.partly_lost = [None; 2];
+        } else {
             self.seen.inexact_gaps = INEXACT;
         }
         self.store_progress();
@@ -262,15 +288,26 @@ impl RingReader {
     }
 
     /// Whether the ring holds lines of `instance` after `at`, and these begin no later than the log's next
-    /// line, which has `time`; `None`: there is none.
-    pub(crate) fn holds_older(&self, instance: &Instance, at: Position, time: Option<LogTime>) -> bool {
+    /// line, which has `time`; `None`: there is none. `is_exact`: ring and log count `at` equally.
+    pub(crate) fn holds_older(
+        &self,
+        instance: &Instance,
+        at: Position,
+        is_exact: bool,
+        time: Option<LogTime>,
+    ) -> bool {
         let state = self.ring.state.lock();
         // Where the reader would skip to.
         let Some((_, oldest)) = skip_target(&state).filter(|_| self.next < state.first) else {
             return false;
         };
+        let is_later = if is_exact {
+            at <= oldest.start
+        } else {
+            oldest.oldest_time().is_some_and(|oldest| at.time < oldest)
+        };
         oldest.instance.as_ref() == Some(instance)
-            && at <= oldest.start
+            && is_later
             && time.is_none_or(|time| time >= oldest.start.time)
     }
 
@@ -325,7 +362,7 @@ impl RingReader {
             if head.contiguity == Contiguity::AfterGap {
                 return JoinOutcome::AtHead;
             }
-            self.continue_at(head.next, state.open, state.ambiguous);
+            self.continue_at_head(&state, head);
             return JoinOutcome::Joined(Vec::new());
         }
         // Entries of the head's run are the newest, and their ends ascend.
@@ -370,7 +407,7 @@ impl RingReader {
             Some(head)
                 if head.instance == *instance && (at <= head.position || state.next() > head.next.0) =>
             {
-                self.continue_at(head.next, state.open, state.ambiguous);
+                self.continue_at_head(&state, head);
                 JoinOutcome::Joined(Vec::new())
             }
             Some(head) if head.instance == *instance => JoinOutcome::AheadOfRing,
@@ -422,6 +459,13 @@ impl RingReader {
         let Some((numerator, denominator)) = limit.share() else { return true };
         let ahead = state.totals.cost - entry.totals_before.cost + state.lazy_bytes as u64;
         ahead <= (self.ring.max_bytes / denominator * numerator) as u64
+    }
+
+    /// Continues after the newest line, at the first event after it that is held. Those before it have no
+    /// lines, so a reader must not lag because of them: it would join here again and again.
+    fn continue_at_head(&mut self, state: &State, head: &Head) {
+        let (next, seen) = head.next;
+        self.continue_at((next.max(state.first), seen), state.open, state.ambiguous);
     }
 
     /// Continues at the entry with this number, before which lie these totals. A line that was lost in part
@@ -508,7 +552,7 @@ mod tests {
     use crate::logs::entry_name::NameStyle;
     use crate::logs::message::{Event, Gap};
     use crate::model::id::Replica;
-    use crate::model::line::GapCause;
+    use crate::model::line::{GapCause, Line};
     use crate::model::metrics::Metrics;
 
     #[test]
@@ -547,6 +591,96 @@ mod tests {
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
         assert!(matches!(kinds[..], [EntryKind::Event(_)]), "{kinds:?}");
+    }
+
+    fn small_ring() -> (Arc<Ring>, Instance) {
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let metrics = Metrics::register(&NoopRecorder);
+        let ring = Arc::new(Ring::new(replica, NameStyle::Replica, 4_096, &metrics));
+        let run = Instance::new("uid", "web", 0).unwrap();
+        ring.begin_log(&run, Position::START);
+        (ring, run)
+    }
+
+    /// Pushes a line or a piece of one at `at`, and evicts all other entries.
+    fn push_only(ring: &Ring, run: &Instance, at: &mut Position, text: &'static [u8]) -> Chunk {
+        let time = LogTime::from_nanos(5);
+        let end = if text.ends_with(b"\n") { at.after_line(time) } else { at.after_bytes(text.len()) };
+        let chunk = Chunk {
+            data: text.into(),
+            line_ends: Box::new([LineEnd { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
+            continues: !at.at_line_start(),
+            start: *at,
+            end,
+        };
+        *at = end;
+        ring.push_lines(run, &mut vec![chunk.clone()], tokio::time::Instant::now());
+        ring.state.lock().evict(0);
+        chunk
+    }
+
+    fn poll(reader: &mut RingReader) -> Poll<ReadOutcome> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        reader.poll_read(usize::MAX, Representation::Plain, &mut cx)
+    }
+
+    #[test]
+    fn reader_at_head_does_not_lag_because_of_events() {
+        let (ring, run) = small_ring();
+        let mut at = Position::START;
+        push_only(&ring, &run, &mut at, b"line\n");
+        for number in 0..20 {
+            ring.push_event(Some(&run), Event::waiting(format!("Reason{number}"), String::new()));
+        }
+        let mut reader = ring.reader();
+        for at_end in [false, true] {
+            let outcome =
+                if at_end { reader.join_end(&run, at) } else { reader.join(&run, at, JoinLimit::Usual) };
+            assert!(matches!(outcome, JoinOutcome::Joined(_)));
+            assert!(matches!(poll(&mut reader), Poll::Ready(ReadOutcome::Entries { .. })), "{at_end}");
+        }
+    }
+
+    #[test]
+    fn line_lost_in_part_counts_once_after_refill() {
+        for joins in [false, true] {
+            let (ring, run) = small_ring();
+            let (mut reader, mut at) = (ring.reader(), Position::START);
+            push_only(&ring, &run, &mut at, b"one ");
+            let piece = push_only(&ring, &run, &mut at, b"line ");
+            assert!(matches!(poll(&mut reader), Poll::Ready(ReadOutcome::Lagged)));
+            assert_eq!(reader.skip().map(|loss| (loss.lines, loss.bytes)), Some((1, 4)));
+            push_only(&ring, &run, &mut at, b"in pieces\n");
+            assert!(matches!(poll(&mut reader), Poll::Ready(ReadOutcome::Lagged)));
+            // A refill delivers the rest of it.
+            if joins {
+                let next = at;
+                push_only(&ring, &run, &mut at, b"second\n");
+                let outcome = reader.join(&run, next, JoinLimit::None);
+                assert!(matches!(outcome, JoinOutcome::Joined(parts) if parts.is_empty()));
+            } else {
+                let rest =
+                    Line { ends: true, continues: true, ..Line::whole(14, piece.line_ends[0].time, at) };
+                let data = bytes::Bytes::from_static(b"line in pieces\n");
+                reader.record_refilled(&LineBatch { data, lines: vec![rest] });
+                push_only(&ring, &run, &mut at, b"second\n");
+            }
+            push_only(&ring, &run, &mut at, b"third\n");
+            push_only(&ring, &run, &mut at, b"fourth\n");
+            let loss = reader.skip().map(|loss| (loss.lines, loss.bytes, loss.exact));
+            assert_eq!(loss, Some((2, 13, true)), "{joins}");
+        }
+    }
+
+    #[test]
+    fn reader_created_after_gap_is_not_refilled() {
+        let (ring, run) = small_ring();
+        let mut at = Position::START;
+        push_only(&ring, &run, &mut at, b"line\n");
+        assert!(ring.reader().begin_refill(at));
+        let gap = Gap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, from: None, to: None };
+        ring.push_gap(&run, gap, at);
+        assert!(!ring.reader().begin_refill(at));
     }
 
     #[test]
