@@ -62,7 +62,7 @@ pub enum ConnectionChange<'a> {
     },
     /// A new stream continues where the last one ended.
     Resumed,
-    /// The gateway does not support `on_lag` = REFILL. The follower uses DROP instead.
+    /// The gateway does not support `on_lag` = REFILL, and the follower uses DROP there. Reported once.
     WithoutRefill,
 }
 
@@ -86,6 +86,8 @@ pub struct Follower {
     reconnect: ReconnectState,
     /// Whether the sink was given [`ConnectionChange::Lost`], and not yet [`ConnectionChange::Resumed`].
     is_disconnected: bool,
+    /// Whether the sink was given [`ConnectionChange::WithoutRefill`].
+    was_without_refill: bool,
 }
 
 // === impl Follower ===
@@ -96,7 +98,15 @@ impl Follower {
         let retries = if request.follow { Retries::Unlimited } else { Retries::Left(READ_RETRIES) };
         let reconnect = ReconnectState::new(retries);
         let progress = Progress::default();
-        Self { connector, client: None, request, progress, reconnect, is_disconnected: false }
+        Self {
+            connector,
+            client: None,
+            request,
+            progress,
+            reconnect,
+            is_disconnected: false,
+            was_without_refill: false,
+        }
     }
 
     /// Uses `client`, a new connection of the same connector, for the first stream.
@@ -150,14 +160,12 @@ impl Follower {
             // Boxed: the future that connects is far larger than the one that follows, and short-lived.
             None => Box::pin(self.connector.connect()).await?,
         };
-        let has_refill = request.on_lag() == OnLag::Refill;
         let mut answer = response(ANSWER_TIMEOUT, client.service_logs(request.clone())).await;
-        if has_refill && answer.as_ref().is_err_and(CallError::is_unimplemented) {
+        if request.on_lag() == OnLag::Refill && answer.as_ref().is_err_and(CallError::is_unimplemented) {
+            // For this stream only: the next gateway may be a newer one.
             let request = ServiceLogsRequest { on_lag: OnLag::Drop.into(), ..request };
             answer = response(ANSWER_TIMEOUT, client.service_logs(request)).await;
-            let is_first = self.request.on_lag() == OnLag::Refill;
-            if answer.is_ok() && is_first {
-                self.request.on_lag = OnLag::Drop.into();
+            if answer.is_ok() && !std::mem::replace(&mut self.was_without_refill, true) {
                 sink.connection(&ConnectionChange::WithoutRefill)?;
             }
         }

@@ -100,7 +100,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
     let (filter, filters) = filters(&config.call);
     // An empty filter selects everything, and makes the request one of the draft wherever it is sent.
     let filter = filter.or_else(|| filters.is_empty().then(ServiceFilter::default));
-    // A file or program is to get every line. A person rather sees the newest ones.
+    // A file or program must get every line. A person wants to see the newest ones.
     let default_on_lag = if config.follow && !is_terminal { OnLag::Refill } else { OnLag::Drop };
     ServiceLogsRequest {
         lease_id: Some((&config.call.lease).into()),
@@ -264,22 +264,43 @@ mod tests {
 
     #[tokio::test]
     async fn gateway_without_refill_is_asked_to_drop() {
-        let gateway = FakeGateway::start(vec![
-            vec![end(Code::Unimplemented)],
-            vec![lines(0, 1, "a\n"), Step::Disconnect],
-            vec![lines(0, 2, "b\n"), end(Code::NotFound)],
-        ])
-        .await;
-        let (exit, out, err) = print(&config(gateway.target(), true)).await;
-        assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\n"), "{err}");
-        let asked: Vec<_> = gateway.requests().iter().map(ServiceLogsRequest::on_lag).collect();
-        assert_eq!(asked, [OnLag::Refill, OnLag::Drop, OnLag::Drop]);
-        assert_eq!(err.matches("cannot read lines again").count(), 1, "{err}");
-        // No gateway, or one without logs: the first notice would mislead.
-        let gateway =
-            FakeGateway::start(vec![vec![end(Code::Unimplemented)], vec![end(Code::Unimplemented)]]);
-        let (exit, _, err) = print(&config(gateway.await.target(), true)).await;
-        assert_eq!((exit, err.as_str()), (Exit::Failed, "leasemux: the gateway answered: because\n"));
+        for (given, services) in [(None, &["web"][..]), (Some(OnLag::Refill), &["web", "db"])] {
+            let gateway = FakeGateway::start(vec![
+                vec![end(Code::Unimplemented)],
+                vec![lines(0, 1, "a\n"), Step::Disconnect],
+                vec![end(Code::Unimplemented)],
+                vec![lines(0, 2, "b\n"), Step::Disconnect],
+                // The gateway was updated.
+                vec![lines(0, 3, "c\n"), end(Code::NotFound)],
+            ])
+            .await;
+            let mut config = LogsConfig { on_lag: given, ..config(gateway.target(), true) };
+            config.call.services = services.iter().map(|name| name.parse().unwrap()).collect();
+            let (exit, out, err) = print(&config).await;
+            assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\nweb/0 | c\n"), "{err}");
+            assert_eq!(err.matches("cannot read lines again").count(), 1, "{err}");
+            let requests = gateway.requests();
+            let asked: Vec<_> = requests.iter().map(ServiceLogsRequest::on_lag).collect();
+            assert_eq!(asked, [OnLag::Refill, OnLag::Drop, OnLag::Refill, OnLag::Drop, OnLag::Refill]);
+            for retry in [0, 2] {
+                let first = ServiceLogsRequest { on_lag: OnLag::Drop.into(), ..requests[retry].clone() };
+                assert_eq!(requests[retry + 1], first);
+            }
+            let cursors = |number: usize| requests[number].resume.clone();
+            assert_eq!([0, 2, 4].map(cursors), [vec![], vec![cursor(0, 1)], vec![cursor(0, 2)]]);
+        }
+    }
+
+    #[tokio::test]
+    async fn unimplemented_call_is_final_and_blames_no_refill() {
+        for (given, calls) in [(None, 2), (Some(OnLag::Drop), 1), (Some(OnLag::Close), 1)] {
+            let answers = vec![vec![end(Code::Unimplemented)], vec![end(Code::Unimplemented)]];
+            let gateway = FakeGateway::start(answers).await;
+            let config = LogsConfig { on_lag: given, ..config(gateway.target(), true) };
+            let (exit, _, err) = print(&config).await;
+            assert_eq!((exit, err.as_str()), (Exit::Failed, "leasemux: the gateway answered: because\n"));
+            assert_eq!(gateway.requests().len(), calls, "{given:?}");
+        }
     }
 
     /// End of a read of a log that is temporarily unavailable.
