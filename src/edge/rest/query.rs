@@ -29,7 +29,7 @@ pub struct StreamQuery {
     pub follow: bool,
     /// The number of existing lines of each replica; `None` = all. Only logs have it.
     pub tail: Option<u32>,
-    /// What happens when the follower lags.
+    /// What happens when the follower lags. Only with `follow`.
     pub on_lag: LagPolicy,
     /// The notices; `None` = as configured.
     pub notices: Option<Notices>,
@@ -53,12 +53,16 @@ impl StreamQuery {
                 "services" => selection.add(&value, true)?,
                 "follow" if follow.is_none() => follow = Some(parse_bool(&value)?),
                 "tail" if tail.is_none() && kind == StreamKind::Logs => tail = Some(parse_tail(&value)?),
-                "on_lag" if on_lag.is_none() => on_lag = Some(parse_on_lag(&value)?),
+                "on_lag" if on_lag.is_none() => on_lag = Some(parse_on_lag(&value, kind)?),
                 "notices" if notices.is_none() => {
                     notices = Some(value.parse().map_err(|error| invalid("notices", error))?);
                 }
                 _ => {}
             }
+        }
+        let follow = follow.unwrap_or_default();
+        if on_lag.is_some() && !follow {
+            return Err(invalid("on_lag", "is only for follow=true"));
         }
         let spelling = selection.spelling();
         let (services, unknown) = selection.finish()?;
@@ -66,7 +70,7 @@ impl StreamQuery {
             services,
             unknown,
             spelling,
-            follow: follow.unwrap_or_default(),
+            follow,
             tail: tail.flatten(),
             on_lag: on_lag.unwrap_or_default(),
             notices,
@@ -173,12 +177,14 @@ fn parse_tail(value: &str) -> Result<Option<u32>, String> {
     }
 }
 
-fn parse_on_lag(value: &str) -> Result<LagPolicy, String> {
-    match value {
-        "drop" => Ok(LagPolicy::Drop),
-        "refill" => Ok(LagPolicy::Refill),
-        "close" => Ok(LagPolicy::Close),
-        _ => Err(invalid("on_lag", "must be drop, refill or close")),
+fn parse_on_lag(value: &str, kind: StreamKind) -> Result<LagPolicy, String> {
+    match (value, kind) {
+        ("drop", _) => Ok(LagPolicy::Drop),
+        ("refill", StreamKind::Logs) => Ok(LagPolicy::Refill),
+        ("close", _) => Ok(LagPolicy::Close),
+        (_, StreamKind::Logs) => Err(invalid("on_lag", "must be drop, refill or close")),
+        // Skipped events cannot be read again.
+        (_, StreamKind::Events) => Err(invalid("on_lag", "must be drop or close")),
     }
 }
 
@@ -304,11 +310,29 @@ mod tests {
 
     #[test]
     fn own_parameters_are_checked() {
-        assert_eq!(parse("on_lag=close").on_lag, LagPolicy::Close);
-        assert_eq!(parse("on_lag=drop&notices=none").notices, Some(Notices::None));
-        assert_eq!(parse("on_lag=refill").on_lag, LagPolicy::Refill);
-        assert_eq!(error("on_lag=skip"), "parameter \"on_lag\" must be drop, refill or close");
+        assert_eq!(parse("notices=none").notices, Some(Notices::None));
         assert_eq!(error("notices=some"), "parameter \"notices\" must be all, loss or none");
+    }
+
+    #[test]
+    fn lag_policy_needs_follow() {
+        let of = |query: &str, kind| StreamQuery::parse(query, kind, FILTERS_MAX).map(|query| query.on_lag);
+        for kind in [StreamKind::Logs, StreamKind::Events] {
+            assert_eq!(of("follow=true", kind), Ok(LagPolicy::Drop));
+            assert_eq!(of("on_lag=drop&follow=1", kind), Ok(LagPolicy::Drop));
+            assert_eq!(of("follow=true&on_lag=close&on_lag=x", kind), Ok(LagPolicy::Close));
+            for query in ["on_lag=drop", "on_lag=close", "follow=false&on_lag=drop", "follow=&on_lag=close"] {
+                let error = "parameter \"on_lag\" is only for follow=true";
+                assert_eq!(of(query, kind), Err(error.to_owned()), "{query}");
+            }
+        }
+        assert_eq!(of("follow=true&on_lag=refill", StreamKind::Logs), Ok(LagPolicy::Refill));
+        for value in ["", "skip", "REFILL"] {
+            let error = error(&format!("follow=true&on_lag={value}"));
+            assert_eq!(error, "parameter \"on_lag\" must be drop, refill or close");
+        }
+        let error = of("follow=true&on_lag=refill", StreamKind::Events).unwrap_err();
+        assert_eq!(error, "parameter \"on_lag\" must be drop or close");
     }
 
     proptest! {
