@@ -108,7 +108,7 @@ async fn followers_pass_restart_of_replica_and_drain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn client_that_stops_reading_gets_exact_gap() {
+async fn client_that_stops_reading_gets_exact_gap_or_refill() {
     // 60,000 lines of 200 bytes: far more than the ring and all socket buffers.
     const COUNT: usize = 60_000;
     let script = "while ! [ -e $GATES/go ]; do sleep 0.05; done
@@ -118,6 +118,7 @@ async fn client_that_stops_reading_gets_exact_gap() {
         sleep 1000";
     let program = Program::start(&[("web", script, 1)], &["--ring-max-bytes=64KiB"]);
     let mut slow = program.open("follow=true").await;
+    let mut refilled = program.open("follow=true&on_lag=refill").await;
     let mut quick = program.open("follow=true").await;
     quick.keeps_frames = false;
     let mut grpc = program.workspace.follow(program.gateway.address, "alice", &program.lease);
@@ -132,12 +133,15 @@ async fn client_that_stops_reading_gets_exact_gap() {
         grpc.until("all lines", |seen| seen.tally().lines + seen.tally().lost_lines >= COUNT as u64);
     });
     program.workspace.open("end");
-    for stream in [&mut quick, &mut slow] {
+    for stream in [&mut quick, &mut slow, &mut refilled] {
         stream.until("the end", |stream| stream.received.ends_with("web", 0, "the end\n")).await;
         let tally = stream.received.judge.0.verdict().unwrap_or_else(|violation| panic!("{violation}"));
         assert_eq!(tally.lines + tally.lost_lines, COUNT as u64 + 1, "{tally:?}");
     }
     assert!(slow.received.judge.0.tally().lost_lines > 0);
+    // The log has all lines.
+    assert_eq!((refilled.received.judge.0.tally().gaps, refilled.notices().len()), (0, 0));
+    assert!(program.gateway.metric("leasemux_refills_total{lag=\"first\"}") > 0);
     assert_eq!(
         slow.notices().iter().filter(|kind| **kind == "gap").count() as u64,
         slow.received.judge.0.tally().gaps

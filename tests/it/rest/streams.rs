@@ -12,6 +12,7 @@ use super::{Rest, numbered, open_by_certificate};
 use crate::support::gateway::Setup;
 use crate::support::loss_check::Seen;
 use crate::support::replica;
+use crate::support::rest::WsFollower;
 
 /// Limits with a ring of a few entries.
 fn small_ring() -> Limits {
@@ -206,6 +207,55 @@ async fn slow_client_gets_exact_gap_and_delays_no_other() {
     // All three websockets share the encoded frames and the tail.
     assert_eq!(platform.follows(), 1);
     assert!(rest.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_client_is_refilled() {
+    const FLOOD: u32 = 20_000;
+    let (rest, run) = Rest::one_run(small_ring());
+    let platform = rest.platform().clone();
+    let mut slow = rest.open("logs?follow=true&tail=0&on_lag=refill").await;
+    let mut silent = rest.open("logs?follow=true&tail=0&on_lag=refill&notices=none").await;
+    let mut quick = rest.open("logs?follow=true&tail=0").await;
+    for stream in [&mut slow, &mut silent, &mut quick] {
+        assert_eq!(stream.next_if_ready().await, None);
+    }
+    let flood = async |quick: &mut WsFollower<_>, first: u32| {
+        let before = quick.received.lines("web", 0);
+        for printed in (0..FLOOD).step_by(100) {
+            platform.print(&run, numbered(first + printed..=first + printed + 99));
+            let printed = before + printed as usize + 100;
+            quick.until("all lines", |stream| stream.received.lines("web", 0) == printed).await;
+        }
+    };
+    flood(&mut quick, 1).await;
+    let count = |stream: &WsFollower<_>| stream.received.lines("web", 0);
+    slow.until("all lines", |stream| count(stream) == FLOOD as usize).await;
+    silent.until("all lines", |stream| count(stream) == FLOOD as usize).await;
+    let refills = || rest.gateway.metric("leasemux_refills_total{lag=\"first\"}");
+    assert_eq!(refills(), 2);
+    for stream in [&slow, &silent, &quick] {
+        assert_eq!(stream.received.assert_complete(&platform, "web", 0, &[(&run, 0)]), 0);
+        assert_eq!(stream.notices(), [""; 0]);
+    }
+    // A loss of the source within the refilled lines is the only gap.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    platform.lose(&run, 7);
+    quick.until("the loss", |stream| stream.received.missing("web", 0) == 7).await;
+    flood(&mut quick, FLOOD + 8).await;
+    platform.print(&run, [format!("{} the end\n", 2 * FLOOD + 8)]);
+    for stream in [&mut slow, &mut silent] {
+        stream.until("the end", |stream| stream.received.ends_with("web", 0, "the end\n")).await;
+        assert_eq!(count(stream), 2 * FLOOD as usize + 1);
+    }
+    assert_eq!(slow.received.assert_complete(&platform, "web", 0, &[(&run, 0)]), 7);
+    let tally = slow.received.judge.0.verdict().unwrap();
+    assert_eq!((tally.lines, tally.lost_lines, tally.gaps), (2 * u64::from(FLOOD) + 1, 7, 1));
+    assert_eq!((slow.notices(), silent.notices()), (vec!["gap"], vec![]));
+    assert_eq!(refills(), 4);
+    assert_eq!(rest.gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}"), 0);
+    rest.gateway.drain.begin();
+    assert_eq!(silent.end().await, (1001, "7 lines were missing".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
