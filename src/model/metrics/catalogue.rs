@@ -159,8 +159,8 @@ catalogue! {
         /// Refills started: a follower with `on_lag = REFILL` lagged, and its lines are read from the log
         /// again; by whether it lagged for the first time, or again within 10 s after a refill
         refills: Family<Counter, RefillStart> = "leasemux_refills_total",
-            "`again` grows steadily: followers are slower than their services print. Each of them keeps a read \
-             of the log open, under the quotas of history reads.";
+            "`again` grows: followers are slower than their services print. Each keeps a read of the log open \
+             until it has caught up, under the quotas of history reads.";
 
         /// Lines read from logs by refills
         refilled_lines: Counter = "leasemux_refilled_lines_total",
