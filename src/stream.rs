@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::task::AtomicWaker;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
+use crate::sys::sync;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -30,11 +30,11 @@ pub(crate) struct StreamControl {
     /// When a frame was last handed to HTTP/2 or written by it, in milliseconds since `opened`.
     progress_ms: AtomicU64,
     /// Bytes handed to HTTP/2 that it has not written to the connection yet.
-    unsent_bytes: AtomicU64,
+    unsent_bytes: sync::AtomicU64,
     /// Lines that the follower lost so far.
     lost_lines: AtomicU64,
     /// Woken when `unsent_bytes` becomes zero.
-    all_taken: AtomicWaker,
+    all_taken: sync::AtomicWaker,
     started: AtomicBool,
 }
 
@@ -82,9 +82,9 @@ impl StreamControl {
             peer: OnceLock::new(),
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
-            unsent_bytes: AtomicU64::new(0),
+            unsent_bytes: sync::AtomicU64::new(0),
             lost_lines: AtomicU64::new(0),
-            all_taken: AtomicWaker::new(),
+            all_taken: sync::AtomicWaker::new(),
             started: AtomicBool::new(false),
         })
     }
@@ -217,5 +217,37 @@ impl Drop for Messages {
         if self.remaining > 0 {
             self.control.subtract_unsent(self.remaining);
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "loom")]
+mod models {
+    use std::future::poll_fn;
+
+    use loom::future::block_on;
+
+    use super::*;
+    use crate::sys::sync::{explore, spawn};
+
+    #[test]
+    fn last_bytes_taken_or_dropped_wake_stream() {
+        explore(None, || {
+            let control = StreamControl::new();
+            let frame = || Messages::new([Bytes::from_static(b"line\n")].into(), Arc::clone(&control));
+            let (mut taken, dropped) = (frame(), frame());
+            let threads = [
+                spawn(move || {
+                    taken.advance(2);
+                    taken.advance(3);
+                }),
+                spawn(move || drop(dropped)),
+            ];
+            block_on(poll_fn(|cx| control.poll_all_taken(cx)));
+            assert_eq!(control.unsent_bytes(), 0);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        });
     }
 }

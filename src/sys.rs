@@ -1,7 +1,8 @@
-//! Access to the operating system, and waker gates.
+//! Access to the operating system, waker gates, and types for model checking.
 
 pub mod dir_watch;
 pub(crate) mod gated_poll;
 pub mod pem;
 pub mod process;
 pub mod read;
+pub(crate) mod sync;

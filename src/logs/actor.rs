@@ -8,7 +8,7 @@
 //! owns everything it uses. Dropping it closes the ring, whatever the reason; followers that remain then
 //! notice.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,7 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
 use crate::platform::{self, Platform, ReadFrom, Tail, TailItem, TailRequest};
+use crate::sys::sync::{AtomicUsize, Notify};
 
 /// Longest delay before a log is opened again: short enough for a follower not to give up.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -242,7 +243,7 @@ impl Actor {
                 flush_timer.as_mut().reset(at);
             }
             let flush_is_due = self.flush_at.is_some();
-            let is_unfollowed = self.followers.count.load(Ordering::Acquire) == 0;
+            let is_unfollowed = self.followers.is_zero();
             let event = tokio::select! {
                 biased;
                 // Shutdown is first: nothing else may delay it.
@@ -289,7 +290,7 @@ impl Actor {
     }
 
     fn subscribe(&mut self, reply: Subscribe) {
-        self.followers.count.fetch_add(1, Ordering::AcqRel);
+        self.followers.add();
         self.has_new_followers = true;
         // If the caller is gone, the subscription is dropped here and no longer counts.
         let _ = reply.send(Subscription {
@@ -609,12 +610,57 @@ impl Source {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.followers.count.fetch_sub(1, Ordering::AcqRel);
-        self.followers.left.notify_one();
+        self.followers.remove();
+    }
+}
+
+// === impl FollowerCount ===
+
+impl FollowerCount {
+    fn is_zero(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    fn add(&self) {
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn remove(&self) {
+        // Before the notification: the actor then checks the count, and does not check it again.
+        self.count.fetch_sub(1, Ordering::AcqRel);
+        self.left.notify_one();
     }
 }
 
 fn is_same_container(one: &Instance, other: &Instance) -> bool {
     let (one, other) = (one.parts(), other.parts());
     (one.0, one.1) == (other.0, other.1)
+}
+
+#[cfg(test)]
+#[cfg(feature = "loom")]
+mod models {
+    use loom::future::block_on;
+
+    use super::*;
+    use crate::sys::sync::{explore, spawn};
+
+    #[test]
+    fn actor_notices_that_last_follower_has_left() {
+        explore(Some(5), || {
+            let followers = Arc::new(FollowerCount::default());
+            let leaving = [(); 2].map(|()| {
+                followers.add();
+                let followers = Arc::clone(&followers);
+                spawn(move || followers.remove())
+            });
+            // As in the loop of the actor: it checks the count before it waits.
+            while !followers.is_zero() {
+                block_on(followers.left.notified());
+            }
+            for follower in leaving {
+                follower.join().unwrap();
+            }
+        });
+    }
 }

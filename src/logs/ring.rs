@@ -11,7 +11,6 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use metrics::{Counter, Gauge};
-use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -26,9 +25,13 @@ use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::sys::sync::{Mutex, MutexGuard};
 
 mod entry;
 mod lag;
+#[cfg(test)]
+#[cfg(feature = "loom")]
+mod models;
 mod reader;
 
 pub use self::entry::Entry;

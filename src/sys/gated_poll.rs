@@ -7,11 +7,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_core::Stream;
-use parking_lot::Mutex;
+
+use crate::sys::sync::{AtomicBool, Mutex};
+
+#[cfg(test)]
+#[cfg(feature = "loom")]
+mod models;
 
 /// Decides whether one part of a task needs to be polled.
 #[derive(Debug)]
