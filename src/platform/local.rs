@@ -188,7 +188,12 @@ impl LocalConfig {
         let env = env.chain(service.env.iter().cloned()).collect();
         Ok(Launcher {
             exe,
-            spec: Spec { command: service.command.clone(), env, dir: stored.home.clone() },
+            spec: Spec {
+                command: service.command.clone(),
+                env,
+                dir: stored.home.clone(),
+                lock: stored.logs.clone(),
+            },
             logs: stored.logs.clone(),
             rotation: Rotation {
                 max_bytes: self.options.rotate_max_bytes,

@@ -161,6 +161,15 @@ impl Fixture {
         std::fs::read_to_string(self.path(name)?).ok()
     }
 
+    /// Waits until the content of a log file satisfies `wanted`.
+    async fn until_file(&self, name: &str, wanted: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + TIMEOUT;
+        while !self.file(name).is_some_and(|log| wanted(&log)) {
+            assert!(Instant::now() < deadline, "{name}: {:?}", self.file(name));
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// Requests the restart of a run.
     async fn restart(&self, instance: &Instance) -> Result<(), Error> {
         let instance = Some(instance.clone());
@@ -583,11 +592,7 @@ async fn killed_gateway_takes_all_descendants_along() {
     let mut gateway = gateway(&fixture, &[]);
     fixture.until_processes(|found| found.len() == 4).await;
     // Killed before it has printed, it would die of SIGPIPE.
-    let deadline = Instant::now() + TIMEOUT;
-    while !fixture.file("0.log").is_some_and(|log| log.ends_with(" stdout F up\n")) {
-        assert!(Instant::now() < deadline, "nothing printed");
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
+    fixture.until_file("0.log", |log| log.ends_with(" stdout F up\n")).await;
     gateway.kill().unwrap();
     assert_eq!(gateway.wait().unwrap().signal(), Some(9));
     fixture.until_processes(BTreeSet::is_empty).await;

@@ -14,12 +14,15 @@
 //! session, so that no signal of a terminal reaches the service, and has its own name, so that
 //! `pkill leasemux` misses it. A signal to the shim ends the service too.
 //!
+//! It locks the directory of its replica's logs until its end, so that the next run of the replica, which may
+//! be another gateway's, starts after that.
+//!
 //! The gateway and the two stages exchange messages: lines of JSON over sockets. So a service's settings do
 //! not appear in the shim's own arguments or environment.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream as BlockingUnixStream;
@@ -53,6 +56,9 @@ const EXEC_STAGE: &str = "exec";
 /// Grace period of a service when the gateway is gone or the shim is signalled.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
+/// Interval of attempts to lock a replica whose previous shim has not ended yet.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
 /// First wait for the death of killed processes before the next round of kills; doubled in each round. A
 /// death ends the wait.
 const KILL_ROUND: Duration = Duration::from_millis(10);
@@ -71,6 +77,8 @@ pub(super) struct Spec {
     pub(super) command: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) dir: PathBuf,
+    /// Directory that a shim locks until its service has ended, one for each replica.
+    pub(super) lock: PathBuf,
 }
 
 /// An order from the gateway to a shim. The first is [`Order::Start`].
@@ -150,10 +158,34 @@ fn run() -> io::Result<()> {
         let signals = Signals::new()?;
         let mut control = Channel::new(control)?;
         match control.next().await? {
-            Some(Order::Start(spec)) => Shim::start(control, signals, &spec).await?.run().await,
+            Some(Order::Start(spec)) => {
+                // Open, and so locked, until this process ends. A directory that cannot be locked does not
+                // prevent a service from running.
+                let lock = File::open(&spec.lock).ok();
+                if let Some(lock) = &lock
+                    && !acquire(lock, &mut control).await
+                {
+                    return Ok(());
+                }
+                Shim::start(control, signals, &spec).await?.run().await
+            }
             _ => Ok(()),
         }
     })
+}
+
+/// Waits until no other shim has the lock of this replica. Returns false if an order, or the end of the gateway,
+/// comes first.
+///
+/// A killed gateway leaves shims that are still ending their services, for up to [`ORPHAN_GRACE`]. The next
+/// gateway may start meanwhile. Two processes of one replica would use the same files and ports.
+async fn acquire(lock: &File, control: &mut Channel) -> bool {
+    while let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        if tokio::time::timeout(LOCK_POLL, control.next::<Order>()).await.is_ok() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Signals that the shim handles.
@@ -419,6 +451,7 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), "echo é\n".into()],
             env: [("A".into(), String::new())].into(),
             dir: "/tmp".into(),
+            lock: "/tmp".into(),
         }
     }
 

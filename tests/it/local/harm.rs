@@ -82,3 +82,32 @@ async fn broken_or_failing_shim_is_replaced() {
         fixture.platform().stop(Duration::ZERO).await;
     }
 }
+
+/// A service manager restarts a killed gateway at once, and services have a grace period.
+#[tokio::test]
+async fn next_gateway_waits_for_processes_of_killed_one() {
+    let fixture = Fixture::new(STUBBORN);
+    let mut gateway = gateway(&fixture, &[]);
+    let killed = fixture.until_processes(|found| found.len() == 4).await;
+    fixture.until_file("0.log", |log| log.ends_with(" stdout F up\n")).await;
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    let fixture = fixture.start();
+    fixture.slot(|slot| slot.ready).await;
+    assert!(fixture.processes().is_disjoint(&killed), "{killed:?}");
+    fixture.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn run_that_waits_for_a_killed_gateway_can_be_stopped() {
+    let fixture = Fixture::new(STUBBORN);
+    let mut gateway = gateway(&fixture, &[]);
+    fixture.until_file("0.log", |log| log.ends_with(" stdout F up\n")).await;
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    let fixture = fixture.start();
+    fixture.platform().stop(10 * TIMEOUT).await;
+    let slot = fixture.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    assert!(slot.restarts <= 1, "{slot:?}");
+    fixture.until_processes(BTreeSet::is_empty).await;
+}
