@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use sd_notify::NotifyState;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::authenticator::Authenticator;
@@ -147,7 +148,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let leases = read_sdls(&config.leases)?;
     fd_limit::apply(&mut config.limits, config.platform);
     let notifier = Notifier::start();
-    let exporter = Exporter::new().map_err(internal)?;
+    let side = SideRuntime::start().map_err(internal)?;
+    let mut exporter = Exporter::new().map_err(internal)?;
+    for runtime in [Some(Handle::current()), side.handle()].into_iter().flatten() {
+        exporter.count_tasks_of(runtime);
+    }
     let certificates = certificates(&config, &notifier, &exporter)?;
     let sni_configs = certificates.grpc_configs(&config.public_hostnames)?;
     let bind = |flag, address| bind(address).map_err(|source| ServeError::Listen { flag, address, source });
@@ -168,7 +173,6 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let upstream = setup::upstream(&config, &trust, &exporter.metrics, &drain)?;
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
-    let side = SideRuntime::start().map_err(internal)?;
     let admin_listener = admin_listener.into_std().map_err(internal)?;
     side.within(|| {
         TcpListener::from_std(admin_listener).map(|socket| drain.spawn_background(admin.serve(socket)))

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use self::followers::Followers;
@@ -59,6 +60,8 @@ pub struct Exporter {
     /// Source of the number of lagging followers.
     pub followers: Followers,
     handle: PrometheusHandle,
+    /// The runtimes whose tasks are counted.
+    runtimes: Vec<Handle>,
 }
 
 /// Whether the gateway is ready. Cloning is cheap.
@@ -192,13 +195,21 @@ impl Exporter {
         }
         let recorder = builder.build_recorder();
         let metrics = Metrics::register(&recorder);
-        Ok(Self { metrics, followers: Followers::default(), handle: recorder.handle() })
+        Ok(Self { metrics, followers: Followers::default(), handle: recorder.handle(), runtimes: Vec::new() })
+    }
+
+    /// Counts the tasks of `runtime` too.
+    pub(crate) fn count_tasks_of(&mut self, runtime: Handle) {
+        self.runtimes.push(runtime);
     }
 
     /// Returns all metrics in Prometheus' text format. Looks up those that are not counted.
     pub fn render(&self) -> String {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.metrics.followers_lagging.set(self.followers.lagging(0).total as f64);
+        let tasks: usize = self.runtimes.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum();
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        self.metrics.tasks.set(tasks as f64);
         let usage = process::usage().ok();
         if let Some(usage) = &usage {
             self.set_process(usage);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// Task polls of a worker thread between two checks of sockets and timers. A busy thread checks them at no
 /// other time, so a new event waits for this many polls. A poll under load takes about 50 us: 16 take less
@@ -38,6 +38,11 @@ impl SideRuntime {
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("side").enable_all().build()?;
         Ok(Self(Some(runtime)))
+    }
+
+    /// Returns the handle of the runtime.
+    pub(super) fn handle(&self) -> Option<Handle> {
+        self.0.as_ref().map(|runtime| runtime.handle().clone())
     }
 
     /// Calls `start` in the context of this runtime. Tasks and sockets that it creates belong to this

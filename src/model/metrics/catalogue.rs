@@ -445,6 +445,10 @@ catalogue! {
         process_threads: Gauge = "process_threads",
             "It grows without end: file reads hang.";
 
+        /// Tasks of the gateway's runtimes, measured at each scrape
+        tasks: Gauge = "leasemux_tasks",
+            "It grows for hours while `leasemux_connections` and `leasemux_streams` do not.";
+
         /// Start time of the process since unix epoch in seconds
         process_start: Gauge = "process_start_time_seconds" (Seconds),
             "It changes without a planned restart.";
