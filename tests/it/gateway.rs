@@ -556,6 +556,18 @@ fn metrics_show_one_tail_for_all_followers() {
 }
 
 #[test]
+fn tasks_of_connections_are_counted() {
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let before = gateway.metric("leasemux_tasks");
+    let mut followers = [(); 4].map(|()| workspace.follow(gateway.address, "alice", &lease));
+    for follower in &mut followers {
+        follower.until("lines", |seen| seen.tally().lines > 0);
+    }
+    let meanwhile = gateway.metric("leasemux_tasks");
+    assert!(before > 0 && meanwhile >= before + 4, "{before}, then {meanwhile}");
+}
+
+#[test]
 fn certificate_is_reloaded_while_running() {
     let workspace = Workspace::new();
     let lease = workspace.tenant("alice");
