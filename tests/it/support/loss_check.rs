@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs, ServiceLogsResponse, gap};
+use leasemux::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs, ServiceLogsResponse, gap};
 use leasemux::model::published;
 use serde_json::Value;
 
@@ -20,13 +20,19 @@ pub(crate) struct Received {
     lines: BTreeMap<(String, u32), usize>,
     /// The client's loss checker, which handles parts of two streams.
     pub(crate) judge: Judge,
-    /// The run that a websocket's last notice named, by replica.
-    runs: BTreeMap<(String, u32), String>,
+    frames: Frames,
     /// Number of gaps because of lag, by replica. Those before its first run or line do not count: the
     /// gateway did not know the follower's position.
     lag_gaps: BTreeMap<(String, u32), usize>,
     /// The newest cursor, by replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
+}
+
+/// Reads the frames of one websocket.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    /// The run that the last notice named, by replica.
+    runs: BTreeMap<(String, u32), String>,
 }
 
 /// Checks numbered lines of two streams.
@@ -49,6 +55,60 @@ pub(crate) enum Seen {
     /// An event.
     Event(Kind, String),
 }
+
+// === impl Frames ===
+
+impl Frames {
+    /// Reads a frame. Also returns the entry that it shows, unless it concerns the whole stream.
+    pub(crate) fn read(&mut self, text: &str) -> (Value, Option<ServiceLogs>) {
+        let object = text.strip_suffix('\n').expect("a frame ends with a newline");
+        let frame: Value = serde_json::from_str(object).expect("a frame is one JSON object");
+        let message = frame["message"].as_str().expect("a message");
+        let name = frame["name"].as_str().expect("a name");
+        let Some(service) = frame["service"].as_str() else {
+            assert!(frame["notice"].is_object(), "only a notice has no replica: {frame}");
+            return (frame, None);
+        };
+        assert!(name == service || name.starts_with(&format!("{service}-")), "akt would drop {frame}");
+        let replica = u32::try_from(frame["replica"].as_u64().expect("a replica")).unwrap();
+        let run = self.runs.entry((service.to_owned(), replica)).or_default();
+        let mut entry = ServiceLogs { name: service.to_owned(), replica, ..ServiceLogs::default() };
+        let notice = &frame["notice"];
+        let number = |key: &str| notice[key].as_u64().unwrap();
+        let kind = match notice["kind"].as_str() {
+            None => {
+                let end = if frame["more"] == true { "" } else { "\n" };
+                entry.logs = format!("{message}{end}").into_bytes().into();
+                None
+            }
+            Some("gap") => {
+                let cause = notice["cause"].as_str().unwrap().to_uppercase();
+                let cause = gap::Cause::from_str_name(&cause).expect("a cause");
+                let (lines, bytes) = (number("lines"), number("bytes"));
+                let exact = notice["exact"].as_bool().unwrap();
+                entry.gap = Some(Gap { lines, bytes, exact, cause: cause.into(), ..Gap::default() });
+                None
+            }
+            Some("started") => Some(Kind::Started),
+            Some("ended") => Some(Kind::Ended),
+            Some("waiting") => Some(Kind::Waiting),
+            Some("gone") => Some(Kind::Gone),
+            Some(other) => panic!("{other} in {frame}"),
+        };
+        if let Some(kind) = kind {
+            let instance = notice["instance"].as_str().unwrap_or_default().to_owned();
+            if kind == Kind::Started {
+                instance.clone_into(run);
+            }
+            entry.event = Some(ReplicaEvent { kind: kind.into(), instance, ..ReplicaEvent::default() });
+        }
+        entry.cursor =
+            Some(Cursor { service: service.to_owned(), replica, instance: run.clone(), ..Cursor::default() });
+        (frame, Some(entry))
+    }
+}
+
+// === impl Received ===
 
 impl Received {
     /// Adds a response.
@@ -85,64 +145,24 @@ impl Received {
 
     /// Adds a websocket frame about a replica. Returns the frame as JSON.
     pub(crate) fn take_frame(&mut self, text: &str) -> Value {
-        let object = text.strip_suffix('\n').expect("a frame ends with a newline");
-        let frame: Value = serde_json::from_str(object).expect("a frame is one JSON object");
-        let message = frame["message"].as_str().expect("a message");
-        let name = frame["name"].as_str().expect("a name");
-        let Some(service) = frame["service"].as_str() else {
-            assert!(frame["notice"].is_object(), "only a notice has no replica: {frame}");
+        let (frame, entry) = self.frames.read(text);
+        let Some(entry) = entry else { return frame };
+        let key = (entry.name.clone(), entry.replica);
+        let seen = self.replicas.entry(key.clone()).or_default();
+        if let Some(event) = &entry.event {
+            seen.push(Seen::Event(event.kind(), event.instance.clone()));
             return frame;
-        };
-        assert!(name == service || name.starts_with(&format!("{service}-")), "akt would drop {frame}");
-        let replica = u32::try_from(frame["replica"].as_u64().expect("a replica")).unwrap();
-        let key = (service.to_owned(), replica);
-        let (seen, run) =
-            (self.replicas.entry(key.clone()).or_default(), self.runs.entry(key.clone()).or_default());
-        let cursor = |instance: &str| Cursor {
-            service: service.to_owned(),
-            replica,
-            instance: instance.to_owned(),
-            ..Cursor::default()
-        };
-        let mut entry = ServiceLogs { name: service.to_owned(), replica, ..ServiceLogs::default() };
-        let notice = &frame["notice"];
-        let number = |key: &str| notice[key].as_u64().unwrap();
-        match notice["kind"].as_str() {
-            None => {
-                let end = if frame["more"] == true { "" } else { "\n" };
-                let line = format!("{message}{end}").into_bytes();
-                *self.lines.entry(key).or_default() += end.len();
-                entry.logs = line.clone().into();
-                seen.push(Seen::Logs(String::new(), line));
-            }
-            Some("gap") => {
-                let exact = notice["exact"].as_bool().unwrap();
-                let gap = Gap { lines: number("lines"), bytes: number("bytes"), exact, ..Gap::default() };
-                if notice["cause"] == "lag" && seen.iter().any(Seen::has_place) {
-                    *self.lag_gaps.entry(key.clone()).or_default() += 1;
-                }
-                seen.push(Seen::Gap(gap.lines, gap.bytes, exact));
-                entry.gap = Some(gap);
-            }
-            Some(kind) => {
-                let kind = match kind {
-                    "started" => Kind::Started,
-                    "ended" => Kind::Ended,
-                    "waiting" => Kind::Waiting,
-                    "gone" => Kind::Gone,
-                    other => panic!("{other} in {frame}"),
-                };
-                let instance = notice["instance"].as_str().unwrap_or_default();
-                if kind == Kind::Started {
-                    instance.clone_into(run);
-                }
-                seen.push(Seen::Event(kind, instance.to_owned()));
-            }
         }
-        if entry.gap.is_some() || !entry.logs.is_empty() {
-            entry.cursor = Some(cursor(run));
-            self.judge.0.feed(&entry);
+        if let Some(gap) = &entry.gap {
+            if gap.cause() == gap::Cause::Lag && seen.iter().any(Seen::has_place) {
+                *self.lag_gaps.entry(key).or_default() += 1;
+            }
+            seen.push(Seen::Gap(gap.lines, gap.bytes, gap.exact));
+        } else {
+            *self.lines.entry(key).or_default() += usize::from(entry.logs.ends_with(b"\n"));
+            seen.push(Seen::Logs(String::new(), entry.logs.to_vec()));
         }
+        self.judge.0.feed(&entry);
         frame
     }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +40,8 @@ pub(crate) struct Workspace {
     program: PathBuf,
     /// Shell prefix that starts the program, if needed.
     shell: Option<&'static str>,
+    /// Whether programs do not receive Ctrl-C of the terminal.
+    is_detached: bool,
 }
 
 /// A running program. Killed on drop.
@@ -106,7 +109,14 @@ impl Workspace {
         for name in ["trusted", "tmp", "gates"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir, program, shell: None }
+        Self { dir, program, shell: None, is_detached: false }
+    }
+
+    /// Creates a workspace whose programs do not receive Ctrl-C of the terminal.
+    pub(crate) fn detached() -> Self {
+        let mut workspace = Self::new();
+        workspace.is_detached = true;
+        workspace
     }
 
     /// Creates a workspace for [`Program::limit_files`]: writes beyond the limit fail instead of killing the
@@ -216,6 +226,9 @@ impl Workspace {
                 command.env_remove(name);
             }
         }
+        if self.is_detached {
+            command.process_group(0);
+        }
         command.args(args).env("TMPDIR", self.path("tmp")).env("NO_COLOR", "1").stdin(Stdio::null());
         command
     }
@@ -241,6 +254,11 @@ impl Workspace {
 
     /// Starts a gateway and waits until it is ready. The last value of a repeated flag counts.
     pub(crate) fn serve(&self, leases: &[(&LeaseId, &Path)], more: &[&str]) -> Gateway {
+        Gateway::ready(self.start_serve(leases, more))
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn start_serve(&self, leases: &[(&LeaseId, &Path)], more: &[&str]) -> Program {
         let mut args = self.serve_args(leases);
         for flag in more {
             let name = flag.split_once('=').map_or(*flag, |(name, _)| name);
@@ -248,15 +266,7 @@ impl Workspace {
             args.push((*flag).to_owned());
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let program = self.start(&args);
-        let (address, admin, rest) = program.until_out("its ready line", |out| {
-            let line = out.split_once('\n')?.0.strip_prefix("leasemux ready: gateway https://")?;
-            let (gateway, others) = line.split_once(" admin http://")?;
-            let admin = others.split(' ').next()?;
-            let rest = others.split_once(" rest https://").and_then(|(_, rest)| rest.split(' ').next());
-            Some((gateway.parse().unwrap(), admin.parse().unwrap(), rest.map(|rest| rest.parse().unwrap())))
-        });
-        Gateway { program, address, admin, rest }
+        self.start(&args)
     }
 
     /// Returns the arguments of `logs` for a lease, as `tenant`.
@@ -387,11 +397,6 @@ impl Program {
         Self { child, what, out, err }
     }
 
-    /// Returns the process id.
-    pub(crate) fn id(&self) -> i32 {
-        Pid::from_child(&self.child).as_raw_nonzero().get()
-    }
-
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -425,24 +430,34 @@ impl Program {
         panic!("`{}` did not give {what}; out: …{}\nerr: {}", self.what, &out[end..], self.err.get());
     }
 
-    /// Waits until the program ends.
+    /// Waits until the program and its output end.
     pub(crate) fn done(mut self) -> Done {
         for text in [&self.out, &self.err] {
             if !text.until_end() {
                 self.fail("its end");
             }
         }
+        Done { status: self.wait(), out: self.out.get(), err: self.err.get() }
+    }
+
+    /// Waits until the program ends.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
-        let status = loop {
+        loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+                return status;
             }
             if Instant::now() > deadline {
                 self.fail("its end");
             }
             std::thread::sleep(LOOK);
-        };
-        Done { status, out: self.out.get(), err: self.err.get() }
+        }
+    }
+
+    /// Kills the program.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.wait();
     }
 }
 
@@ -502,6 +517,18 @@ impl Text {
 // === impl Gateway ===
 
 impl Gateway {
+    /// Waits until a started gateway is ready.
+    pub(crate) fn ready(program: Program) -> Self {
+        let (address, admin, rest) = program.until_out("its ready line", |out| {
+            let line = out.split_once('\n')?.0.strip_prefix("leasemux ready: gateway https://")?;
+            let (gateway, others) = line.split_once(" admin http://")?;
+            let admin = others.split(' ').next()?;
+            let rest = others.split_once(" rest https://").and_then(|(_, rest)| rest.split(' ').next());
+            Some((gateway.parse().unwrap(), admin.parse().unwrap(), rest.map(|rest| rest.parse().unwrap())))
+        });
+        Self { program, address, admin, rest }
+    }
+
     /// Sends a signal and waits until the gateway has ended.
     pub(crate) fn stop(self, signal: Signal) -> Done {
         self.program.signal(signal);
@@ -620,30 +647,13 @@ impl Seen {
     }
 
     fn object(&mut self, object: &str) {
-        let object: Value = serde_json::from_str(object).unwrap();
-        let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
-        let (name, instance) = (text("service"), text("instance"));
-        let replica = u32::try_from(object["replica"].as_u64().unwrap()).unwrap();
-        let cursor = Cursor { service: name.clone(), replica, instance, ..Cursor::default() };
-        let mut entry = ServiceLogs { name, replica, ..ServiceLogs::default() };
-        match object["type"].as_str().unwrap() {
-            "event" => return self.events.push(object),
-            "gap" => {
-                let number = |name: &str| object[name].as_u64().unwrap();
-                let exact = object["exact"].as_bool().unwrap();
-                let (lines, bytes) = (number("lines"), number("bytes"));
-                entry.gap = Some(Gap { lines, bytes, exact, ..Gap::default() });
-            }
-            "line" => {
-                let end = if object["partial"] == true { "" } else { "\n" };
-                entry.logs = (text("line") + end).into_bytes().into();
-                let runs = self.lines.entry(format!("{}/{replica}", entry.name)).or_default();
-                *runs.entry(cursor.instance.clone()).or_default() += 1;
-            }
-            other => panic!("{other} in {object}"),
-        }
-        entry.cursor = Some(cursor);
+        let (object, entry) = read_object(object);
+        let Some(entry) = entry else { return self.events.push(object) };
         self.loss_checker.feed(&entry);
+        if entry.gap.is_none() {
+            let runs = self.lines.entry(format!("{}/{}", entry.name, entry.replica)).or_default();
+            *runs.entry(entry.cursor.unwrap_or_default().instance).or_default() += 1;
+        }
     }
 
     /// Returns the finished lines of a replica (`service/index`) by run, in order.
@@ -672,6 +682,30 @@ impl Seen {
         assert_eq!((tally.gaps, tally.lost_lines, tally.checked), (0, 0, tally.lines), "{tally:?}");
         tally
     }
+}
+
+/// Reads a line of `-o json`. Also returns the entry that it shows, unless that is an event.
+pub(crate) fn read_object(line: &str) -> (Value, Option<ServiceLogs>) {
+    let object: Value = serde_json::from_str(line).unwrap();
+    let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+    let (name, instance) = (text("service"), text("instance"));
+    let replica = u32::try_from(object["replica"].as_u64().unwrap()).unwrap();
+    let cursor = Some(Cursor { service: name.clone(), replica, instance, ..Cursor::default() });
+    let mut entry = ServiceLogs { name, replica, cursor, ..ServiceLogs::default() };
+    match object["type"].as_str().unwrap() {
+        "event" => return (object, None),
+        "gap" => {
+            let number = |name: &str| object[name].as_u64().unwrap();
+            let exact = object["exact"].as_bool().unwrap();
+            entry.gap = Some(Gap { lines: number("lines"), bytes: number("bytes"), exact, ..Gap::default() });
+        }
+        "line" => {
+            let end = if object["partial"] == true { "" } else { "\n" };
+            entry.logs = (text("line") + end).into_bytes().into();
+        }
+        other => panic!("{other} in {object}"),
+    }
+    (object, Some(entry))
 }
 
 /// Sends an HTTP GET. Returns the head in lower case and the body. With `HTTP/1.0` the server does not use

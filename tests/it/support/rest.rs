@@ -1,5 +1,6 @@
 //! A client of the REST port that shares no code with it: HTTP by hand, and websockets by tungstenite.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,6 +73,15 @@ pub(crate) async fn connect_tls(
     server_pem: &Path,
     identity: Option<&Path>,
 ) -> TlsStream<TcpStream> {
+    try_connect_tls(address, server_pem, identity).await.unwrap()
+}
+
+/// The same, for a port that may be closed.
+pub(crate) async fn try_connect_tls(
+    address: SocketAddr,
+    server_pem: &Path,
+    identity: Option<&Path>,
+) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(server_pem).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -85,10 +95,10 @@ pub(crate) async fn connect_tls(
         }
         None => builder.with_no_client_auth(),
     };
-    let socket = TcpStream::connect(address).await.unwrap();
+    let socket = TcpStream::connect(address).await?;
     let name = ServerName::from(address.ip());
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, socket);
-    timeout(PATIENCE, handshake).await.expect("a handshake in time").unwrap()
+    timeout(PATIENCE, handshake).await.expect("a handshake in time")
 }
 
 // === impl Answer ===
