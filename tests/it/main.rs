@@ -11,6 +11,7 @@ mod chain;
 mod cli;
 mod commands;
 mod contract;
+mod crash;
 mod demo;
 mod deploy;
 mod docs;

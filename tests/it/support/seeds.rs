@@ -10,12 +10,13 @@ use rand::RngExt as _;
 
 /// Returns the seeds to try, `count` of them unless the environment says otherwise.
 pub(crate) fn seeds(count: u64) -> impl Iterator<Item = u64> {
-    let first: u64 = given("LEASEMUX_TEST_SEED").unwrap_or_else(|| rand::rng().random());
-    let count = given("LEASEMUX_TEST_SEEDS").unwrap_or(count);
+    let first: u64 = number("LEASEMUX_TEST_SEED").unwrap_or_else(|| rand::rng().random());
+    let count = number("LEASEMUX_TEST_SEEDS").unwrap_or(count);
     (0..count).map(move |more| first.wrapping_add(more))
 }
 
-fn given<T: FromStr>(name: &str) -> Option<T> {
+/// Returns the number in an environment variable, if it is set.
+pub(crate) fn number<T: FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
