@@ -33,11 +33,15 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
+use http::Uri;
+use hyper::rt::{Read, Write};
+use hyper_util::client::legacy::connect::Connection;
 use kube::Client;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tower::{BoxError, Service};
 
 pub use self::client::check;
 pub use self::coordination::KubeRestartLocks;
@@ -125,6 +129,22 @@ impl KubePlatform {
     /// # Errors
     /// If the configuration is unusable, or permissions are missing: the error names all of them.
     pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
+        Self::start_over(client::tcp(), config, metrics).await
+    }
+
+    /// The same, over connections of `connector` instead of TCP.
+    ///
+    /// # Errors
+    /// Those of [`KubePlatform::start`].
+    pub async fn start_over<C>(
+        connector: C,
+        config: &KubeConfig,
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>, Error>
+    where
+        C: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
+        C::Response: Read + Write + Connection + Send + Unpin + 'static,
+    {
         let freshness = Freshness::default();
         let opened_watches = freshness.clone();
         let on_opened = move |plural: &str| {
@@ -133,7 +153,7 @@ impl KubePlatform {
             }
         };
         let KubeConfig { cluster, provider, hostname } = config;
-        let (client, server) = client::connect(cluster, on_opened).await?;
+        let (client, server) = client::connect(cluster, connector, on_opened).await?;
         let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
         start::retry(&server, || permissions::check(&client, &cluster.manifest_namespace, &own)).await?;
         // Retried until the API server responds, so that these kinds are served from the start.

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper::rt::{Read, Write};
+use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::client::legacy::{Client as HttpClient, ResponseFuture};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tower::{BoxError, Service as _, ServiceBuilder, service_fn};
+use tower::{BoxError, Service, ServiceBuilder, service_fn};
 
 use super::{ClusterAccess, permissions};
 use crate::platform::Error;
@@ -40,24 +41,8 @@ const WATCH_MAX: Duration = Duration::from_secs(30);
 /// configuration is checked.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-/// Creates a client, without connecting, and returns it with the API server's address, without credentials.
-/// The client calls `accepted` for each watch that the API server accepts.
-///
-/// # Errors
-/// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used.
-pub(super) async fn connect(
-    cluster: &ClusterAccess,
-    accepted: impl Fn(&str) + Send + Sync + 'static,
-) -> Result<(Client, String), Error> {
-    let mut cluster = read(cluster).await?;
-    let url = &cluster.cluster_url;
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let server =
-        format!("{}://{}{port}", url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
-    // A follow is silent while the container is, so only the limits of the connection itself apply.
-    (cluster.read_timeout, cluster.write_timeout) = (None, None);
-    let unusable =
-        |error: kube::Error| Error::Broken(format!("the cluster's configuration cannot be used: {error}"));
+/// Returns the connector of TCP connections.
+pub(super) fn tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -67,6 +52,32 @@ pub(super) async fn connect(
     connector.set_keepalive_interval(Some(KEEPALIVE));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    connector
+}
+
+/// Creates a client, without connecting, and returns it with the API server's address, without credentials.
+/// The client calls `accepted` for each watch that the API server accepts.
+///
+/// # Errors
+/// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used.
+pub(super) async fn connect<C>(
+    cluster: &ClusterAccess,
+    connector: C,
+    accepted: impl Fn(&str) + Send + Sync + 'static,
+) -> Result<(Client, String), Error>
+where
+    C: Service<Uri, Error: Into<BoxError>, Future: Send> + Clone + Send + Sync + 'static,
+    C::Response: Read + Write + Connection + Send + Unpin + 'static,
+{
+    let mut cluster = read(cluster).await?;
+    let url = &cluster.cluster_url;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let server =
+        format!("{}://{}{port}", url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
+    // A follow is silent while the container is, so only the limits of the connection itself apply.
+    (cluster.read_timeout, cluster.write_timeout) = (None, None);
+    let unusable =
+        |error: kube::Error| Error::Broken(format!("the cluster's configuration cannot be used: {error}"));
     let connector = cluster.rustls_https_connector_with_connector(connector).map_err(unusable)?;
     let connector = service_fn(move |address: Uri| {
         let connecting = tokio::time::timeout(CONNECT_MAX, connector.clone().call(address));
@@ -93,7 +104,7 @@ pub(super) async fn connect(
 /// # Errors
 /// Those of [`KubePlatform::start`](super::KubePlatform::start).
 pub async fn check(cluster: &ClusterAccess) -> Result<Option<String>, Error> {
-    let (client, server) = connect(cluster, |_| {}).await?;
+    let (client, server) = connect(cluster, tcp(), |_| {}).await?;
     let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace());
     let checking = permissions::check(&client, &cluster.manifest_namespace, own);
     let why = match tokio::time::timeout(CHECK_MAX, checking).await {
@@ -207,6 +218,6 @@ mod tests {
             manifest_namespace: "lease".to_owned(),
             coordination_namespace: None,
         };
-        connect(&cluster, |_| {}).await.unwrap().0
+        connect(&cluster, tcp(), |_| {}).await.unwrap().0
     }
 }
