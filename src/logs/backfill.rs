@@ -346,7 +346,9 @@ impl Backfill {
         refill.turn_began = Instant::now();
         self.permit = None;
         // Permits are issued in order of arrival, so it is there at once unless somebody waits.
-        let acquired = self.limiter.acquire(self.params.lease.owner(), || true).now_or_never();
+        // That must not depend on how much else this task has polled.
+        let acquired = self.limiter.acquire(self.params.lease.owner(), || true);
+        let acquired = tokio::task::unconstrained(acquired).now_or_never();
         self.permit = acquired.and_then(Result::ok);
         self.permit.is_none()
     }
