@@ -56,6 +56,11 @@ const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
 /// runtime is back sooner, and a caller that waits for the answer does not give up before.
 const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
 
+/// Longest wait of a follower for the run of its cursor, if that is later than all that are known: another
+/// gateway, whose watch was faster, has served it. A watch over a half-open connection is replaced after five
+/// minutes.
+const RUN_WAIT: Duration = Duration::from_secs(6 * 60);
+
 /// A refill lets others use its permit after this time. Longer than most refills take, so that few logs are
 /// opened again.
 const REFILL_TURN: Duration = Duration::from_secs(10);
@@ -435,13 +440,14 @@ impl Backfill {
 
 impl Backfill {
     async fn begin(&mut self) -> Stage {
-        let view = self.readable_view();
         if let Some((instance, position)) = self.params.resume.clone() {
             if self.params.run_ended {
                 return Stage::RunEnded(instance);
             }
-            return self.resume(&view, instance, position);
+            self.await_run(&instance).await;
+            return self.resume(&self.readable_view(), instance, position);
         }
+        let view = self.readable_view();
         let filter = self.params.range.filter();
         self.since = filter.since;
         if let ReadRange::Previous(_) = self.params.range {
@@ -476,6 +482,18 @@ impl Backfill {
             self.queue_event(Some(&run.instance), Event::started(run));
         }
         Stage::Open(run.instance.clone(), read_from(last, filter.since))
+    }
+
+    /// Waits while `instance` is later than all runs in the view. Their lines would be repeated.
+    async fn await_run(&mut self, instance: &Instance) {
+        let longest = if self.live.is_some() { RUN_WAIT } else { UNREADABLE_AFTER };
+        let BackfillParams { view, replica, .. } = &mut self.params;
+        let known = view.wait_for(|view| {
+            let newest = view.replica(replica).and_then(ReplicaView::newest);
+            newest.is_none_or(|newest| !instance.is_later_than(&newest.instance))
+        });
+        // If the time is over, the cursor is invalid or the view is stale for long: that is a gap.
+        _ = tokio::time::timeout(longest, known).await;
     }
 
     fn resume(&mut self, view: &ReplicaView, instance: Instance, position: Position) -> Stage {
@@ -586,7 +604,7 @@ impl Backfill {
 impl Backfill {
     /// Continues in the ring or with the next run.
     async fn run_ended(&mut self, instance: Instance) -> Stage {
-        self.failures = Failures::default();
+        (self.failures, self.ambiguous) = (Failures::default(), AmbiguousRange::default());
         if let ReadRange::Previous(_) = self.params.range {
             return Stage::End(BackfillEvent::Done);
         }

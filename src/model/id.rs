@@ -329,6 +329,12 @@ impl Instance {
         self.parts().2
     }
 
+    /// Returns whether it is a later run of the same container.
+    pub(crate) fn is_later_than(&self, other: &Self) -> bool {
+        let ((uid, container, number), (other_uid, other_container, other)) = (self.parts(), other.parts());
+        (uid, container) == (other_uid, other_container) && number > other
+    }
+
     /// Returns whether the same container had runs between this one and `later`.
     pub(crate) fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());

@@ -4,6 +4,7 @@
 pub(crate) mod cluster;
 mod crds;
 mod events;
+mod gateways;
 mod kubelet_faults;
 mod outages;
 mod refill;

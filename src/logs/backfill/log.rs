@@ -34,8 +34,6 @@ pub(super) struct Log {
     first_time: Option<LogTime>,
     /// The first item must be read before joining: it may be a gap.
     is_fresh: bool,
-    /// A line of it was read.
-    has_lines: bool,
 }
 
 /// The result of an attempt to join the ring at the log's position.
@@ -102,7 +100,6 @@ impl Backfill {
                     // If the log does not start at the requested position, lines after that position are
                     // lost.
                     is_fresh: resumed_at.is_some_and(|position| position != tail.start),
-                    has_lines: false,
                 }))
             }
             Err(error) => self.failed(instance, from, &error).await,
@@ -170,9 +167,8 @@ impl Backfill {
             return stage;
         }
         log.chunker.skip_to(gap.after);
-        // After a gap at the start, lines are counted from a known position. But a refill must not repeat
-        // lines of that time that the ring counts differently.
-        if (log.has_lines || self.refill.is_some()) && !gap.exact {
+        // The ring may have lines from before the gap, or count lines of its time differently.
+        if !gap.exact {
             self.ambiguous.record_gap();
         }
         self.position = Some((log.instance.clone(), gap.after));
@@ -230,7 +226,8 @@ impl Backfill {
             || self.since.is_some_and(|since| live.reader.has_older_lines(instance, position, since));
         let outcome = if must_read {
             live.reader.mark_seen();
-            JoinOutcome::ReadLog
+            let is_at_head = live.reader.is_at_head(instance, position);
+            if is_at_head { JoinOutcome::AtHead } else { JoinOutcome::ReadLog }
         } else {
             live.reader.join(instance, position, limit)
         };
@@ -255,7 +252,6 @@ impl Backfill {
         self.update_since(&log.instance, log.chunker.position());
         if let Some(line) = batch.lines.first() {
             self.ambiguous.record_line(log.chunker.position(), line.time);
-            log.has_lines = true;
         }
         let mut chunks = Vec::new();
         match self.since {

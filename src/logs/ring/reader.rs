@@ -339,6 +339,12 @@ impl RingReader {
         after_position.any(|entry| entry.oldest_time().is_some_and(|oldest| oldest < since))
     }
 
+    /// Returns whether the ring has no line that is later than the one before `at`.
+    pub(crate) fn is_at_head(&self, instance: &Instance, at: Position) -> bool {
+        let state = self.ring.state.lock();
+        state.head.as_ref().is_some_and(|head| head.instance == *instance && at.time >= head.position.time)
+    }
+
     /// Tries to join the ring exactly after position `at` of `instance`.
     ///
     /// Does not join next to a gap of the source: the gap has no position of its own, so it could be reported
