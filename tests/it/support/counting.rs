@@ -149,10 +149,15 @@ impl CheckedFollower {
         match parse_line(&line) {
             Some((number, of, at)) if of == replica && at >= run.number => {
                 if at > run.number {
-                    let (run_number, last) = (run.number, run.last);
-                    let lost = std::mem::take(&mut run.lost);
-                    if run_number > 0 {
-                        self.changes.push(RunChange { replica, run: run_number, last, next_run: at, lost });
+                    let change = RunChange {
+                        replica,
+                        run: run.number,
+                        last: run.last,
+                        next_run: at,
+                        lost: std::mem::take(&mut run.lost),
+                    };
+                    if change.run > 0 {
+                        self.changes.push(change);
                     }
                 }
                 (run.number, run.last, run.lost) = (at, number, Lost::default());
