@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::connector;
 use crate::support::counting::{CheckedFollower, counting_service, parse_line};
-use crate::support::process::{Gateway, LOOK, PATIENCE, Program, Workspace, own_port};
+use crate::support::process::{Gateway, LOOK, Program, Workspace, own_port};
 use crate::support::seeds::{number, seeds};
 
 /// Environment variable with the number of kills per seed.
@@ -48,6 +48,9 @@ const READY_MAX: Duration = Duration::from_millis(1_200);
 
 /// Delay before a follower without back-off connects again.
 const RECONNECT: Duration = Duration::from_millis(20);
+
+/// Deadline for followers. On a starved machine, connections time out several times.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Lines of a run after which a follower counts as connected.
 const SOME_LINES: u64 = 10;
