@@ -7,6 +7,7 @@
 //! ```sh
 //! LEASEMUX_TEST_SEEDS=4 LEASEMUX_TEST_KILLS=50 cargo test --test it crash:: -- --nocapture
 //! ```
+#![allow(clippy::print_stdout, reason = "prints its figures")]
 
 use std::collections::BTreeMap;
 use std::fs;

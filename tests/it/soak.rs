@@ -5,6 +5,7 @@
 //! ```sh
 //! .ci/soak 900
 //! ```
+#![allow(clippy::print_stdout, reason = "prints its figures")]
 
 mod followers;
 mod relay;

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -179,7 +179,7 @@ impl Group {
                 (Via::Grpc, Pace::Never) => never_read(&target.stable, request, &mut sink).await,
                 (Via::Grpc, _) => read(target.stable.clone(), request, &mut sink).await,
                 (Via::Unstable, _) => read(target.unstable.clone(), request, &mut sink).await,
-                (Via::Websocket, _) => read_websockets(target, self.on_lag, &mut sink).await,
+                (Via::Websocket, _) => Box::pin(read_websockets(target, self.on_lag, &mut sink)).await,
                 (Via::Program, _) => read_program(target, &mut sink),
             }
         });
@@ -214,13 +214,15 @@ async fn read_websockets(target: &Target, on_lag: OnLag, sink: &mut CheckedSink)
     let path = format!("{path}?follow=true&tail=100&on_lag={}", on_lag.as_str_name().to_lowercase());
     let (pem, identity) = (target.workspace.path("data/server.pem"), target.workspace.path("alice"));
     loop {
-        if stop.run_until_cancelled(read_websocket(*address, &path, &pem, &identity, sink)).await.is_none() {
+        let read = Box::pin(read_websocket(*address, &path, &pem, &identity, sink));
+        if stop.run_until_cancelled(read).await.is_none() {
             return;
         }
-        let mut state = sink.state();
-        state.check.reconnect_anew();
-        state.reconnects += 1;
-        drop(state);
+        {
+            let mut state = sink.state();
+            state.check.reconnect_anew();
+            state.reconnects += 1;
+        }
         stop.run_until_cancelled(tokio::time::sleep(RECONNECT)).await;
     }
 }
@@ -229,8 +231,8 @@ async fn read_websockets(target: &Target, on_lag: OnLag, sink: &mut CheckedSink)
 async fn read_websocket(
     address: SocketAddr,
     path: &str,
-    pem: &PathBuf,
-    identity: &PathBuf,
+    pem: &Path,
+    identity: &Path,
     sink: &mut CheckedSink,
 ) -> Option<()> {
     let io = try_connect_tls(address, pem, Some(identity)).await.ok()?;
