@@ -416,7 +416,7 @@ async fn other_names_are_spliced_with_their_certificate() {
     front.until_metric("leasemux_passthrough_connections", 0);
 
     // With the provider down, the client sees the end of the connection.
-    drop(provider);
+    provider.stop().await;
     let mut socket = TcpStream::connect(front.gateway.rest()).await.unwrap();
     socket.write_all(&client_hello()).await.unwrap();
     assert_eq!(read_all(&mut socket).await, "");
@@ -442,7 +442,7 @@ fn client_hello() -> Vec<u8> {
 async fn native_routes_work_while_the_provider_is_down() {
     let provider = unused().await;
     let front = Front::start(&provider, &[]);
-    drop(provider);
+    provider.stop().await;
     let get = |path| front.request(&format!("GET {path}"), "Connection: close\r\n");
     for path in ["/lease/7/1/1/status", "/lease/7/1/1/service/web/status"] {
         let response = front.exchange(get(path), false).await;

@@ -326,7 +326,7 @@ async fn absent_provider_is_unavailable_and_logged() {
     let provider = StandIn::grpc(echo).await;
     let address = provider.address;
     let front = start(&provider, &[]);
-    drop(provider);
+    provider.stop().await;
     let mut caller = Caller::new(&front).await;
     let answer = caller.call(&path("SendManifest"), b"").await;
     let text = "the provider behind this gateway cannot be reached; try again later";

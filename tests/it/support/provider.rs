@@ -38,7 +38,7 @@ pub(crate) struct StandIn {
     pub(crate) certificate: Identity,
     accepted: Arc<AtomicUsize>,
     failed: Arc<AtomicBool>,
-    _running: JoinSet<()>,
+    running: JoinSet<()>,
 }
 
 /// A server certificate, which is its own authority.
@@ -139,7 +139,7 @@ impl StandIn {
                 });
             }
         });
-        Self { address, certificate, accepted, failed, _running: running }
+        Self { address, certificate, accepted, failed, running }
     }
 
     /// Starts a provider that answers gRPC calls. Their requests have the number of client certificates on
@@ -163,6 +163,11 @@ impl StandIn {
             }
         })
         .await
+    }
+
+    /// Stops. Its address then refuses connections, which it may not do yet when it is only dropped.
+    pub(crate) async fn stop(mut self) {
+        self.running.shutdown().await;
     }
 
     /// Returns the number of connections that were accepted.
