@@ -37,6 +37,7 @@ mod random;
 mod rest;
 mod restart;
 mod shutdown;
+mod simulation;
 mod soak;
 mod status;
 mod support;

@@ -20,12 +20,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use leasemux::model::id::LeaseId;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::events::EventRequests;
 pub(crate) use self::rollout::LogAnswer;
 use self::server::Listener;
+pub(crate) use self::server::Pipe;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
@@ -160,27 +162,43 @@ impl Cluster {
 
     /// Creates a server that refuses connections until it is resumed.
     pub(crate) fn stopped() -> Self {
-        let listener = Arc::new(Listener::new());
-        let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
-        let (address, changed, tasks) = (listener.address(), watch::Sender::new(0), TaskTracker::new());
-        let idle = Arc::new(AbortOnDropHandle::new(tasks.spawn(std::future::pending::<()>())));
-        let within = Self { state, changed, address, listener, _server: idle };
+        let tasks = TaskTracker::new();
+        let idle = AbortOnDropHandle::new(tasks.spawn(std::future::pending::<()>()));
+        let within = Self::on(Listener::tcp(), idle);
         let cluster = within.clone();
         let server = tasks.spawn(async move {
-            let serve = |socket| {
-                let cluster = within.clone();
-                async move {
-                    let service = hyper::service::service_fn(move |request| {
-                        let cluster = cluster.clone();
-                        async move { Ok::<_, Infallible>(cluster.answer(request).await) }
-                    });
-                    let server = hyper::server::conn::http1::Builder::new();
-                    _ = server.serve_connection(TokioIo::new(socket), service).await;
-                }
-            };
-            within.listener.keep(serve).await;
+            within.listener.keep(|socket| within.clone().serve(socket)).await;
         });
         Self { _server: Arc::new(AbortOnDropHandle::new(server)), ..cluster }
+    }
+
+    /// Creates a server in memory, for [`Cluster::connect`].
+    pub(crate) async fn in_memory() -> Self {
+        let idle = AbortOnDropHandle::new(TaskTracker::new().spawn(std::future::pending::<()>()));
+        let cluster = Self::on(Listener::Memory(std::sync::Mutex::default()), idle);
+        cluster.resume().await;
+        cluster
+    }
+
+    fn on(listener: Listener, server: AbortOnDropHandle<()>) -> Self {
+        let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
+        let address = listener.address();
+        let (changed, listener) = (watch::Sender::new(0), Arc::new(listener));
+        Self { state, changed, address, listener, _server: Arc::new(server) }
+    }
+
+    async fn serve(self, socket: impl AsyncRead + AsyncWrite + Unpin) {
+        let service = hyper::service::service_fn(move |request| {
+            let cluster = self.clone();
+            async move { Ok::<_, Infallible>(cluster.answer(request).await) }
+        });
+        let server = hyper::server::conn::http1::Builder::new();
+        _ = server.serve_connection(TokioIo::new(socket), service).await;
+    }
+
+    /// Connects to a server in memory.
+    pub(crate) fn connect(&self) -> std::io::Result<Pipe> {
+        self.listener.connect(|socket| self.clone().serve(socket))
     }
 
     /// Cuts all connections and refuses new ones.
@@ -340,6 +358,17 @@ impl Cluster {
     /// All lines of a run.
     pub(crate) fn printed(&self, run: &RunKey) -> Vec<String> {
         self.lock().logs[run].lines.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Returns line `index` of a run, if it was printed.
+    pub(crate) fn line(&self, run: &RunKey, index: usize) -> Option<String> {
+        self.lock().logs.get(run)?.lines.get(index).map(|(_, text)| text.clone())
+    }
+
+    /// Returns the number of lines of a run, and the index of the first one in the newest file.
+    pub(crate) fn extent(&self, run: &RunKey) -> (usize, usize) {
+        let state = self.lock();
+        (state.logs[run].lines.len(), state.logs[run].file)
     }
 
     /// Begins a new file. Older ones can no longer be read.

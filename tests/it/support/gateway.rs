@@ -228,10 +228,20 @@ impl Gateway {
         certificate: Option<Vec<u8>>,
         address: Option<SocketAddr>,
     ) {
+        self.drain.spawn(self.connection(io, certificate, address));
+    }
+
+    /// Returns the task that serves a connection. Dropping it cuts the connection.
+    pub(crate) fn connection<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        io: IO,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) -> impl Future<Output = ()> + Send + use<IO> {
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let certificate = ClientCertificate::new(chain.as_deref());
         let connections = self.connections.clone();
-        self.drain.spawn(async move { _ = connections.serve(io, certificate, address).await });
+        async move { _ = connections.serve(io, certificate, address).await }
     }
 
     /// Returns the client's end of a connection to a REST port with these settings.

@@ -1,0 +1,79 @@
+//! Simulation of the whole gateway: random scenarios in which followers of several gateways read the logs of a
+//! cluster, while everything fails that can. A seed reproduces a scenario exactly.
+//!
+//! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client. Simulated parts: the
+//! API server with its kubelets and containers ([`crate::kube::cluster`]), the network (pipes in memory), time
+//! (paused; it advances when all tasks wait), random numbers and the system's clock (`leasemux-determinism`).
+//! All tasks are on one thread.
+//!
+//! `LEASEMUX_TEST_SEED` and `LEASEMUX_TEST_SEEDS` choose seeds as for other random tests.
+//! `cargo run --release --example simulate -- --seeds 5000` runs more. With `LEASEMUX_SIMULATION_TRACE` and a
+//! file, one seed writes all its events.
+
+mod check;
+mod clock;
+mod follower;
+pub(crate) mod outcome;
+pub(crate) mod pool;
+mod scenario;
+mod world;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::outcome::Outcome;
+    use super::pool::{Worker, work};
+    use crate::support::seeds::seeds;
+
+    /// Seeds that `cargo test` runs.
+    const SEEDS: u64 = 200;
+
+    /// Seeds that run twice.
+    const TWICE: u64 = 20;
+
+    /// This program, as a worker.
+    fn worker() -> Worker {
+        let args = [
+            "--exact",
+            "simulation::tests::worker_simulates_one_seed",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ];
+        Worker { program: std::env::current_exe().unwrap(), args: args.map(ToOwned::to_owned).to_vec() }
+    }
+
+    fn outcomes(seeds: impl Iterator<Item = u64> + Send) -> BTreeMap<u64, Outcome> {
+        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut outcomes = BTreeMap::new();
+        worker().run(seeds, at_once, |outcome| drop(outcomes.insert(outcome.seed, outcome)));
+        outcomes
+    }
+
+    #[test]
+    #[ignore = "a process of the other tests"]
+    fn worker_simulates_one_seed() {
+        work();
+    }
+
+    #[test]
+    fn seed_reproduces_all_events() {
+        let seeds: Vec<u64> = seeds(TWICE).collect();
+        let (first, second) = (outcomes(seeds.iter().copied()), outcomes(seeds.iter().copied()));
+        for (seed, outcome) in &first {
+            assert_eq!(*outcome, second[seed], "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn random_faults_lose_and_repeat_nothing() {
+        let outcomes = outcomes(seeds(SEEDS));
+        let mut sum = Outcome::default();
+        for outcome in outcomes.values() {
+            assert_eq!(outcome.violation, None, "LEASEMUX_TEST_SEED={}", outcome.seed);
+            sum.add(outcome);
+        }
+        println!("{sum:#?}");
+    }
+}

@@ -1,0 +1,221 @@
+//! The loss check of a follower: each line comes once and in order, and a gap stands where lines are missing.
+
+use std::ops::Range;
+
+use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
+
+use super::outcome::{Outcome, Violation};
+use crate::kube::cluster::{Cluster, RunKey};
+
+/// A place in the lines of a replica: run, line.
+pub(super) type Place = (usize, usize);
+
+/// Everything that was printed, by replica and run.
+pub(super) struct History {
+    pub(super) cluster: Cluster,
+    pub(super) runs: Vec<Vec<RunKey>>,
+}
+
+/// Where a follower begins to read a replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// At this place or before it.
+    Until(Place),
+    /// At an unknown place: it asked for some last lines.
+    Anywhere,
+}
+
+/// What a follower received of one replica.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) start: Start,
+    /// The place of the next line. `None`: no line was received.
+    pub(super) next: Option<Place>,
+    pub(super) cursor: Option<Cursor>,
+    /// The beginning of a line.
+    partial: Vec<u8>,
+    /// Whether a gap came within a line, so that the rest of that line may follow.
+    torn: bool,
+    gap: PendingGap,
+}
+
+/// The gaps since the last line.
+#[derive(Debug, Default)]
+struct PendingGap {
+    count: usize,
+    lines: u64,
+    inexact: bool,
+}
+
+// === impl History ===
+
+impl History {
+    /// The place after the last printed line.
+    pub(super) fn end(&self, replica: usize) -> Place {
+        let runs = &self.runs[replica];
+        (runs.len() - 1, self.cluster.extent(&runs[runs.len() - 1]).0)
+    }
+
+    /// The first line that can be read of the newest run.
+    pub(super) fn oldest(&self, replica: usize) -> Place {
+        let runs = &self.runs[replica];
+        (runs.len() - 1, self.cluster.extent(&runs[runs.len() - 1]).1)
+    }
+
+    /// The lines between two places, by run.
+    fn between(&self, replica: usize, from: Place, to: Place) -> Vec<(usize, Range<usize>)> {
+        let runs = from.0..=to.0;
+        let lines = runs.map(|run| {
+            let first = if run == from.0 { from.1 } else { 0 };
+            let end = if run == to.0 { to.1 } else { self.cluster.extent(&self.runs[replica][run]).0 };
+            (run, first..end)
+        });
+        lines.collect()
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    pub(super) fn new(start: Start) -> Self {
+        Self { start, next: None, cursor: None, partial: Vec::new(), torn: false, gap: PendingGap::default() }
+    }
+
+    /// Whether all lines were received, or a gap for them.
+    pub(super) fn is_at(&self, place: Place) -> bool {
+        self.next == Some(place)
+    }
+
+    /// Takes an entry about this replica.
+    pub(super) fn take(
+        &mut self,
+        entry: ServiceLogs,
+        history: &History,
+        outcome: &mut Outcome,
+    ) -> Result<(), Violation> {
+        let replica = entry.replica as usize;
+        if let Some(gap) = &entry.gap {
+            self.take_gap(gap, outcome);
+        } else if entry.event.is_none() {
+            self.partial.extend_from_slice(&entry.logs);
+            let instance = entry.cursor.as_ref().map_or("", |cursor| &cursor.instance);
+            while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.partial.drain(..=end).collect();
+                let line = String::from_utf8_lossy(&line[..end]).into_owned();
+                self.take_line(&line, instance, replica, history, outcome)?;
+            }
+        }
+        if entry.cursor.is_some() {
+            self.cursor = entry.cursor;
+        }
+        Ok(())
+    }
+
+    fn take_gap(&mut self, gap: &Gap, outcome: &mut Outcome) {
+        let known = outcome.gaps.entry(gap.cause().as_str_name().to_lowercase()).or_default();
+        (known.0, known.1) = (known.0 + 1, known.1 + gap.lines);
+        self.gap.count += 1;
+        self.gap.lines += gap.lines;
+        self.gap.inexact |= !gap.exact;
+        self.torn |= !self.partial.is_empty();
+        self.partial.clear();
+    }
+
+    fn take_line(
+        &mut self,
+        line: &str,
+        instance: &str,
+        replica: usize,
+        history: &History,
+        outcome: &mut Outcome,
+    ) -> Result<(), Violation> {
+        let torn = std::mem::take(&mut self.torn);
+        let place = parse(line).filter(|(run, at)| {
+            let key = history.runs[replica].get(*run);
+            key.is_some_and(|key| history.cluster.line(key, *at).as_deref() == Some(line))
+        });
+        let Some(place) = place else {
+            // The gap has counted this line.
+            return if torn { Ok(()) } else { Err(Violation::wrong(format!("{line:?} was not printed"))) };
+        };
+        if instance.rsplit('/').next() != Some(&place.0.to_string()) {
+            return Err(Violation::wrong(format!("{line:?} under {instance}")));
+        }
+        let gap = std::mem::take(&mut self.gap);
+        match self.next {
+            None => self.check_start(place, replica, &gap, history, outcome)?,
+            Some(next) if place < next => {
+                return Err(Violation::repeat(format!("{place:?} after {next:?}")));
+            }
+            Some(next) => check_gap(next, place, replica, &gap, history, outcome)?,
+        }
+        self.next = Some((place.0, place.1 + 1));
+        outcome.lines += 1;
+        Ok(())
+    }
+
+    fn check_start(
+        &self,
+        place: Place,
+        replica: usize,
+        gap: &PendingGap,
+        history: &History,
+        outcome: &mut Outcome,
+    ) -> Result<(), Violation> {
+        let Start::Until(limit) = self.start else { return Ok(()) };
+        if place <= limit || gap.count > 0 {
+            return Ok(());
+        }
+        // Its files may have been rotated away since: nothing was read, so nothing is known to be missing.
+        if place.1 <= history.cluster.extent(&history.runs[replica][place.0]).1 {
+            outcome.excuse("rotated before the first line", 1);
+            return Ok(());
+        }
+        Err(Violation::loss(format!("begins at {place:?}, not until {limit:?}")))
+    }
+}
+
+/// Checks what is missing between two lines.
+fn check_gap(
+    next: Place,
+    place: Place,
+    replica: usize,
+    gap: &PendingGap,
+    history: &History,
+    outcome: &mut Outcome,
+) -> Result<(), Violation> {
+    let (mut missing, mut unexplained) = (0, 0);
+    for (run, lines) in history.between(replica, next, place) {
+        let key = &history.runs[replica][run];
+        let (left_out, file) = (history.cluster.left_out(key), history.cluster.extent(key).1);
+        missing += lines.len();
+        for at in lines {
+            // docs/KUBERNETES.md, "Known limits": these are reported later, or never.
+            if left_out.iter().any(|lines| lines.contains(&at)) {
+                outcome.excuse("left out by the kubelet", 1);
+            } else if run > next.0 && at < file {
+                outcome.excuse("rotated before the first line of a run", 1);
+            } else {
+                unexplained += 1;
+            }
+        }
+    }
+    if gap.count == 0 && unexplained > 0 {
+        return Err(Violation::loss(format!(
+            "{unexplained} of {missing} lines between {next:?} and {place:?}"
+        )));
+    }
+    let is_exact = gap.count > 0 && !gap.inexact && unexplained == missing;
+    if is_exact && gap.lines != missing as u64 {
+        let text = format!("a gap of {} lines, {missing} between {next:?} and {place:?}", gap.lines);
+        return Err(Violation::wrong(text));
+    }
+    Ok(())
+}
+
+/// Parses the beginning of a line: run, line.
+fn parse(line: &str) -> Option<Place> {
+    let (run, rest) = line.split_once('/')?;
+    let number = rest.split_once(' ').map_or(rest, |(number, _)| number);
+    Some((run.parse().ok()?, number.parse().ok()?))
+}
