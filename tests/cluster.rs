@@ -16,7 +16,7 @@
 
 #[path = "cluster/lease.rs"]
 mod lease;
-#[allow(dead_code, reason = "shared with the other tests")]
+#[allow(dead_code, unused_imports, reason = "shared with the other tests")]
 #[path = "it/support/mod.rs"]
 mod support;
 

@@ -46,6 +46,9 @@ pub(crate) struct ReplicaStream {
     pending: VecDeque<Content>,
     /// The position after the last message sent.
     position: Option<(Instance, Position)>,
+    /// The requested position, until a line was sent. No cursor may be before it: positions in a log that was
+    /// rotated away count from the first line that is left, and another gateway may still have those before.
+    requested: Option<(Instance, Position)>,
     /// The run that the last message began or ended. `None` if it has a position.
     changed_run: Option<(Instance, RunChange)>,
     /// Whether `mode` is a refill.
@@ -101,6 +104,7 @@ impl ReplicaStream {
     ) -> Self {
         let mut stream = Self {
             position: params.resume.clone(),
+            requested: params.resume.clone(),
             params,
             actors,
             limiter,
@@ -128,6 +132,7 @@ impl ReplicaStream {
     /// Returns the cursor after the last message sent.
     pub(crate) fn cursor(&self) -> Option<Cursor> {
         let (instance, position) = self.position.clone()?;
+        let position = not_before(self.requested.as_ref(), &instance, position);
         Some(Cursor { replica: self.params.replica.clone(), instance, position })
     }
 
@@ -197,6 +202,7 @@ impl ReplicaStream {
             mode: Mode::Live(subscription),
             params,
             position,
+            requested,
             changed_run,
             last_time,
             within_line,
@@ -209,7 +215,16 @@ impl ReplicaStream {
             ReadOutcome::Entries { entries, more } => {
                 for entry in entries.into_iter().flatten() {
                     let ring = subscription.reader.ring();
-                    let bytes = entry.message(ring, params.representation, *within_line);
+                    if let EntryKind::Lines(..) = entry.kind {
+                        *requested = None;
+                    }
+                    let bytes = match (&entry.kind, &entry.instance) {
+                        (EntryKind::Gap(gap), Some(instance)) if requested.is_some() => {
+                            let at = not_before(requested.as_ref(), instance, entry.end);
+                            ring.encoder(params.representation).gap(Some((instance, at)), gap, *within_line)
+                        }
+                        _ => entry.message(ring, params.representation, *within_line),
+                    };
                     let message = live_message(bytes, &entry, position, last_time, within_line);
                     record_run_change(changed_run, &entry);
                     batch.add(message, Some(entry.read_at));
@@ -374,13 +389,16 @@ impl ReplicaStream {
                     log_bytes: chunk.data.len() as u64,
                     ..Message::bare(encoder.lines(&instance, &chunk))
                 };
+                self.requested = None;
                 self.within_line = chunk.is_unfinished();
                 self.last_time = chunk.line_ends.last().map(|line| line.time).or(self.last_time);
                 self.position = Some((instance, chunk.end));
                 message
             }
             Content::Gap(position, gap) => {
-                let at = position.as_ref().map(|(instance, position)| (instance, *position));
+                let at = position.as_ref().map(|(instance, position)| {
+                    (instance, not_before(self.requested.as_ref(), instance, *position))
+                });
                 // A backfill knows only its own lines.
                 let gap = Gap { from: gap.from.or(self.last_time), ..gap };
                 let bytes = encoder.gap(at, &gap, within_line);
@@ -400,6 +418,14 @@ impl ReplicaStream {
             }
         };
         batch.add(message, None);
+    }
+}
+
+/// Returns the position in the log of `instance`, or the requested one if that is later.
+fn not_before(requested: Option<&(Instance, Position)>, instance: &Instance, position: Position) -> Position {
+    match requested {
+        Some((run, requested)) if run == instance => position.max(*requested),
+        _ => position,
     }
 }
 

@@ -267,7 +267,7 @@ impl Ring {
     }
 
     /// Encodes for the followers that have this representation.
-    fn encoder(&self, representation: Representation) -> Encoder<'_> {
+    pub(super) fn encoder(&self, representation: Representation) -> Encoder<'_> {
         Encoder { replica: &self.replica, names: self.names, representation }
     }
 

@@ -5,6 +5,7 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 
 use super::{SERVICE, Scenario, connect, ended_with, eventually};
 use crate::support::gateway::{Gateway, Setup, Stream};
+use crate::support::loss_check::Seen;
 
 /// A millisecond.
 const STEP: i64 = 1_000_000;
@@ -64,6 +65,37 @@ async fn resume_after_rotation_repeats_no_line_of_the_ring() {
     moved.until(ended_with("1/5".to_owned())).await;
     let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&run)].concat();
     moved.received.assert_ordered(SERVICE, 0, &printed);
+}
+
+#[tokio::test]
+async fn gap_after_rotation_resumes_not_before_request() {
+    let scenario = Scenario::new(1).await;
+    let first = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let other = Other::new(&scenario).await;
+    scenario.cluster.print(&first, 1, LATER);
+    let mut here = scenario.follow().await;
+    here.until(ended_with("0/0".to_owned())).await;
+    // The ring here has the next run from its first line on.
+    let run = scenario.cluster.crash(scenario.lease(), "a", &first);
+    scenario.cluster.print(&run, 4, LATER);
+    here.until(ended_with("1/3".to_owned())).await;
+    let request = || ServiceLogsRequest { follow: true, ..scenario.setup.request() };
+    let mut away = scenario.setup.open(request()).await.unwrap();
+    away.until(ended_with("1/3".to_owned())).await;
+    // The newest file has no line yet: its positions count from the start of the run.
+    scenario.cluster.rotate(&run);
+    let mut moved = other.resume(away).await;
+    eventually(async || {
+        _ = moved.next_if_ready().await.unwrap();
+        moved.received.of(SERVICE, 0).iter().any(|seen| matches!(seen, Seen::Gap(..)))
+    })
+    .await;
+    let mut back = scenario.setup.resume(moved, request()).await;
+    scenario.cluster.print(&run, 1, STEP);
+    back.until(ended_with("1/4".to_owned())).await;
+    let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&run)].concat();
+    back.received.assert_ordered(SERVICE, 0, &printed);
 }
 
 #[tokio::test]
