@@ -8,6 +8,7 @@ mod lines;
 mod machine;
 mod overlap;
 mod pod_log;
+mod poll_delay;
 mod served_run;
 mod tail_buffer;
 
@@ -22,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::machine::{Action, Event, IdleVerdict, Machine};
 pub(super) use self::pod_log::PodLog;
+use self::poll_delay::PollDelay;
 use super::jittered;
 use super::open_limiter::Reached;
 use crate::model::id::{Instance, Replica};
@@ -105,6 +107,7 @@ struct Reader {
     machine: Machine,
     response: Option<Response>,
     next: Action,
+    delay: PollDelay,
     /// When the unfinished line is delivered as a piece.
     due: Option<Instant>,
 }
@@ -125,7 +128,8 @@ pub(super) async fn open(
         machine = machine.with_lines_after(lines);
     }
     let next = Action::Open(machine.query());
-    let mut reader = Reader { log, run, machine, response: None, next, due: None };
+    let delay = PollDelay::default();
+    let mut reader = Reader { log, run, machine, response: None, next, delay: delay.clone(), due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
             break start;
@@ -135,7 +139,7 @@ pub(super) async fn open(
         }
     };
     let unfinished = [!start.at_line_start(), false];
-    let items = stream::try_unfold(reader, Reader::next);
+    let items = delay.watch(stream::try_unfold(reader, Reader::next).boxed());
     let items = items.map_ok(|items| stream::iter(items).map(Ok)).try_flatten().boxed();
     Ok(Tail { start, unfinished, items })
 }
@@ -222,12 +226,25 @@ impl Reader {
                     () = tokio::time::sleep(jittered(pause)) => {}
                     () = self.run.ended(), if waits => {}
                 }
-                self.machine.on(Event::Resumed { ended: self.run.has_ended() })
+                self.on(Event::Resumed { ended: self.run.has_ended() })
             }
             Action::Finish => return Ok(false),
             Action::Fail(error) => return Err(error),
         };
         Ok(true)
+    }
+
+    fn on(&mut self, event: Event<'_>) -> Action {
+        let is_late = self.delay.take();
+        if is_late {
+            self.machine.delayed();
+        }
+        let next = self.machine.on(event);
+        if is_late {
+            // Also the response that the event has begun.
+            self.machine.delayed();
+        }
+        next
     }
 
     async fn open(&mut self, query: LogQuery) -> Action {
@@ -244,12 +261,12 @@ impl Reader {
             Err(OpenError::LaterRun { why, unclear }) => Event::LaterRun { why, unclear },
             Err(OpenError::Unreachable(_, why)) => Event::Unreachable(why),
         };
-        self.machine.on(event)
+        self.on(event)
     }
 
     async fn read(&mut self) -> Action {
         let Some(response) = &mut self.response else {
-            return self.machine.on(Event::Broken("there is no response".to_owned()));
+            return self.on(Event::Broken("there is no response".to_owned()));
         };
         let verdict = self.machine.idle_verdict();
         let until = self.due.unwrap_or_else(|| {
@@ -263,7 +280,7 @@ impl Reader {
         });
         let event = match timeout_at(until, response.next()).await {
             Ok(Some(Ok(data))) => {
-                let next = self.machine.on(Event::Data(&data));
+                let next = self.on(Event::Data(&data));
                 let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
                 self.due = self.machine.holds_unfinished().then_some(due);
                 return next;
@@ -273,18 +290,18 @@ impl Reader {
             Err(_) if self.due.take().is_some() => Event::Unfinished,
             Err(_) => return self.idle(verdict).await,
         };
-        self.machine.on(event)
+        self.on(event)
     }
 
     /// Continues after nothing came for the time that `verdict` allows.
     async fn idle(&mut self, verdict: IdleVerdict) -> Action {
         match verdict {
-            IdleVerdict::Slow => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
-            IdleVerdict::Unplaced | IdleVerdict::Trial => self.machine.on(Event::Idle),
+            IdleVerdict::Slow => self.on(Event::Broken("nothing came for too long".to_owned())),
+            IdleVerdict::Unplaced | IdleVerdict::Trial => self.on(Event::Idle),
             // The response should have completed with the run. The rest, if any, is requested.
-            IdleVerdict::Quiet if self.run.has_ended() => self.machine.on(Event::RunEnded),
+            IdleVerdict::Quiet if self.run.has_ended() => self.on(Event::RunEnded),
             IdleVerdict::Quiet => match timeout(STALL_MAX, probe(&self.log)).await {
-                Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
+                Ok(Some(last)) => self.on(Event::Probed(&last)),
                 // The connection's own keepalive finds out whether it is dead: see `client`.
                 Ok(None) | Err(_) => Action::Read,
             },

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use leasemux::model::id::Instance;
+use leasemux::model::line::SourceGap;
 use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::platform::{Error, ReadFrom};
+use leasemux::platform::{Error, Platform as _, ReadFrom, TailItem, TailRequest};
 
 use super::cluster::{Kubelets, RunKey};
 use super::{SERVICE, Scenario, eventually, pass, read};
 use crate::support::gateway::Stream;
 use crate::support::loss_check::{Received, Seen};
+use crate::support::replica;
 
 /// Longest time from the end of an outage until all tails resume: about one attempt per second, and its
 /// results.
@@ -203,6 +206,44 @@ async fn log_removed_before_its_pod_is_no_loss() {
     scenario.cluster.remove("pods", &scenario.lease().namespace(), "a", false);
     follower.until(|received| received.events(SERVICE, 0).contains(&Kind::Ended)).await;
     assert_eq!(follower.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
+}
+
+#[tokio::test]
+async fn log_removed_while_its_reader_waits_is_a_gap() {
+    let scenario = Scenario::new(1).await;
+    let run = scenario.run("a");
+    scenario.shows(&[1]).await;
+    scenario.cluster.print(&run, 5, 1_000);
+    let request = TailRequest {
+        lease: scenario.lease().clone(),
+        replica: replica(SERVICE, 0),
+        instance: Instance::new("uid-a", SERVICE, 0).unwrap(),
+        from: ReadFrom::Start,
+        lines_after: None,
+        oldest_read: None,
+        follow: true,
+    };
+    let mut items = scenario.platform.tail(request).await.unwrap().items;
+    let mut lines = 0;
+    while lines < 5 {
+        let TailItem::Lines(batch) = items.next().await.unwrap().unwrap() else { panic!("a gap") };
+        lines += batch.lines.len();
+    }
+    eventually(async || {
+        _ = items.next().now_or_never();
+        scenario.cluster.follows() == 1
+    })
+    .await;
+    // Nobody reads while the follow ends, the run prints more and ends, and its log is removed.
+    scenario.cluster.complete_logs();
+    eventually(async || scenario.cluster.follows() == 0).await;
+    scenario.cluster.print(&run, 3, 1_000);
+    scenario.cluster.end(&run);
+    scenario.cluster.remove("pods", &scenario.lease().namespace(), "a", false);
+    scenario.shows(&[]).await;
+    pass(Duration::from_secs(2)).await;
+    let rest: Vec<TailItem> = items.map(Result::unwrap).collect().await;
+    assert!(matches!(rest[..], [TailItem::Gap(SourceGap { exact: false, .. })]), "{rest:?}");
 }
 
 #[tokio::test]

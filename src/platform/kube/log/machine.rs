@@ -190,6 +190,8 @@ pub(super) struct Machine {
 struct ResponseState {
     /// Whether the run had ended before the request. Then the response has all lines that there are.
     run_ended: bool,
+    /// Whether the response may have been complete long before it was read to its end.
+    is_late: bool,
     lines: Lines,
     /// Hash of the current line.
     line: LineHash,
@@ -448,6 +450,12 @@ impl Machine {
                 _ => Action::Open(self.query()),
             },
         }
+    }
+
+    /// Notes that the caller has not read for long: the log may have grown since a response was complete.
+    pub(super) fn delayed(&mut self) {
+        self.clean_end = None;
+        self.response.is_late = true;
     }
 
     /// Returns whether the log is followed, not polled.

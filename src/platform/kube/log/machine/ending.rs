@@ -102,8 +102,9 @@ impl Machine {
             Stage::Live { search, .. } => {
                 let is_found = matches!(search, Search::Found);
                 if is_found {
-                    // A log that is polled may have grown since.
-                    self.clean_end = self.follows().then(|| self.delivered());
+                    // A log that is polled, or was read late, may have grown since.
+                    let is_end = self.follows() && !self.response.is_late;
+                    self.clean_end = is_end.then(|| self.delivered());
                 }
                 if ended {
                     return self.go_to(Stage::READ_REST);

@@ -895,6 +895,36 @@ fn log_removed_after_its_end_is_no_loss() {
     assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
 }
 
+#[test]
+fn log_removed_after_its_end_was_read_late_is_a_gap() {
+    for is_before in [true, false] {
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.server.print(3, 1_000_000);
+        scenario.run_until_idle(false);
+        if is_before {
+            scenario.machine.delayed();
+        }
+        scenario.on(Event::Complete { ended: false });
+        if !is_before {
+            scenario.machine.delayed();
+        }
+        scenario.on(Event::Resumed { ended: true });
+        scenario.on(Event::Gone("pod not found".into()));
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
+    }
+    // A later response was read in time.
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.machine.delayed();
+    scenario.op(&Op::Complete);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
+}
+
 /// The response to a probe.
 fn probe(server: &Server) -> String {
     let (time, text) = server.log.last().unwrap();
