@@ -34,6 +34,9 @@ pub(super) struct Log {
     first_time: Option<LogTime>,
     /// The first item must be read before joining: it may be a gap.
     is_fresh: bool,
+    /// Whether the ring has changed since the log's last item. If the log stays quiet then, its connection
+    /// may be dead, and the ring may have a line that the log has not returned.
+    ring_has_changed: bool,
 }
 
 /// The result of an attempt to join the ring at the log's position.
@@ -100,6 +103,7 @@ impl Backfill {
                     // If the log does not start at the requested position, lines after that position are
                     // lost.
                     is_fresh: resumed_at.is_some_and(|position| position != tail.start),
+                    ring_has_changed: false,
                 }))
             }
             Err(error) => self.failed(instance, from, &error).await,
@@ -118,6 +122,11 @@ impl Backfill {
         if let WaitEvent::Item(Some(Ok(TailItem::Lines(_) | TailItem::Gap(_)))) = event {
             log.resumed_at = None;
         }
+        match event {
+            WaitEvent::RingChanged => log.ring_has_changed = true,
+            WaitEvent::Item(_) => log.ring_has_changed = false,
+            WaitEvent::Next(_) | WaitEvent::Quiet => {}
+        }
         let is_cut = match &event {
             WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) => log.misses_first_line(batch),
             _ => false,
@@ -125,6 +134,10 @@ impl Backfill {
         match event {
             WaitEvent::Next(stage) => stage,
             WaitEvent::Quiet if self.limiter.is_exhausted(self.params.lease.owner()) => {
+                if log.ring_has_changed {
+                    self.permit = None;
+                    return Stage::Open(log.instance, ReadFrom::After(position));
+                }
                 Stage::AwaitRing(log.instance, log.chunker.position())
             }
             WaitEvent::RingChanged

@@ -117,6 +117,35 @@ async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn backfill_whose_log_is_silent_gets_lines_that_the_ring_has() {
+    let (setup, run) = one_run(one_backfill());
+    let platform = &setup.gateway.platform;
+    let request = follow(&setup);
+    platform.print(&run, lines(0..10));
+    let mut first = setup.open(request.clone()).await.unwrap();
+    first.until(|seen| seen.lines("web", 0) == 10).await;
+    let mut later = setup.open(request.clone()).await.unwrap();
+    later.until(|seen| seen.lines("web", 0) == 10).await;
+    // The actor loses all lines but the last.
+    platform.fail(&run, true);
+    assert!(first.is_quiet().await);
+    platform.print(&run, lines(10..20));
+    platform.rotate(&run, 1);
+    platform.fail(&run, false);
+    first.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+    // It reads the gap from the log, and cannot join before a line of a later time.
+    let mut later = setup.resume(later, request).await;
+    later.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+    platform.silence_newest_tail(&run);
+    platform.print_again(&run, "line 20\n");
+    let text: String = lines(0..10).chain(lines(19..21)).collect();
+    for stream in [&mut first, &mut later] {
+        stream.until(|seen| seen.ends_with("web", 0, "line 20\n")).await;
+        assert_eq!(stream.received.text("web", 0), text);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn backfill_after_source_gap_frees_its_permit() {
     let (setup, run) = one_run(one_backfill());
     let platform = &setup.gateway.platform;

@@ -73,6 +73,10 @@ struct LogState {
     rotated: usize,
     ended: bool,
     failing: bool,
+    /// Number of tails that were opened.
+    tails: usize,
+    /// The number of a tail that gets no more lines.
+    silent: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -159,6 +163,14 @@ impl FakePlatform {
         self.logs()[instance].state.send_modify(|log| log.lines.push((LogTime::from_nanos(nanos), printed)));
     }
 
+    /// Prints a line with the time of the line before.
+    pub(crate) fn print_again(&self, instance: &Instance, line: &'static str) {
+        self.logs()[instance].state.send_modify(|log| {
+            let time = log.lines.last().unwrap().0;
+            log.lines.push((time, Printed::Line(Bytes::from_static(line.as_bytes()))));
+        });
+    }
+
     /// Prints a part of a line to one stream. The line ends if the part ends with a newline.
     pub(crate) fn print_piece(&self, instance: &Instance, stream: line::OutputStream, piece: &str) {
         let more = !piece.ends_with('\n');
@@ -179,6 +191,11 @@ impl FakePlatform {
     /// Makes reads of the log fail, or succeed again.
     pub(crate) fn fail(&self, instance: &Instance, failing: bool) {
         self.logs()[instance].state.send_modify(|log| log.failing = failing);
+    }
+
+    /// Sends nothing more in the tail of the log that was opened last, as over a half-open connection.
+    pub(crate) fn silence_newest_tail(&self, instance: &Instance) {
+        self.logs()[instance].state.send_modify(|log| log.silent = Some(log.tails));
     }
 
     /// Returns the produced lines of a run; `None` for a lost line of [`LOST_BYTES`].
@@ -311,6 +328,8 @@ struct Reader {
     /// Bytes of the next line that were already sent.
     cut: usize,
     begun: Begun,
+    /// Which tail of the log it is.
+    number: usize,
     _open: Open,
 }
 
@@ -318,6 +337,7 @@ impl Reader {
     fn open(log: &Log, request: TailRequest, open: Arc<AtomicUsize>) -> Result<Self, Error> {
         open.fetch_add(1, Ordering::SeqCst);
         let open = Open(open);
+        log.state.send_modify(|log| log.tails += 1);
         let log = log.state.subscribe();
         let state = log.borrow().clone();
         if state.failing {
@@ -362,6 +382,7 @@ impl Reader {
             gap: is_behind.then_some(gap),
             cut: if is_behind { 0 } else { cut },
             begun,
+            number: state.tails,
             _open: open,
         })
     }
@@ -393,7 +414,8 @@ impl Reader {
         if state.failing {
             return Poll::Ready(Some(Err(Error::Unavailable("the fake is told to fail".into()))));
         }
-        let end = state.lines.len().min(self.next + BATCH_LINES);
+        let is_silent = state.silent == Some(self.number);
+        let end = if is_silent { self.next } else { state.lines.len().min(self.next + BATCH_LINES) };
         if let Some(batch) = self.batch(&state, end) {
             return Poll::Ready(Some(Ok(batch)));
         }
