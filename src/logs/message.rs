@@ -161,6 +161,11 @@ impl Event {
         Self::waiting(FOLLOW_UNAVAILABLE.to_owned(), FOLLOW_UNAVAILABLE_MESSAGE.to_owned())
     }
 
+    /// Whether it follows all lines of a log. The others come between lines.
+    pub(crate) fn follows_log(&self) -> bool {
+        self.0.reason != FOLLOW_UNAVAILABLE
+    }
+
     /// No selected replica is deployed.
     pub(crate) fn nothing_deployed() -> Self {
         Self::waiting(NOTHING_DEPLOYED.to_owned(), NOTHING_DEPLOYED_MESSAGE.to_owned())

@@ -113,6 +113,8 @@ struct Head {
     /// Sequence number after the newest line, gap or start event of the run, and the totals up to there.
     /// Later events have no position of their own.
     next: (u64, Totals),
+    /// Whether an event has shown that the log was read to its end.
+    is_complete: bool,
 }
 
 // === impl Ring ===
@@ -202,6 +204,9 @@ impl Ring {
         let message = message::encode_event(Some(&self.replica), event.clone());
         let mut state = self.state.lock();
         let at = state.head_position();
+        if let Some(head) = &mut state.head {
+            head.is_complete |= event.follows_log();
+        }
         let kind = EntryKind::Event(Box::new(event));
         state.push(instance.cloned(), kind, (at, at), message, Instant::now());
         self.evict_and_notify(state);
@@ -343,7 +348,7 @@ impl State {
     /// Sets the head. It comes after all entries pushed so far.
     fn set_head(&mut self, instance: &Instance, position: Position, contiguity: Contiguity) {
         let next = (self.next(), self.totals);
-        self.head = Some(Head { instance: instance.clone(), position, contiguity, next });
+        self.head = Some(Head { instance: instance.clone(), position, contiguity, next, is_complete: false });
     }
 
     fn head_position(&self) -> Position {

@@ -408,11 +408,9 @@ impl RingReader {
         let state = ring.state.lock();
         self.seen_version = state.version;
         match &state.head {
-            // An event after the newest line means that the actor has read the log to its end as well. Then
-            // both are at the same place, even if one of them has lost lines and counts fewer.
-            Some(head)
-                if head.instance == *instance && (at <= head.position || state.next() > head.next.0) =>
-            {
+            // If the actor has read the log to its end as well, both are at the same place, even if one of
+            // them has lost lines and counts fewer.
+            Some(head) if head.instance == *instance && (at <= head.position || head.is_complete) => {
                 self.continue_at_head(&state, head);
                 JoinOutcome::Joined(Vec::new())
             }
@@ -587,6 +585,8 @@ mod tests {
         // A backfill has read all four.
         let mut reader = ring.reader();
         assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "more lines may follow");
+        ring.push_event(Some(&run), Event::follow_unavailable());
+        assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "the log is still read");
         ring.push_event(Some(&run), Event::gone());
         assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::Joined(_)));
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -596,7 +596,7 @@ mod tests {
             panic!("no event after the last line");
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
-        assert!(matches!(kinds[..], [EntryKind::Event(_)]), "{kinds:?}");
+        assert!(matches!(kinds[..], [EntryKind::Event(_), EntryKind::Event(_)]), "{kinds:?}");
     }
 
     fn small_ring() -> (Arc<Ring>, Instance) {
