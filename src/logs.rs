@@ -9,12 +9,14 @@
 //! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
 //! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
 //!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
-//! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them.
+//! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them. `heartbeat` reports the state
+//!    of silent replicas to clients that ask for it.
 //!
 //! Each follower has two tasks. The ring wakes the task of its stream (`edge::stream_supervisor`), which
 //! polls the body and hands frames to HTTP/2. The task of its connection (`edge::connection`) writes them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use self::representation::Representation;
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -31,6 +33,7 @@ pub mod chunk;
 pub(crate) mod collector;
 mod encoder;
 pub mod entry_name;
+mod heartbeat;
 pub mod message;
 pub mod notice;
 mod published;
@@ -52,6 +55,8 @@ pub struct LogsRequest {
     pub representation: Representation,
     /// What happens when the follower lags.
     pub on_lag: LagPolicy,
+    /// Silence of a replica after which a heartbeat is sent; `None` = no heartbeats.
+    pub heartbeat: Option<Duration>,
     /// Replicas that continue after a position; the others are read by `range`.
     pub resume: HashMap<Replica, (Instance, Position)>,
 }

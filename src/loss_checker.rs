@@ -390,9 +390,8 @@ mod tests {
             replica: 0,
             logs: logs.to_vec().into(),
             cursor: Some(cursor),
-            part: None,
             gap,
-            event: None,
+            ..Default::default()
         }
     }
 

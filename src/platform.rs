@@ -179,6 +179,10 @@ pub enum TailItem {
     /// The log cannot be followed at present and is polled every few seconds instead. Lines arrive later;
     /// none is missing here.
     FollowUnavailable,
+    /// The log cannot be read since this time. The tail tries again by itself, so no line is missing here.
+    Interrupted(LogTime),
+    /// The log is read again.
+    Resumed,
 }
 
 /// The error of a platform operation.

@@ -114,6 +114,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.unwrap_or(default_on_lag).into(),
+        heartbeat: None,
     }
 }
 

@@ -203,7 +203,15 @@ impl PublishedRequest {
 
     fn logs(self, range: ReadRange, representation: Representation) -> LogsRequest {
         let Self { lease, filter } = self;
-        LogsRequest { lease, filter, range, representation, on_lag: LagPolicy::Drop, resume: HashMap::new() }
+        LogsRequest {
+            lease,
+            filter,
+            range,
+            representation,
+            on_lag: LagPolicy::Drop,
+            heartbeat: None,
+            resume: HashMap::new(),
+        }
     }
 }
 

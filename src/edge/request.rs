@@ -16,7 +16,7 @@ use super::errors::CallError;
 use crate::logs::representation::Representation;
 use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
-use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, RESTART_TIMEOUT_MAX};
+use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, HEARTBEAT, RESTART_TIMEOUT_MAX};
 use crate::model::position::Position;
 use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, ServiceRestartRequest};
 use crate::model::proto::market;
@@ -103,8 +103,9 @@ pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequ
     }
     let representation = if request.timestamps { Representation::Timestamped } else { Representation::Plain };
     let on_lag = on_lag(request.on_lag)?;
+    let heartbeat = request.heartbeat.as_ref().map(heartbeat).transpose()?;
     let resume = resume(&request.resume, &filter)?;
-    Ok(LogsRequest { lease, filter, range, representation, on_lag, resume })
+    Ok(LogsRequest { lease, filter, range, representation, on_lag, heartbeat, resume })
 }
 
 /// Validates a request for a restart, which has at most `filters_max` filters. Also returns how long the
@@ -124,19 +125,32 @@ pub fn restart(
 }
 
 fn timeout(given: &prost_types::Duration) -> Result<Duration, CallError> {
-    let invalid = |text: String| Err(CallError::field("timeout", text));
+    let timeout = duration("timeout", given)?;
+    if timeout > RESTART_TIMEOUT_MAX {
+        let text = format!("must be at most {} s", RESTART_TIMEOUT_MAX.as_secs());
+        return Err(CallError::field("timeout", text));
+    }
+    Ok(timeout)
+}
+
+fn heartbeat(given: &prost_types::Duration) -> Result<Duration, CallError> {
+    let interval = duration("heartbeat", given)?;
+    if !HEARTBEAT.contains(&interval) {
+        let (min, max) = (HEARTBEAT.start().as_secs(), HEARTBEAT.end().as_secs());
+        return Err(CallError::field("heartbeat", format!("must be from {min} s to {max} s")));
+    }
+    Ok(interval)
+}
+
+fn duration(field: &str, given: &prost_types::Duration) -> Result<Duration, CallError> {
     if given.seconds < 0 || given.nanos < 0 {
-        return invalid("must not be negative".to_owned());
+        return Err(CallError::field(field, "must not be negative"));
     }
     let nanos = u32::try_from(given.nanos).unwrap_or(u32::MAX);
     if nanos >= 1_000_000_000 {
-        return invalid("nanos must be less than 1000000000".to_owned());
+        return Err(CallError::field(field, "nanos must be less than 1000000000"));
     }
-    let timeout = Duration::new(given.seconds.unsigned_abs(), nanos);
-    if timeout > RESTART_TIMEOUT_MAX {
-        return invalid(format!("must be at most {} s", RESTART_TIMEOUT_MAX.as_secs()));
-    }
-    Ok(timeout)
+    Ok(Duration::new(given.seconds.unsigned_abs(), nanos))
 }
 
 fn add(filter: &mut Filter, field: &str, entry: &ServiceFilter) -> Result<(), CallError> {
@@ -432,6 +446,47 @@ mod tests {
         }
         let none = ServiceRestartRequest { lease_id: good().lease_id, ..Default::default() };
         assert_eq!(restart(&none, FILTERS_MAX).unwrap().1, Duration::ZERO);
+    }
+
+    #[test]
+    fn heartbeat_is_from_a_second_to_ten_minutes() {
+        let with = |seconds, nanos| {
+            let heartbeat = Some(prost_types::Duration { seconds, nanos });
+            ServiceLogsRequest { heartbeat, ..good() }
+        };
+        let parse = |seconds, nanos| logs(&with(seconds, nanos), FILTERS_MAX).unwrap().heartbeat;
+        assert_eq!(logs(&good(), FILTERS_MAX).unwrap().heartbeat, None);
+        assert_eq!(parse(1, 0), Some(Duration::from_secs(1)));
+        assert_eq!(parse(1, 500_000_000), Some(Duration::from_millis(1_500)));
+        assert_eq!(parse(600, 0), Some(Duration::from_secs(600)));
+        for (seconds, nanos) in [
+            (0, 0),
+            (0, 999_999_999),
+            (600, 1),
+            (i64::MAX, 0),
+            (-1, 0),
+            (5, -1),
+            (i64::MIN, i32::MIN),
+            (5, i32::MAX),
+        ] {
+            let field = invalid(|request| request.heartbeat = with(seconds, nanos).heartbeat);
+            assert_eq!(field, "heartbeat", "{seconds} {nanos}");
+        }
+    }
+
+    #[test]
+    fn heartbeat_of_another_form_is_invalid() {
+        // Field 107 as a number, and as a message that ends within a field.
+        for wrong in [&[0xd8, 0x06, 0x05][..], &[0xda, 0x06, 0x01, 0x08]] {
+            let bytes = [&good().encode_to_vec(), wrong].concat();
+            let error = decode::<ServiceLogsRequest>(&bytes.into()).unwrap_err();
+            let CallError::BadRequest { description, .. } = error else { panic!("{error:?}") };
+            assert!(description.contains("heartbeat"), "{description}");
+        }
+        // Unknown fields within it are skipped, as everywhere but in filters.
+        let bytes = [&good().encode_to_vec(), &[0xda, 0x06, 0x04, 0x08, 0x05, 0x18, 0x01][..]].concat();
+        let request = decode::<ServiceLogsRequest>(&bytes.into()).unwrap();
+        assert_eq!(logs(&request, FILTERS_MAX).unwrap().heartbeat, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Chunk, Chunker};
 use super::entry_name::NameStyle;
+use super::heartbeat::{Phase, SourceCell, SourceStatus};
 use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -74,8 +75,15 @@ type Subscribe = oneshot::Sender<Subscription>;
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) reader: RingReader,
-    followers: Arc<FollowerCount>,
+    actor: Arc<ActorState>,
     _gauge: GaugeGuard,
+}
+
+/// State that an actor shares with its followers.
+#[derive(Debug)]
+pub(super) struct ActorState {
+    followers: FollowerCount,
+    source: SourceCell,
 }
 
 #[derive(Debug, Default)]
@@ -92,13 +100,15 @@ struct Actor {
     view: watch::Receiver<Arc<LeaseView>>,
     view_closed: bool,
     mailbox: mpsc::Receiver<Subscribe>,
-    followers: Arc<FollowerCount>,
+    shared: Arc<ActorState>,
     ring: Arc<Ring>,
     run: Option<CurrentRun>,
     /// For each container, the newest run that this actor reads, has read or ignores because it was there at
     /// the start. Neither that run nor an earlier one is opened again. At most as many as the view names.
     seen_runs: Vec<Instance>,
     source: Source,
+    /// The phase that followers know.
+    phase: Phase,
     /// Chunks on their way to the ring. A field only to reuse its memory.
     chunks: Vec<Chunk>,
     /// When the chunker must be flushed; `None` if it is empty.
@@ -180,11 +190,15 @@ pub(crate) fn new(
         view,
         view_closed: false,
         mailbox,
-        followers: Arc::default(),
+        shared: Arc::new(ActorState {
+            followers: FollowerCount::default(),
+            source: SourceCell::new(Phase::Idle),
+        }),
         ring,
         run: None,
         seen_runs: Vec::new(),
         source: Source::Idle,
+        phase: Phase::Idle,
         chunks: Vec::new(),
         flush_at: None,
         paced_until: Instant::now(),
@@ -243,7 +257,8 @@ impl Actor {
                 flush_timer.as_mut().reset(at);
             }
             let flush_is_due = self.flush_at.is_some();
-            let is_unfollowed = self.followers.is_zero();
+            let is_unfollowed = self.shared.followers.is_zero();
+            self.store_phase();
             let event = tokio::select! {
                 biased;
                 // Shutdown is first: nothing else may delay it.
@@ -256,7 +271,7 @@ impl Actor {
                 () = &mut flush_timer, if flush_is_due => ActorEvent::FlushDue,
                 source = self.source.next() => ActorEvent::Source(source),
                 // Before the idle timer, which it resets.
-                () = self.followers.left.notified() => ActorEvent::FollowerLeft,
+                () = self.shared.followers.left.notified() => ActorEvent::FollowerLeft,
                 // Last: any other event is a reason to stay.
                 () = &mut idle_timer, if is_unfollowed => ActorEvent::End(ActorEnd::Idle),
             };
@@ -290,14 +305,25 @@ impl Actor {
     }
 
     fn subscribe(&mut self, reply: Subscribe) {
-        self.followers.add();
+        self.shared.followers.add();
         self.has_new_followers = true;
         // If the caller is gone, the subscription is dropped here and no longer counts.
         let _ = reply.send(Subscription {
             reader: self.ring.reader(),
-            followers: Arc::clone(&self.followers),
+            actor: Arc::clone(&self.shared),
             _gauge: GaugeGuard::new(&self.context.metrics.followers),
         });
+    }
+
+    /// Stores what it does, if that has changed.
+    fn store_phase(&mut self) {
+        let phase = match self.source {
+            Source::Idle | Source::Ended => Phase::Idle,
+            Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => Phase::Live,
+        };
+        if phase != std::mem::replace(&mut self.phase, phase) {
+            self.shared.source.set_phase(phase);
+        }
     }
 
     /// Whether the replica is gone and its last log was read to its end.
@@ -331,6 +357,7 @@ impl Actor {
             follow: true,
         };
         self.context.metrics.source_opens.of(ReadKind::Live).increment(1);
+        self.shared.source.interrupt(LogTime::now());
         let platform = Arc::clone(&self.context.platform);
         self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
     }
@@ -350,6 +377,7 @@ impl Actor {
                     self.ring.begin_log(&run.instance, tail.start);
                     self.ring.set_unfinished(tail.unfinished);
                 }
+                self.shared.source.resume();
                 self.source = Source::Reading(tail.items);
             }
             SourceEvent::Item(Some(Ok(TailItem::Lines(batch)))) => {
@@ -359,6 +387,8 @@ impl Actor {
             }
             SourceEvent::Item(Some(Ok(TailItem::Gap(gap)))) => self.push_gap(gap),
             SourceEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => self.report_follow_unavailable(),
+            SourceEvent::Item(Some(Ok(TailItem::Interrupted(since)))) => self.shared.source.interrupt(since),
+            SourceEvent::Item(Some(Ok(TailItem::Resumed))) => self.shared.source.resume(),
             SourceEvent::Opened(Err(error)) | SourceEvent::Item(Some(Err(error))) => self.failed(&error),
             SourceEvent::Item(None) => self.log_ended(),
         }
@@ -436,6 +466,7 @@ impl Actor {
 
     fn failed(&mut self, error: &platform::Error) {
         self.flush();
+        self.shared.source.interrupt(LogTime::now());
         self.context.count_error(error);
         self.final_attempts = if self.is_removed() { self.final_attempts.saturating_add(1) } else { 0 };
         let (lease, replica) = (&self.lease, &self.replica);
@@ -491,6 +522,7 @@ impl Actor {
 
     fn log_ended(&mut self) {
         self.flush();
+        self.shared.source.resume();
         self.source = Source::Ended;
         self.view_changed();
     }
@@ -606,11 +638,26 @@ impl Source {
     }
 }
 
+// === impl ActorState ===
+
+impl ActorState {
+    /// Returns the state of the log that the actor reads.
+    pub(super) fn source(&self) -> SourceStatus {
+        self.source.get()
+    }
+}
+
 // === impl Subscription ===
+
+impl Subscription {
+    pub(super) fn actor(&self) -> &Arc<ActorState> {
+        &self.actor
+    }
+}
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.followers.remove();
+        self.actor.followers.remove();
     }
 }
 

@@ -26,6 +26,7 @@ use self::log::{JoinAttempt, Log};
 use super::actor::{ActorContext, Subscription};
 use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
+use super::heartbeat::{Phase, SourceCell};
 use super::message::{Content, Event, Gap};
 use super::representation::Representation;
 use super::ring::{AmbiguousRange, JoinLimit, JoinOutcome};
@@ -134,6 +135,8 @@ pub(crate) struct BackfillParams {
     pub(crate) on_lag: LagPolicy,
     /// The replica appeared after the request: its first run is reported as started.
     pub(crate) is_new: bool,
+    /// Where the state of the log is stored for heartbeats, if the follower gets them.
+    pub(super) source: Option<Arc<SourceCell>>,
 }
 
 /// Output of a backfill. All but `Send` are the last one.
@@ -258,6 +261,7 @@ impl Backfill {
                 self.control.mark_started();
                 return BackfillEvent::Send(content);
             }
+            self.store_phase();
             self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::Begin => self.begin().await,
                 Stage::Open(instance, from) => self.open(instance, from).await,
@@ -271,6 +275,30 @@ impl Backfill {
                 Stage::End(event) => return event,
             }
         }
+    }
+
+    /// Stores what the current stage does.
+    fn store_phase(&self) {
+        let Some(source) = &self.params.source else { return };
+        match &self.stage {
+            Stage::Begin | Stage::Open(..) => {
+                if self.failures.since.is_none() {
+                    source.resume();
+                }
+                source.set_phase(Phase::Backfill { lines_left: self.lines_left() });
+            }
+            Stage::AwaitRing(..) | Stage::RunEnded(_) => {
+                source.resume();
+                source.set_phase(Phase::AtHead);
+            }
+            // A read stores whether it has reached the head.
+            Stage::Read(_) | Stage::Done | Stage::End(_) => {}
+        }
+    }
+
+    /// Returns the lines up to the ring's head, if that is known.
+    fn lines_left(&self) -> Option<u64> {
+        self.live.as_ref().filter(|_| self.refill.is_some())?.reader.lines_left()
     }
 
     fn replica_view(&self) -> ReplicaView {
@@ -364,6 +392,9 @@ impl Backfill {
     /// an older run delays the newer lines for at most [`UNREADABLE_AFTER`].
     async fn after_failure(&mut self, instance: &Instance, error: &platform::Error) -> AfterFailure {
         self.params.context.count_error(error);
+        if let Some(source) = &self.params.source {
+            source.interrupt(LogTime::now());
+        }
         let (now, failures) = (Instant::now(), &mut self.failures);
         failures.count = failures.count.saturating_add(1);
         if failures.count.is_power_of_two() {
@@ -522,6 +553,9 @@ impl Backfill {
     /// Joins the ring for lines from now on. First waits until the log's position is known, so that the
     /// follower gets a cursor.
     async fn join_at_head(&mut self) -> Stage {
+        if let Some(source) = &self.params.source {
+            source.set_phase(Phase::AtHead);
+        }
         let has_runs = !self.readable_view().runs.is_empty();
         let Some(live) = &mut self.live else {
             self.queue_waiting_reason();

@@ -22,7 +22,8 @@ use super::actors::ActorRegistry;
 use super::backfill::BackfillParams;
 use super::backfill_limits::BackfillLimiter;
 use super::encoder;
-use super::message::{Batch, Gap, Message};
+use super::heartbeat::{self, HeartbeatTimer};
+use super::message::{self, Batch, Gap, Message};
 use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::representation::Representation;
@@ -61,6 +62,8 @@ pub(crate) struct LogsBody {
     notice: Option<Message>,
     /// Sends notices that the stream waits; `None` if it sends none, or no more.
     wait_timer: Option<WaitTimer>,
+    /// `None` if no heartbeats were asked for.
+    heartbeat_timer: Option<HeartbeatTimer>,
     /// The lease has ended: the stream ends after the remaining lines.
     lease_ended: bool,
     stage: Stage,
@@ -133,6 +136,7 @@ impl LogsBody {
             unreadable: Vec::new(),
             notice: None,
             wait_timer: None,
+            heartbeat_timer: None,
             lease_ended: false,
             stage: Stage::Running,
             remainder: None,
@@ -146,6 +150,7 @@ impl LogsBody {
             Message::bare(encoder::nothing_deployed(representation, body.request.filter.only_service()))
         });
         body.wait_timer = WaitTimer::new(representation);
+        body.heartbeat_timer = body.request.heartbeat.map(HeartbeatTimer::new);
         body
     }
 
@@ -183,6 +188,7 @@ impl LogsBody {
                 representation: self.request.representation,
                 on_lag: self.request.on_lag,
                 is_new: are_new,
+                source: None,
                 replica: replica.clone(),
             };
             if self.streams.is_empty() {
@@ -195,6 +201,7 @@ impl LogsBody {
                 self.actors.clone(),
                 self.limiter.clone(),
                 Arc::clone(&self.control),
+                self.request.heartbeat.is_some(),
             ));
             self.served.insert(index, replica);
         }
@@ -222,7 +229,12 @@ impl LogsBody {
                 self.last_polled = (self.last_polled + 1) % self.streams.len();
                 let stream = &mut self.streams[self.last_polled];
                 idle += 1;
-                match stream.poll_send(batch, cx) {
+                let messages = batch.messages;
+                let step = stream.poll_send(batch, cx);
+                if batch.messages > messages {
+                    stream.mark_sent();
+                }
+                match step {
                     Poll::Ready(SendStep::Lagged) => {
                         return Some(StreamEnd::Lagged(stream.replica().to_string()));
                     }
@@ -305,13 +317,50 @@ impl LogsBody {
             batch.add(notice, None);
         }
         self.poll_changes(cx);
-        if let Some(end) = self.fill(cx, batch) {
+        let are_heartbeats_due = self.heartbeat_timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready());
+        if are_heartbeats_due {
+            // Half for each: neither lines nor heartbeats may take all that a slow peer takes.
+            batch.reserved = STREAM_SEND_MAX_BYTES / 2;
+        }
+        let end = self.fill(cx, batch);
+        batch.reserved = 0;
+        if let Some(end) = end {
             self.stage = match end {
                 StreamEnd::Done | StreamEnd::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),
                 _ => Stage::Closing(end),
             };
         } else if self.wait_timer.is_some() {
             self.poll_wait(cx, batch);
+        } else if are_heartbeats_due {
+            self.poll_heartbeats(cx, batch);
+        }
+    }
+
+    /// Adds the heartbeats that are due. They are made only when the peer takes data, so none accumulate.
+    /// If the batch has no room for all of them, the next one continues with the others.
+    fn poll_heartbeats(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
+        let Some(timer) = &mut self.heartbeat_timer else { return };
+        while timer.poll(cx).is_ready() {
+            for _ in 0..self.streams.len() {
+                if batch.room() == 0 {
+                    return;
+                }
+                let index = timer.next_index(self.streams.len());
+                let stream = &mut self.streams[index];
+                if stream.silent_since().is_some_and(|since| timer.is_due(since)) {
+                    if let Some(heartbeat) = stream.heartbeat() {
+                        batch.add_heartbeat(heartbeat);
+                    }
+                    // Also after the end: the timer must not fire again for it at once.
+                    stream.mark_sent();
+                }
+            }
+            if self.streams.is_empty() {
+                let source = heartbeat::nothing_deployed(&self.view.borrow());
+                batch.add_heartbeat(message::encode_heartbeat(None, None, source));
+            }
+            let oldest = self.streams.iter().filter_map(ReplicaStream::silent_since).min();
+            timer.restart(oldest.unwrap_or_else(Instant::now));
         }
     }
 

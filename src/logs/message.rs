@@ -31,7 +31,7 @@ const CURSOR_FIELD: u32 = 100;
 const PART_FIELD: u32 = 105;
 
 /// Reason of the waiting event when no replica is deployed.
-const NOTHING_DEPLOYED: &str = "NothingDeployed";
+pub(super) const NOTHING_DEPLOYED: &str = "NothingDeployed";
 
 const NOTHING_DEPLOYED_MESSAGE: &str = "no replica of a chosen service is deployed under this lease";
 
@@ -106,7 +106,9 @@ pub(crate) struct Message {
 pub(crate) struct Batch {
     pub(crate) parts: Parts,
     pub(crate) bytes: usize,
-    /// Messages that begin in the batch.
+    /// Bytes that are kept free for heartbeats.
+    pub(crate) reserved: usize,
+    /// Messages that begin in the batch, without heartbeats.
     pub(crate) messages: u64,
     /// Lines that end in these messages.
     pub(crate) lines: u64,
@@ -248,6 +250,16 @@ pub(crate) fn encode_cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) 
     framed(&ServiceLogsResponse { services: services.collect() })
 }
 
+/// Encodes a heartbeat; one of no replica has no service name. `cursor` is the position after the last entry.
+pub(crate) fn encode_heartbeat(
+    replica: Option<&Replica>,
+    cursor: Option<&Cursor>,
+    source: lease::SourceState,
+) -> Bytes {
+    let cursor = cursor.map(|cursor| to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position));
+    entry(ServiceLogs { cursor, source: Some(source), ..replica.map(named).unwrap_or_default() })
+}
+
 fn named(replica: &Replica) -> ServiceLogs {
     ServiceLogs { name: replica.service.to_string(), replica: replica.index, ..ServiceLogs::default() }
 }
@@ -337,7 +349,7 @@ impl Batch {
 
     /// Returns how many bytes are missing to a full batch. The last message may exceed them.
     pub(crate) fn room(&self) -> usize {
-        STREAM_SEND_MAX_BYTES.saturating_sub(self.bytes)
+        STREAM_SEND_MAX_BYTES.saturating_sub(self.bytes + self.reserved)
     }
 
     /// Cuts its last message at `max_bytes`. Returns the remainder.
@@ -365,6 +377,12 @@ impl Batch {
             (oldest, read_at) => oldest.or(read_at),
         };
         self.parts.push(message.bytes);
+    }
+
+    /// Appends a heartbeat, which does not count as a message.
+    pub(crate) fn add_heartbeat(&mut self, heartbeat: Bytes) {
+        self.bytes += heartbeat.len();
+        self.parts.push(heartbeat);
     }
 }
 

@@ -12,12 +12,13 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::Instant;
 
 use super::LagPolicy;
-use super::actor::Subscription;
+use super::actor::{ActorState, Subscription};
 use super::actors::ActorRegistry;
 use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
 use super::encoder::{self, Encoder};
-use super::message::{Batch, Content, Event, Gap, Message, RunChange};
+use super::heartbeat::{Phase, SourceCell};
+use super::message::{self, Batch, Content, Event, Gap, Message, RunChange};
 use super::ring::{Entry, EntryKind, Loss, ReadOutcome};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -59,6 +60,18 @@ pub(crate) struct ReplicaStream {
     last_time: Option<LogTime>,
     /// The last message sent ends within a line.
     within_line: bool,
+    /// `None` if no heartbeats were asked for.
+    heartbeats: Option<Box<Heartbeats>>,
+}
+
+/// What a replica's heartbeats need.
+struct Heartbeats {
+    /// When the last message was sent, or the stream began.
+    last_sent: Instant,
+    /// State of the log of the backfill.
+    backfill: Arc<SourceCell>,
+    /// Shared state of the actor, since the first subscription.
+    actor: Option<Arc<ActorState>>,
 }
 
 /// The result of [`ReplicaStream::poll_send`].
@@ -97,11 +110,17 @@ enum Ending {
 
 impl ReplicaStream {
     pub(crate) fn new(
-        params: BackfillParams,
+        mut params: BackfillParams,
         actors: ActorRegistry,
         limiter: BackfillLimiter,
         control: Arc<StreamControl>,
+        has_heartbeats: bool,
     ) -> Self {
+        let heartbeats = has_heartbeats.then(|| {
+            let backfill = Arc::new(SourceCell::new(Phase::Backfill { lines_left: None }));
+            Box::new(Heartbeats { last_sent: Instant::now(), backfill, actor: None })
+        });
+        params.source = heartbeats.as_ref().map(|heartbeats| Arc::clone(&heartbeats.backfill));
         let mut stream = Self {
             position: params.resume.clone(),
             requested: params.resume.clone(),
@@ -116,6 +135,7 @@ impl ReplicaStream {
             refilled_at: None,
             last_time: None,
             within_line: false,
+            heartbeats,
         };
         if stream.params.range.follows() {
             stream.subscribe();
@@ -153,6 +173,38 @@ impl ReplicaStream {
     /// Whether it has ended because the log cannot be read at the moment.
     pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self.mode, Mode::Ended(Ending::Unreadable))
+    }
+
+    /// Records that a message was sent now.
+    pub(crate) fn mark_sent(&mut self) {
+        if let Some(heartbeats) = &mut self.heartbeats {
+            heartbeats.last_sent = Instant::now();
+        }
+    }
+
+    /// Returns since when nothing was sent, if the stream has heartbeats.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.heartbeats.as_ref().map(|heartbeats| heartbeats.last_sent)
+    }
+
+    /// Makes a heartbeat. `None` after the end, and without heartbeats.
+    pub(crate) fn heartbeat(&self) -> Option<Bytes> {
+        let Heartbeats { backfill, actor, .. } = self.heartbeats.as_deref()?;
+        let actor = actor.as_ref().map(|actor| actor.source());
+        let status = match &self.mode {
+            Mode::Ended(_) => return None,
+            Mode::Live(Subscription { reader, .. }) if !reader.is_at_end() => {
+                Phase::Backfill { lines_left: reader.lines_left() }.into()
+            }
+            Mode::Live(subscription) => subscription.actor().source(),
+            Mode::Subscribing(_) | Mode::Backfill(_) => match actor {
+                Some(actor) if backfill.get().is_at_head() => actor,
+                _ => backfill.get(),
+            },
+        };
+        let source = status.describe(&self.params.view.borrow(), &self.params.replica);
+        let cursor = self.cursor();
+        Some(message::encode_heartbeat(Some(&self.params.replica), cursor.as_ref(), source))
     }
 
     /// Adds the next messages to `batch`: at least one, if there is one, and a few more while the batch has
@@ -308,6 +360,9 @@ impl ReplicaStream {
     }
 
     fn start_backfill(&mut self, live: Option<Subscription>) {
+        if let (Some(heartbeats), Some(live)) = (&mut self.heartbeats, &live) {
+            heartbeats.actor = Some(Arc::clone(live.actor()));
+        }
         let backfill =
             Backfill::new(self.params.clone(), self.limiter.clone(), Arc::clone(&self.control), live);
         self.mode = Mode::Backfill(backfill.into_stream());

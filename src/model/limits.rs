@@ -56,6 +56,10 @@ pub const CURSORS_MAX: usize = 1_024;
 /// Maximum replicas of one stream. Clients rely on this number.
 pub const STREAM_REPLICAS_MAX: usize = 1_024;
 
+/// Values of a heartbeat interval. Below the minimum, heartbeats of silent replicas would cost more than the
+/// lines of busy ones; above the maximum, middleboxes have closed the connection.
+pub(crate) const HEARTBEAT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
 /// Maximum time that a caller can wait for a restart. The restart continues after that.
 pub(crate) const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 mod crds;
 mod events;
 mod gateways;
+mod heartbeats;
 mod kubelet_faults;
 mod outages;
 mod refill;
@@ -568,7 +569,9 @@ async fn read(
                     String::from_utf8(batch.bytes(index).to_vec()).unwrap().trim_end().to_owned()
                 }));
             }
-            TailItem::FollowUnavailable => panic!("a read does not follow"),
+            TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                panic!("a read does not follow")
+            }
             TailItem::Gap(gap) => lines.push(format!("{:?}", gap.cause)),
         }
     }

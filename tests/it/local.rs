@@ -130,7 +130,9 @@ impl Fixture {
             while let Some(item) = tail.items.next().await {
                 match item.unwrap() {
                     TailItem::Lines(batch) => log.push_str(std::str::from_utf8(&batch.data).unwrap()),
-                    TailItem::FollowUnavailable => panic!("a file can be followed"),
+                    TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                        panic!("a file can be followed")
+                    }
                     TailItem::Gap(gap) => panic!("{gap:?} after {log:?}"),
                 }
             }
@@ -629,7 +631,9 @@ async fn example_sdl_numbers_its_lines() {
         let items: Vec<_> = items.map(Result::unwrap).collect().await;
         let log = items.iter().map(|item| match item {
             TailItem::Lines(batch) => String::from_utf8(batch.data.to_vec()).unwrap(),
-            TailItem::FollowUnavailable => panic!("a file can be followed"),
+            TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                panic!("a file can be followed")
+            }
             TailItem::Gap(gap) => panic!("{gap:?}"),
         });
         Some(log.collect::<String>())

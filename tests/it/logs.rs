@@ -12,6 +12,7 @@ use crate::support::reason;
 
 mod backfill;
 mod failing;
+mod heartbeats;
 mod lag;
 mod refill;
 mod runs;

@@ -13,11 +13,13 @@ use leasemux::model::limits::Limits;
 use leasemux::model::position::Position;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::proto::lease::source_state::State;
 use leasemux::model::view::{ReplicaState, ReplicaView};
 use leasemux::platform::{Error, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
 use self::environments::{Cluster, Environment, Machine, Node};
 use crate::support::gateway::{Gateway, PATIENCE, Setup, Stream};
+use crate::support::loss_check::Received;
 use crate::support::{account, replica};
 
 /// The service that prints given lines.
@@ -57,6 +59,7 @@ contract! {
         ended_lease_ends_view_and_tail,
         one_tail_serves_all_followers,
         stuck_service_does_not_affect_others,
+        heartbeats_tell_quiet_from_stuck,
     }
 }
 
@@ -208,6 +211,7 @@ async fn take(tail: &mut Tail, read: &mut Vec<Read>) -> Result<bool, Error> {
             }));
         }
         Some(TailItem::Gap(_)) => read.push(Read::Gap),
+        Some(TailItem::Interrupted(_) | TailItem::Resumed) => {}
         Some(TailItem::FollowUnavailable) => panic!("every log here can be followed"),
         None => return Ok(false),
     }
@@ -497,6 +501,20 @@ async fn stuck_service_does_not_affect_others<E: Environment>() {
     stage.print(0, 10).await;
     assert_eq!(stage.check(&mut follower, 0).await, 0);
     assert_eq!(follower.received.text(STUCK, 0), "");
+}
+
+async fn heartbeats_tell_quiet_from_stuck<E: Environment>() {
+    let mut stage = Stage::<E>::with(1, true).await;
+    let heartbeat = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let request = ServiceLogsRequest { follow: true, heartbeat, ..stage.setup.request() };
+    let mut follower = stage.setup.open(request).await.unwrap();
+    stage.print(0, 10).await;
+    assert_eq!(stage.check(&mut follower, 0).await, 0);
+    let quiet = |received: &Received| received.last_source(SERVICE, 0) == Some((State::Live, ""));
+    let is_stuck = |(state, reason): (State, &str)| state == State::Waiting && !reason.is_empty();
+    follower.until(|received| quiet(received) && received.last_source(STUCK, 0).is_some_and(is_stuck)).await;
+    stage.print(0, 10).await;
+    assert_eq!(stage.check(&mut follower, 0).await, 0);
 }
 
 fn owned(texts: &[&str]) -> Vec<String> {

@@ -13,6 +13,7 @@ use leasemux::model::published::ServiceLogsResponse;
 use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
 use tokio::io::DuplexStream;
+use tokio::time::Instant;
 use tonic::Streaming;
 
 use crate::published::{Client, of};
@@ -32,6 +33,9 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(20);
 
 /// Time in which a follower has joined the logs that can be read.
 const JOIN_TIME: Duration = Duration::from_millis(50);
+
+/// Longest time until a follower has got everything.
+const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// How a follower connects.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +71,11 @@ enum Action {
         failing: bool,
     },
     /// Opens a follower. One of the published proto has fewer notices instead of `OnLag::Close`.
+    /// One of the draft's proto gets heartbeats with `heartbeats`.
     Open {
         on_lag: OnLag,
         protocol: Protocol,
+        heartbeats: bool,
     },
     /// Reads up to this many responses, without waiting.
     Read {
@@ -97,10 +103,11 @@ fn action() -> impl Strategy<Value = Action> {
         1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
-        3 => (on_lag, protocol).prop_map(|(on_lag, protocol)| Action::Open { on_lag, protocol }),
+        3 => (on_lag, protocol, any::<bool>()).prop_map(|(on_lag, protocol, heartbeats)| Action::Open { on_lag, protocol, heartbeats }),
         6 => (0..FOLLOWERS_MAX, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
         2 => (0..FOLLOWERS_MAX).prop_map(|follower| Action::Reconnect { follower }),
         3 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
+        1 => (900..2_500_u64).prop_map(|millis| Action::Wait { millis }),
     ]
 }
 
@@ -211,14 +218,14 @@ impl Scenario {
                     self.has_failed[replica as usize] |= failing;
                 }
             }
-            Action::Open { on_lag, protocol } => self.open(on_lag, protocol).await,
+            Action::Open { on_lag, protocol, heartbeats } => self.open(on_lag, protocol, heartbeats).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
             Action::Reconnect { follower } => self.reconnect(follower).await,
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
-    async fn open(&mut self, on_lag: OnLag, protocol: Protocol) {
+    async fn open(&mut self, on_lag: OnLag, protocol: Protocol, heartbeats: bool) {
         if self.followers.len() == FOLLOWERS_MAX {
             return;
         }
@@ -233,8 +240,13 @@ impl Scenario {
                 Follower::WebSocket { stream, query }
             }
             Protocol::Draft => {
-                let request =
-                    ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
+                let heartbeat = heartbeats.then_some(prost_types::Duration { seconds: 1, nanos: 0 });
+                let request = ServiceLogsRequest {
+                    follow: true,
+                    on_lag: on_lag.into(),
+                    heartbeat,
+                    ..self.setup.request()
+                };
                 let stream = self.setup.open(request.clone()).await.unwrap();
                 Follower::Grpc { stream: Some(Box::new(stream)), request }
             }
@@ -389,7 +401,10 @@ impl Scenario {
 
     /// Reads until the follower is complete.
     async fn drain(&self, mut follower: Follower) {
+        let began = Instant::now();
         while !self.is_complete(&follower) {
+            // Heartbeats would keep it waiting for ever.
+            assert!(began.elapsed() < DRAIN_MAX, "incomplete: {:?}", follower.received());
             if !follower.next().await {
                 // Lets other followers proceed.
                 tokio::time::sleep(RECONNECT_DELAY).await;
@@ -479,7 +494,7 @@ proptest! {
 #[test]
 fn gap_ends_within_line_that_ring_cannot_hold() {
     let print = |lines, length| Action::Print { replica: 0, lines, length };
-    let open = |protocol| Action::Open { on_lag: OnLag::Drop, protocol };
+    let open = |protocol| Action::Open { on_lag: OnLag::Drop, protocol, heartbeats: false };
     let actions = vec![
         open(Protocol::Draft),
         print(1, 1),

@@ -151,6 +151,7 @@ impl StreamRequest {
                     range: self.query.range(),
                     representation: Representation::WebSocket(self.notices(rest)),
                     on_lag: self.query.on_lag,
+                    heartbeat: None,
                     resume: std::collections::HashMap::new(),
                 };
                 let (audit, metrics, ended) = (self.audit.clone(), rest.metrics().clone(), Arc::clone(ended));

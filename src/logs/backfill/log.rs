@@ -10,6 +10,7 @@ use futures_util::stream::Fuse;
 use super::{AfterFailure, Backfill, BackfillEvent, Failures, LOOKAHEAD, Stage};
 use crate::logs::actor::Subscription;
 use crate::logs::chunk::Chunker;
+use crate::logs::heartbeat::{Phase, SourceCell};
 use crate::logs::ring::{AmbiguousRange, JoinLimit, JoinOutcome};
 use crate::model::id::Instance;
 use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
@@ -92,6 +93,9 @@ impl Backfill {
         };
         match self.tail(instance.clone(), from, self.live.is_some()).await {
             Ok(tail) => {
+                if let Some(source) = &self.params.source {
+                    source.resume();
+                }
                 self.position = Some((instance.clone(), tail.start));
                 Stage::Read(Box::new(Log {
                     instance,
@@ -142,7 +146,9 @@ impl Backfill {
             }
             WaitEvent::RingChanged
             | WaitEvent::Quiet
-            | WaitEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => Stage::Read(log),
+            | WaitEvent::Item(Some(Ok(
+                TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed,
+            ))) => Stage::Read(log),
             WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) if is_cut => {
                 // The first lines of the run were rotated away.
                 log.peeked = Some(Ok(TailItem::Lines(batch)));
@@ -193,19 +199,28 @@ impl Backfill {
     async fn wait(&mut self, log: &mut Log, attempt: JoinAttempt) -> WaitEvent {
         let is_ahead = matches!(attempt, JoinAttempt::AheadOfRing);
         let may_be_long = matches!(attempt, JoinAttempt::AheadOfRing | JoinAttempt::AtHead);
+        let source = self.params.source.as_deref();
+        if let Some(source) = source {
+            // It may have to read on at the head, too.
+            let head = self.live.as_ref().and_then(|live| live.reader.ring().head());
+            let is_at_head =
+                head.is_some_and(|(run, at)| run == log.instance && at <= log.chunker.position());
+            let lines_left = self.lines_left();
+            source.set_phase(if is_at_head { Phase::AtHead } else { Phase::Backfill { lines_left } });
+        }
         let live = match attempt {
             JoinAttempt::Next(stage) => return WaitEvent::Next(stage),
             JoinAttempt::AheadOfRing | JoinAttempt::AtHead | JoinAttempt::ReadLog => self.live.as_mut(),
             JoinAttempt::IgnoreRing => None,
         };
         let Some(live) = live else {
-            return WaitEvent::Item(log.next().await);
+            return WaitEvent::Item(log.next(source).await);
         };
         tokio::select! {
             biased;
             // Not while it is ahead: the ring is paced, and a backfill that reads on would stay ahead
             // forever.
-            item = log.next(), if !is_ahead => WaitEvent::Item(item),
+            item = log.next(source), if !is_ahead => WaitEvent::Item(item),
             () = live.reader.changed() => WaitEvent::RingChanged,
             () = tokio::time::sleep(PERMIT_CHECK_INTERVAL), if may_be_long => WaitEvent::Quiet,
         }
@@ -354,7 +369,7 @@ impl Backfill {
             self.queue_chunks(&log.instance, parts);
             return Some(Stage::Done);
         }
-        let time = log.next_time().await;
+        let time = log.next_time(self.params.source.as_deref()).await;
         let skip = self.skip_in_ring(&log.instance, position, time, gap.cause);
         if skip.is_none()
             && let Some(live) = &mut self.live
@@ -384,11 +399,19 @@ impl Backfill {
 // === impl Log ===
 
 impl Log {
-    /// Returns the next item. Cancel safe.
-    async fn next(&mut self) -> Option<Result<TailItem, platform::Error>> {
-        match self.peeked.take() {
-            Some(item) => Some(item),
-            None => self.items.next().await,
+    /// Returns the next item. Takes those that report interruptions, and stores them. Cancel safe.
+    async fn next(&mut self, source: Option<&SourceCell>) -> Option<Result<TailItem, platform::Error>> {
+        if let Some(item) = self.peeked.take() {
+            return Some(item);
+        }
+        loop {
+            let item = self.items.next().await;
+            match (&item, source) {
+                (Some(Ok(TailItem::Interrupted(since))), Some(source)) => source.interrupt(*since),
+                (Some(Ok(TailItem::Resumed)), Some(source)) => source.resume(),
+                (Some(Ok(TailItem::Interrupted(_) | TailItem::Resumed)), None) => {}
+                _ => return item,
+            }
         }
     }
 
@@ -399,8 +422,8 @@ impl Log {
     }
 
     /// Returns the time of the next line, if it comes soon.
-    async fn next_time(&mut self) -> Option<LogTime> {
-        let item = tokio::time::timeout(LOOKAHEAD, self.next()).await.ok()??;
+    async fn next_time(&mut self, source: Option<&SourceCell>) -> Option<LogTime> {
+        let item = tokio::time::timeout(LOOKAHEAD, self.next(source)).await.ok()??;
         let time = match &item {
             Ok(TailItem::Lines(batch)) => batch.lines.first().map(|line| line.time),
             _ => None,

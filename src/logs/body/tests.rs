@@ -28,6 +28,8 @@ use crate::model::time::LogTime;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, RunEnd, ServiceView};
 use crate::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
+mod heartbeats;
+
 /// Longer than any event in these tests takes.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
@@ -204,6 +206,18 @@ impl Polled {
         representation: Representation,
         on_lag: LagPolicy,
     ) -> Self {
+        Self::with_heartbeats(platform, view, replicas, range, representation, on_lag, None)
+    }
+
+    fn with_heartbeats(
+        platform: Arc<dyn Platform>,
+        view: watch::Receiver<Arc<LeaseView>>,
+        replicas: usize,
+        range: ReadRange,
+        representation: Representation,
+        on_lag: LagPolicy,
+        heartbeat: Option<Duration>,
+    ) -> Self {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let request = LogsRequest {
             lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
@@ -211,6 +225,7 @@ impl Polled {
             range,
             representation,
             on_lag,
+            heartbeat,
             resume: HashMap::new(),
         };
         let mut limits = Limits::default();
@@ -412,6 +427,8 @@ struct TwoRuns {
     logs: [watch::Sender<(std::ops::Range<u64>, bool)>; 2],
     /// Runs whose logs were opened, and where.
     opened: Mutex<Vec<(usize, ReadFrom)>>,
+    /// Delay before a log is opened after a position.
+    delay: Duration,
 }
 
 /// Width of the numbers of these lines: a ring holds a few hundred.
@@ -451,7 +468,11 @@ impl Platform for TwoRuns {
                 }
             }
         });
-        Box::pin(async move { Ok(Tail { start, unfinished: [false; 2], items: items.boxed() }) })
+        let delay = if let ReadFrom::After(_) = request.from { self.delay } else { Duration::ZERO };
+        Box::pin(async move {
+            tokio::time::sleep(delay).await;
+            Ok(Tail { start, unfinished: [false; 2], items: items.boxed() })
+        })
     }
 
     fn restart(&self, _: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
@@ -509,6 +530,7 @@ async fn refill_continues_after_the_last_event_that_was_sent() {
         let platform = Arc::new(TwoRuns {
             logs: [(0..10, false), (10..10, false)].map(watch::Sender::new),
             opened: Mutex::default(),
+            delay: Duration::ZERO,
         });
         let (views, view) = watch::channel(runs(1, false));
         let range = ReadRange::Follow(BackfillFilter::default());
@@ -550,6 +572,7 @@ async fn refilled_websocket_loses_no_line() {
     let platform = Arc::new(TwoRuns {
         logs: [(0..10, false), (0..0, false)].map(watch::Sender::new),
         opened: Mutex::default(),
+        delay: Duration::ZERO,
     });
     let (_views, view) = watch::channel(runs(1, false));
     let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });
@@ -703,6 +726,7 @@ async fn follower_that_lags_before_its_first_line_is_refilled() {
     let platform = Arc::new(TwoRuns {
         logs: [(0..10, false), (0..0, false)].map(watch::Sender::new),
         opened: Mutex::default(),
+        delay: Duration::ZERO,
     });
     let (_views, view) = watch::channel(runs(1, false));
     let range = ReadRange::Follow(BackfillFilter { last: Some(0), since: None });

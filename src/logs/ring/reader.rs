@@ -287,6 +287,18 @@ impl RingReader {
         Some(LinesAfter { count, until: state.head.as_ref()?.position.time })
     }
 
+    /// Whether the newest entry was read.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.next == self.ring.state.lock().next()
+    }
+
+    /// Returns how many lines are still to come until the head, if that is known.
+    pub(crate) fn lines_left(&self) -> Option<u64> {
+        let state = self.ring.state.lock();
+        let is_exact = self.seen.inexact_gaps == state.totals.inexact_gaps;
+        is_exact.then(|| state.totals.lines.saturating_sub(self.seen.lines))
+    }
+
     /// Whether the ring holds lines of `instance` after `at`, and these begin no later than the log's next
     /// line, which has `time`; `None`: there is none. `is_exact`: ring and log count `at` equally.
     pub(crate) fn holds_older(
@@ -676,6 +688,26 @@ mod tests {
             let loss = reader.skip().map(|loss| (loss.lines, loss.bytes, loss.exact));
             assert_eq!(loss, Some((2, 13, true)), "{joins}");
         }
+    }
+
+    #[test]
+    fn lines_left_are_unknown_before_inexact_gap() {
+        let (ring, run) = small_ring();
+        let (mut reader, mut at) = (ring.reader(), Position::START);
+        assert!(reader.is_at_end());
+        push_only(&ring, &run, &mut at, b"one\n");
+        push_only(&ring, &run, &mut at, b"two\n");
+        assert_eq!((reader.is_at_end(), reader.lines_left()), (false, Some(2)));
+        let gap = Gap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, from: None, to: None };
+        ring.push_gap(&run, gap, at);
+        assert_eq!(reader.lines_left(), None);
+        reader.skip();
+        assert!(matches!(poll(&mut reader), Poll::Ready(ReadOutcome::Entries { .. })));
+        push_only(&ring, &run, &mut at, b"three\n");
+        assert_eq!((reader.is_at_end(), reader.lines_left()), (false, Some(1)));
+        // The log had a gap that the ring does not have.
+        reader.record_refilled_gap(0, 0, false);
+        assert_eq!(reader.lines_left(), None);
     }
 
     #[test]

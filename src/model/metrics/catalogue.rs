@@ -138,7 +138,7 @@ catalogue! {
         bytes_delivered: Counter = "leasemux_bytes_delivered_total" (Bytes),
             "Its rate approaches the network's bandwidth.";
 
-        /// Messages handed to HTTP/2, counted for each stream
+        /// Messages handed to HTTP/2, counted for each stream, without heartbeats
         messages_delivered: Counter = "leasemux_messages_delivered_total",
             "A message has far fewer than 10 lines at a high rate: `--pace` is too short.";
 

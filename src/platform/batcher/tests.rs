@@ -24,7 +24,9 @@ fn run(filter: StartFilter, times: &[i64]) -> (Vec<(String, Position)>, usize, L
                 let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
                 (text, batch.lines[index].after)
             })),
-            TailItem::FollowUnavailable => panic!("made by no batcher"),
+            TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                panic!("made by no batcher")
+            }
             TailItem::Gap(gap) => {
                 // A gap precedes the next line.
                 assert_eq!(Some(gap.after), batcher.start());
@@ -131,7 +133,10 @@ fn gaps_since_requested_time_are_returned() {
             .into_iter()
             .filter_map(|item| match item {
                 TailItem::Gap(gap) => Some(SourceGap { after: Position::START, ..gap }),
-                TailItem::Lines(_) | TailItem::FollowUnavailable => None,
+                TailItem::Lines(_)
+                | TailItem::FollowUnavailable
+                | TailItem::Interrupted(_)
+                | TailItem::Resumed => None,
             })
             .collect();
         assert_eq!(gaps, expected, "since {since}");

@@ -21,7 +21,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use self::machine::{Action, Event, IdleVerdict, Machine};
+use self::machine::{Action, Event, IdleVerdict, Machine, POLL_INTERVAL};
 pub(super) use self::pod_log::PodLog;
 use self::poll_delay::PollDelay;
 use super::jittered;
@@ -38,6 +38,9 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 /// Silence of a follow after which the last line is probed: a rotation or a proxy may have left the stream
 /// dead without an end.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// The same after a probe that failed: the log may be readable again.
+const PROBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// If a reopened follow is silent this long before the resume point came, it does not contain it.
 const OVERLAP_MAX: Duration = Duration::from_secs(3);
@@ -110,6 +113,22 @@ struct Reader {
     delay: PollDelay,
     /// When the unfinished line is delivered as a piece.
     due: Option<Instant>,
+    /// When the last probe was sent, if it failed and nothing came since.
+    failed_probe: Option<LogTime>,
+    interruption: Interruption,
+}
+
+/// Whether a follow was interrupted, as its items report it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interruption {
+    /// Not reported: the read does not follow.
+    Unreported,
+    No,
+    /// The log is not open, or was silent and then could not be probed.
+    Since(LogTime),
+    /// The log was opened again at this time, but no byte came yet. If it breaks within [`OVERLAP_MAX`], the
+    /// interruption goes on.
+    Reopened(LogTime, Instant),
 }
 
 /// Opens a log. See [`Tail`].
@@ -128,8 +147,19 @@ pub(super) async fn open(
         machine = machine.with_lines_after(lines);
     }
     let next = Action::Open(machine.query());
+    let interruption = if request.follow { Interruption::No } else { Interruption::Unreported };
     let delay = PollDelay::default();
-    let mut reader = Reader { log, run, machine, response: None, next, delay: delay.clone(), due: None };
+    let mut reader = Reader {
+        log,
+        run,
+        machine,
+        response: None,
+        next,
+        delay: delay.clone(),
+        due: None,
+        failed_probe: None,
+        interruption,
+    };
     let start = loop {
         if let Some(start) = reader.machine.start() {
             break start;
@@ -199,10 +229,11 @@ impl RunWatch {
 impl Reader {
     async fn next(mut self) -> Result<Option<(Vec<TailItem>, Self)>, Error> {
         loop {
-            let items = self.machine.take();
+            let mut items = self.machine.take();
             if items.last() == Some(&TailItem::FollowUnavailable) {
                 self.log.follow_unavailable();
             }
+            items.extend(self.interruption_change());
             if !items.is_empty() {
                 return Ok(Some((items, self)));
             }
@@ -212,22 +243,40 @@ impl Reader {
         }
     }
 
+    /// Returns an item if the follow was interrupted, or resumed, since the last call.
+    fn interruption_change(&mut self) -> Option<TailItem> {
+        match (&self.next, self.interruption) {
+            (Action::Pause(_), Interruption::No | Interruption::Reopened(..)) => {
+                let since = match self.interruption {
+                    Interruption::Reopened(since, at) if at.elapsed() < OVERLAP_MAX => since,
+                    _ => LogTime::now(),
+                };
+                Some(self.interrupted(since))
+            }
+            (Action::Read, Interruption::No | Interruption::Reopened(..)) => {
+                self.failed_probe.map(|since| self.interrupted(since))
+            }
+            (Action::Read, Interruption::Since(since)) if self.failed_probe.is_none() => {
+                self.interruption = Interruption::Reopened(since, Instant::now());
+                Some(TailItem::Resumed)
+            }
+            _ => None,
+        }
+    }
+
+    fn interrupted(&mut self, since: LogTime) -> TailItem {
+        self.interruption = Interruption::Since(since);
+        TailItem::Interrupted(since)
+    }
+
     /// Performs the next action. Returns `false` if the log is complete. Not cancel safe: a dropped call
     /// leaves [`Action::Finish`] behind. The stream owns the call, so both are dropped together.
     async fn step(&mut self) -> Result<bool, Error> {
         self.next = match std::mem::replace(&mut self.next, Action::Finish) {
             Action::Read => self.read().await,
             Action::Open(query) => self.open(query).await,
-            Action::Pause(pause) => {
-                self.response = None;
-                // While the run has not ended, its end is the change to wait for.
-                let waits = !self.run.has_ended();
-                tokio::select! {
-                    () = tokio::time::sleep(jittered(pause)) => {}
-                    () = self.run.ended(), if waits => {}
-                }
-                self.on(Event::Resumed { ended: self.run.has_ended() })
-            }
+            Action::Pause(pause) => self.pause(pause).await,
+            Action::AwaitPoll => self.pause(POLL_INTERVAL).await,
             Action::Finish => return Ok(false),
             Action::Fail(error) => return Err(error),
         };
@@ -247,8 +296,19 @@ impl Reader {
         next
     }
 
+    async fn pause(&mut self, pause: Duration) -> Action {
+        self.response = None;
+        // While the run has not ended, its end is the change to wait for.
+        let waits = !self.run.has_ended();
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            () = self.run.ended(), if waits => {}
+        }
+        self.on(Event::Resumed { ended: self.run.has_ended() })
+    }
+
     async fn open(&mut self, query: LogQuery) -> Action {
-        (self.response, self.due) = (None, None);
+        (self.response, self.due, self.failed_probe) = (None, None, None);
         // Read before the request: if the run has ended by then, the response has all lines.
         let ended = self.run.has_ended();
         let event = match self.log.open(query).await {
@@ -272,25 +332,36 @@ impl Reader {
         let until = self.due.unwrap_or_else(|| {
             let longest = match verdict {
                 IdleVerdict::Slow => STALL_MAX,
+                IdleVerdict::Quiet if self.failed_probe.is_some() => PROBE_AGAIN_AFTER,
                 IdleVerdict::Quiet => PROBE_AFTER,
                 IdleVerdict::Unplaced => OVERLAP_MAX,
                 IdleVerdict::Trial => TRIAL_MAX,
             };
             Instant::now() + longest
         });
-        let event = match timeout_at(until, response.next()).await {
-            Ok(Some(Ok(data))) => {
+        match timeout_at(until, response.next()).await {
+            Ok(item) => self.received(item),
+            Err(_) if self.due.take().is_some() => self.on(Event::Unfinished),
+            Err(_) => self.idle(verdict).await,
+        }
+    }
+
+    /// Continues after an item of the response, or its end.
+    fn received(&mut self, item: Option<Result<Bytes, String>>) -> Action {
+        match item {
+            Some(Ok(data)) => {
+                self.failed_probe = None;
+                if let Interruption::Reopened(..) = self.interruption {
+                    self.interruption = Interruption::No;
+                }
                 let next = self.on(Event::Data(&data));
                 let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
                 self.due = self.machine.holds_unfinished().then_some(due);
-                return next;
+                next
             }
-            Ok(Some(Err(why))) => Event::Broken(why),
-            Ok(None) => Event::Complete { ended: self.run.has_ended() },
-            Err(_) if self.due.take().is_some() => Event::Unfinished,
-            Err(_) => return self.idle(verdict).await,
-        };
-        self.on(event)
+            Some(Err(why)) => self.on(Event::Broken(why)),
+            None => self.on(Event::Complete { ended: self.run.has_ended() }),
+        }
     }
 
     /// Continues after nothing came for the time that `verdict` allows.
@@ -300,20 +371,48 @@ impl Reader {
             IdleVerdict::Unplaced | IdleVerdict::Trial => self.on(Event::Idle),
             // The response should have completed with the run. The rest, if any, is requested.
             IdleVerdict::Quiet if self.run.has_ended() => self.on(Event::RunEnded),
-            IdleVerdict::Quiet => match timeout(STALL_MAX, probe(&self.log)).await {
-                Ok(Some(last)) => self.on(Event::Probed(&last)),
-                // The connection's own keepalive finds out whether it is dead: see `client`.
-                Ok(None) | Err(_) => Action::Read,
-            },
+            IdleVerdict::Quiet => self.probe().await,
+        }
+    }
+
+    /// Finds out whether a silent response has missed lines.
+    async fn probe(&mut self) -> Action {
+        let Some(response) = &mut self.response else { return Action::Read };
+        let sent = LogTime::now();
+        let last = tokio::select! {
+            biased;
+            item = response.next() => return self.received(item),
+            last = timeout(STALL_MAX, last_lines(&self.log)) => last.unwrap_or_else(|late| Err(late.to_string())),
+        };
+        match last {
+            Ok(last) => {
+                self.failed_probe = None;
+                last.map_or(Action::Read, |last| self.on(Event::Probed(&last)))
+            }
+            // The response may be alive all the same. The connection's own keepalive finds out whether it is
+            // dead: see `client`.
+            Err(why) => {
+                tracing::debug!(why, "failed to probe silent log");
+                self.failed_probe.get_or_insert(sent);
+                Action::Read
+            }
         }
     }
 }
 
-/// Reads the last lines of the file.
-async fn probe(log: &PodLog) -> Option<BytesMut> {
-    let mut response = log.open(LogQuery::PROBE).await.ok()?;
-    let last = read_start(&mut response, PROBE_MAX_BYTES).await.ok()?;
-    (last.len() <= PROBE_MAX_BYTES).then_some(last)
+/// Reads the last lines of the file. Returns `None` if they are too large, or if the file is gone or that of
+/// another run.
+///
+/// # Errors
+/// If the file cannot be read at present.
+async fn last_lines(log: &PodLog) -> Result<Option<BytesMut>, String> {
+    let mut response = match log.open(LogQuery::PROBE).await {
+        Ok(response) => response,
+        Err(OpenError::NotNow(why) | OpenError::Unreachable(_, why)) => return Err(why),
+        Err(OpenError::Gone(_) | OpenError::LaterRun { .. }) => return Ok(None),
+    };
+    let last = read_start(&mut response, PROBE_MAX_BYTES).await?;
+    Ok((last.len() <= PROBE_MAX_BYTES).then_some(last))
 }
 
 /// Reads a response until its end, or until more than `max` bytes have come.

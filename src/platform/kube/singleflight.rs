@@ -106,7 +106,7 @@ async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
     while let Some(item) = items.next().await {
         bytes += match &item {
             Ok(TailItem::Lines(batch)) => batch.data.len() + batch.lines.len() * size_of::<Line>(),
-            Ok(TailItem::Gap(_) | TailItem::FollowUnavailable) => size_of::<TailItem>(),
+            Ok(_) => size_of::<TailItem>(),
             Err(_) => SHARED_MAX_BYTES + 1,
         };
         held.push(item);

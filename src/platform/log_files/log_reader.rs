@@ -465,7 +465,7 @@ mod tests {
         for item in batcher.take_items(true) {
             match item {
                 TailItem::Gap(gap) => out.push(Out::Gap(gap)),
-                TailItem::FollowUnavailable => {}
+                TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {}
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         let stream = line.stream.unwrap().name();

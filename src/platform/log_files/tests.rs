@@ -101,7 +101,9 @@ fn show(item: &TailItem, items: &mut Vec<String>) {
                 (0..batch.lines.len()).map(|index| String::from_utf8(batch.bytes(index).to_vec()).unwrap()),
             );
         }
-        TailItem::FollowUnavailable => panic!("a file can be followed"),
+        TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+            panic!("a file can be followed")
+        }
         TailItem::Gap(gap) => items.push(show_gap(gap)),
     }
 }
@@ -276,7 +278,9 @@ async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
                 TailItem::Lines(batch) => batch,
                 // The oldest lines of a log that has been rotated.
                 TailItem::Gap(_) if positions[first - 1].time == lines[0].1 => continue,
-                TailItem::FollowUnavailable => panic!("a file can be followed"),
+                TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                    panic!("a file can be followed")
+                }
                 TailItem::Gap(gap) => panic!("{from:?}: {gap:?}"),
             };
             for (piece, line) in batch.lines.iter().enumerate() {

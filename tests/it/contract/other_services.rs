@@ -128,6 +128,7 @@ fn check_reflection(services: Vec<String>, files: Vec<Vec<Vec<u8>>>) {
         (104, "filters"),
         (105, "resume"),
         (106, "on_lag"),
+        (107, "heartbeat"),
     ];
     assert_eq!(fields(message("ServiceLogsRequest")), request.into());
     let logs = [
@@ -137,6 +138,7 @@ fn check_reflection(services: Vec<String>, files: Vec<Vec<Vec<u8>>>) {
         (100, "cursor"),
         (101, "gap"),
         (102, "event"),
+        (104, "source"),
         (105, "part"),
     ];
     assert_eq!(fields(message("ServiceLogs")), logs.into());

@@ -111,6 +111,8 @@ pub(crate) enum Kubelets {
     Unreachable,
     /// They have just started and do not know their pods.
     Unaware,
+    /// They are halted: requests get no response, and open ones no end.
+    Halted,
 }
 
 #[derive(Debug, Default)]
@@ -589,6 +591,9 @@ impl Cluster {
                 )
             }
             ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => {
+                if self.lock().kubelets == Kubelets::Halted {
+                    std::future::pending::<()>().await;
+                }
                 let refused = self.lock().logs_refused;
                 refused.map_or_else(|| self.log(namespace, pod, &query), |code| refuse(code, "not now"))
             }
@@ -740,7 +745,7 @@ impl Cluster {
         let mut state = self.lock();
         state.log_requests += 1;
         match state.kubelets {
-            Kubelets::Serve => {}
+            Kubelets::Serve | Kubelets::Halted => {}
             Kubelets::Unreachable => {
                 let why = format!(
                     "Get \"https://10.0.0.1:10250/containerLogs/{namespace}/{pod}/x\": dial tcp 10.0.0.1:10250: connect: connection refused"

@@ -20,7 +20,7 @@ const BACK_MAX: Duration = Duration::from_secs(6);
 
 /// Advances the clock in small steps, each with real time for network traffic, until enough was received.
 /// Returns whether it was.
-async fn elapse(
+pub(super) async fn elapse(
     follower: &mut Stream,
     longest: Duration,
     step: Duration,
@@ -51,7 +51,7 @@ async fn followed(scenario: &Scenario) -> ([RunKey; 3], Stream) {
 }
 
 /// Whether the newest line of each run was received.
-fn newest(scenario: &Scenario, runs: &[RunKey]) -> impl Fn(&Received) -> bool + use<> {
+pub(super) fn newest(scenario: &Scenario, runs: &[RunKey]) -> impl Fn(&Received) -> bool + use<> {
     let newest: Vec<String> = runs.iter().map(|run| scenario.cluster.printed(run).pop().unwrap()).collect();
     move |received| {
         (0..).zip(&newest).all(|(index, line)| received.ends_with(SERVICE, index, &format!("{line}\n")))

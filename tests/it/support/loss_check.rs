@@ -6,11 +6,17 @@ use std::collections::BTreeMap;
 use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs, ServiceLogsResponse, gap};
+use leasemux::model::proto::lease::source_state::State;
+use leasemux::model::proto::lease::{
+    Cursor, Gap, ReplicaEvent, ServiceLogs, ServiceLogsResponse, SourceState, gap,
+};
 use leasemux::model::published;
 use serde_json::Value;
 
 use super::fake_platform::{FakePlatform, LOST_BYTES};
+
+/// More heartbeats of a replica than any test waits for.
+const HEARTBEATS_MAX: usize = 2_000;
 
 /// Everything that one follower received, in order.
 #[derive(Debug, Default)]
@@ -26,6 +32,8 @@ pub(crate) struct Received {
     lag_gaps: BTreeMap<(String, u32), usize>,
     /// The newest cursor, by replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
+    /// What the heartbeats reported, by replica.
+    sources: BTreeMap<(String, u32), Vec<SourceState>>,
 }
 
 /// Reads the frames of one websocket.
@@ -123,6 +131,19 @@ impl Received {
         let key = (entry.name, entry.replica);
         let seen = self.replicas.entry(key.clone()).or_default();
         let cursor = entry.cursor;
+        if let Some(source) = entry.source {
+            assert!(entry.logs.is_empty() && entry.gap.is_none() && entry.event.is_none());
+            assert_eq!(
+                cursor.as_ref(),
+                self.cursors.get(&key),
+                "a heartbeat of {key:?} has the last position"
+            );
+            let sources = self.sources.entry(key).or_default();
+            sources.push(source);
+            // Otherwise a test that waits in vain would never end.
+            assert!(sources.len() < HEARTBEATS_MAX, "only heartbeats come: {:?}", sources.last());
+            return;
+        }
         if let Some(gap) = entry.gap {
             assert!(entry.logs.starts_with(b"[leasemux: ") && entry.logs.ends_with(b"]\n"));
             if gap.cause() == gap::Cause::Lag && seen.iter().any(Seen::has_place) {
@@ -231,6 +252,17 @@ impl Received {
             _ => None,
         });
         kinds.collect()
+    }
+
+    /// Returns what the heartbeats of a replica reported, in order.
+    pub(crate) fn sources(&self, service: &str, replica: u32) -> &[SourceState] {
+        self.sources.get(&(service.to_owned(), replica)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the state and reason in the last heartbeat of a replica.
+    pub(crate) fn last_source(&self, service: &str, replica: u32) -> Option<(State, &str)> {
+        let last = self.sources(service, replica).last()?;
+        Some((last.state(), &last.reason))
     }
 
     /// Returns the number of gaps because of lag, in a place that the gateway knew.

@@ -70,7 +70,7 @@ const BRIEF_PAUSES: u32 = 4;
 
 /// Pause between two polls of a log that the kubelet cannot follow: it looks live to a person, and each poll
 /// is three requests.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Number of polls, half a minute, after which following is tried again.
 const POLLS_PER_TRIAL: u32 = 15;
@@ -126,8 +126,11 @@ pub(super) enum Action {
     Read,
     /// Drop the response and send this request.
     Open(LogQuery),
-    /// Drop the response and wait about this long, or until the run changes. Then send [`Event::Resumed`].
+    /// The log cannot be read: drop the response and wait about this long, or until the run changes. Then
+    /// send [`Event::Resumed`].
     Pause(Duration),
+    /// The same for [`POLL_INTERVAL`], before the next poll of a log that the kubelet cannot follow.
+    AwaitPoll,
     /// Stop: the log is complete.
     Finish,
     /// Stop: the log cannot be read.

@@ -62,7 +62,7 @@ async fn read(reads: &SharedReads, log: &Log, requests: &[TailRequest]) -> Vec<u
         let items: Vec<_> = tail.items.map(Result::unwrap).collect().await;
         let bytes = items.iter().map(|item| match item {
             TailItem::Lines(batch) => batch.data.len(),
-            TailItem::Gap(_) | TailItem::FollowUnavailable => 0,
+            _ => 0,
         });
         bytes.sum()
     };

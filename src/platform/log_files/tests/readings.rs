@@ -108,7 +108,9 @@ fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Item>) {
         at_end = reader.read(ReadLimit::End).unwrap();
         for item in reader.batcher().take_items(at_end) {
             match item {
-                TailItem::FollowUnavailable => panic!("a file can be followed"),
+                TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                    panic!("a file can be followed")
+                }
                 TailItem::Gap(gap) => items.push(Item::Gap(gap)),
                 TailItem::Lines(batch) => {
                     let lines = batch.lines.iter().enumerate();

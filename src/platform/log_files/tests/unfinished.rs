@@ -8,7 +8,7 @@ async fn bytes(tail: &mut Tail) -> (Vec<u8>, Position, usize) {
     while let Some(item) = next(tail).await {
         match item {
             TailItem::Gap(_) => gaps += 1,
-            TailItem::FollowUnavailable => {}
+            TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {}
             TailItem::Lines(batch) => {
                 all.extend_from_slice(&batch.data);
                 at = batch.lines.last().unwrap().after;

@@ -122,6 +122,11 @@ impl Cluster {
         });
     }
 
+    /// Sets the response to requests for the log of a pod.
+    pub(crate) fn answer_logs(&self, run: &RunKey, answer: LogAnswer) {
+        self.change(|state| state.answers.insert(run.0.clone(), answer));
+    }
+
     /// Ends the container of a pod that is being deleted. `is_reported` if the kubelet reports it before the
     /// pod is gone.
     pub(crate) fn end_deleted(
@@ -132,7 +137,7 @@ impl Cluster {
         answer: LogAnswer,
         is_reported: bool,
     ) {
-        self.change(|state| state.answers.insert(run.0.clone(), answer));
+        self.answer_logs(run, answer);
         self.end(run);
         if is_reported {
             self.edit_pod(lease, pod, |object| {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::reading::{Misplaced, printable};
 use super::{
-    Action, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_INTERVAL,
+    Action, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE,
     POLLS_PER_TRIAL, Polling, RotationGap, Search, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
@@ -120,7 +120,7 @@ impl Machine {
                 if let Some(polling) = &mut self.polling {
                     polling.polls_left = polling.polls_left.saturating_sub(1);
                 }
-                Action::Pause(POLL_INTERVAL)
+                Action::AwaitPoll
             }
             Stage::ReadRest { search: Search::Searching(_), suspect } => self.recover(suspect),
             Stage::FindResumePoint { search: Search::Searching(_), suspect } => {
@@ -203,7 +203,7 @@ impl Machine {
         if cannot_follow {
             tracing::debug!(why, "kubelet cannot follow the log");
             self.polling = Some(Polling { polls_left: POLLS_PER_TRIAL, reported: false });
-            return Action::Pause(POLL_INTERVAL);
+            return Action::AwaitPoll;
         }
         self.pause()
     }

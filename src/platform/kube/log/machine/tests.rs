@@ -159,6 +159,7 @@ impl Received {
             match item {
                 TailItem::Gap(_) => self.gaps_before.push(self.lines.len()),
                 TailItem::FollowUnavailable => self.unavailable += 1,
+                TailItem::Interrupted(_) | TailItem::Resumed => panic!("made by no machine"),
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         assert!(Some(line.after) > self.last, "positions grow");
@@ -263,9 +264,9 @@ impl Scenario {
                     let ended = self.server.ended;
                     self.on(Event::Opened { ended });
                 }
-                Action::Pause(POLL_INTERVAL) if polls == 2 => return true,
-                Action::Pause(pause) => {
-                    polls += u32::from(*pause == POLL_INTERVAL);
+                Action::AwaitPoll if polls == 2 => return true,
+                Action::Pause(_) | Action::AwaitPoll => {
+                    polls += u32::from(matches!(self.next, Action::AwaitPoll));
                     let ended = self.server.ended;
                     self.on(Event::Resumed { ended });
                 }
@@ -989,7 +990,7 @@ fn response_broken_before_first_line_changes_nothing() {
                     Event::Data(&bytes)
                 });
             }
-            Action::Pause(_) => scenario.on(Event::Resumed { ended: false }),
+            Action::Pause(_) | Action::AwaitPoll => scenario.on(Event::Resumed { ended: false }),
             Action::Finish | Action::Fail(_) => panic!(),
         }
     }

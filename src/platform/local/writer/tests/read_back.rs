@@ -35,7 +35,9 @@ async fn read(disk: &Memory) -> Totals {
                 totals.bytes += gap.bytes;
                 totals.lost += gap.lines;
             }
-            TailItem::FollowUnavailable => panic!("a file can be followed"),
+            TailItem::FollowUnavailable | TailItem::Interrupted(_) | TailItem::Resumed => {
+                panic!("a file can be followed")
+            }
             TailItem::Lines(batch) => {
                 totals.bytes += batch.data.len() as u64;
                 let pieces = (0..batch.lines.len()).map(|index| batch.bytes(index));

@@ -37,7 +37,7 @@ fn log_removed_between_polls_is_a_gap() {
     scenario.server.print(50, 1_000_000);
     scenario.run_until_idle(false);
     assert_eq!((scenario.received.lines.len(), scenario.received.unavailable), (0, 1));
-    assert!(matches!(scenario.next, Action::Pause(POLL_INTERVAL)), "{:?}", scenario.next);
+    assert!(matches!(scenario.next, Action::AwaitPoll), "{:?}", scenario.next);
     scenario.server.print(1, 1_000_000);
     scenario.run_until_idle(false);
     assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (1, 0));
