@@ -12,12 +12,14 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tonic::Streaming;
 
+use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::progress::{Call, Progress};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response};
 use crate::model::proto::lease::{OnLag, ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
+use crate::model::time::LogTime;
 
 /// Retries of a read without follow. A gateway tries a log for 5 s by itself, so this adds up to about half a
 /// minute, which a person still waits for. Received entries do not reset the count: another replica may print
@@ -28,6 +30,11 @@ const READ_RETRIES: u32 = 4;
 pub trait Sink: Send {
     /// Takes the next entry. Events that a gateway repeats after a reconnect are left out.
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()>;
+
+    /// Takes a heartbeat, which is no entry of the log. `now` is the gateway's time.
+    fn heartbeat(&mut self, _heartbeat: &ServiceLogs, _now: LogTime) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Called when no more entries are ready.
     fn pause(&mut self) -> io::Result<()> {
@@ -160,16 +167,20 @@ impl Follower {
             // Boxed: the future that connects is far larger than the one that follows, and short-lived.
             None => Box::pin(self.connector.connect()).await?,
         };
+        let mut sent = LogTime::now();
         let mut answer = response(ANSWER_TIMEOUT, client.service_logs(request.clone())).await;
         if request.on_lag() == OnLag::Refill && answer.as_ref().is_err_and(CallError::is_unimplemented) {
             // For this stream only: the next gateway may be a newer one.
             let request = ServiceLogsRequest { on_lag: OnLag::Drop.into(), ..request };
+            sent = LogTime::now();
             answer = response(ANSWER_TIMEOUT, client.service_logs(request)).await;
             if answer.is_ok() && !std::mem::replace(&mut self.was_without_refill, true) {
                 sink.connection(&ConnectionChange::WithoutRefill)?;
             }
         }
-        let mut stream = answer?.into_inner();
+        let answer = answer?;
+        let clock = ClockOffset::from_response(answer.metadata(), sent);
+        let mut stream = answer.into_inner();
         self.reconnect.was_connected = true;
         if std::mem::take(&mut self.is_disconnected) {
             sink.connection(&ConnectionChange::Resumed)?;
@@ -179,7 +190,9 @@ impl Follower {
                 if !without.is_empty() && without.contains(&(entry.name.clone(), entry.replica)) {
                     continue;
                 }
-                if self.progress.is_new(&entry) {
+                if entry.source.is_some() {
+                    sink.heartbeat(&entry, clock.now())?;
+                } else if self.progress.is_new(&entry) {
                     sink.entry(&entry)?;
                 }
                 self.progress.record(entry);

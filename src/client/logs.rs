@@ -15,13 +15,17 @@ use super::follow::{Ended, Follower};
 use super::print::{OutputStyle, Printer};
 use super::request::{filters, status};
 use super::until::Until;
-use crate::config::{LogsConfig, TimeSpec};
+use crate::config::{Format, LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{OnLag, ServiceFilter, ServiceLogsRequest, ServiceStatus};
 use crate::model::time::LogTime;
 
 /// Limit on the query for the replicas. Without its result, the call reads more than it prints.
 const REPLICAS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Interval of heartbeats in a follow. A source that is cut off is reported within two seconds after
+/// [`UNREACHABLE_AFTER`](super::print::UNREACHABLE_AFTER), which a person does not notice.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Prints the entries that `config` requests to `out`, and messages to `err`.
 pub async fn run(
@@ -102,6 +106,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
     let filter = filter.or_else(|| filters.is_empty().then(ServiceFilter::default));
     // A file or program must get every line. A person wants to see the newest ones.
     let default_on_lag = if config.follow && !is_terminal { OnLag::Refill } else { OnLag::Drop };
+    let shows_heartbeats = config.follow && config.output == Format::Text;
     ServiceLogsRequest {
         lease_id: Some((&config.call.lease).into()),
         filter,
@@ -114,7 +119,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.unwrap_or(default_on_lag).into(),
-        heartbeat: None,
+        heartbeat: shows_heartbeats.then(|| HEARTBEAT_INTERVAL.try_into().unwrap_or_default()),
     }
 }
 
@@ -128,9 +133,10 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
-    use crate::config::{CallConfig, Format, Target};
+    use crate::config::{CallConfig, Target};
     use crate::model::proto::lease::replica_event::Kind;
-    use crate::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs};
+    use crate::model::proto::lease::source_state::State;
+    use crate::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs, SourceState};
 
     /// Limit on every wait of the tests.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -533,6 +539,41 @@ mod tests {
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\nb"), Step::Disconnect]]).await;
         let (exit, out, err) = print(&config(gateway.target(), false)).await;
         assert_eq!((exit, out.as_str()), (Exit::Unavailable, "web/0 | a\nweb/0 | b\n"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn follow_asks_for_heartbeats_and_reports_unreachable_log() {
+        // The gateway's clock is an hour ahead.
+        let ahead = LogTime::now().saturating_add_nanos(3_600_000_000_000);
+        let source = |state: State, since: Option<LogTime>| {
+            let since = since.map(Into::into);
+            let source = SourceState { state: state.into(), since, ..Default::default() };
+            let (name, cursor) = ("web".into(), Some(cursor(0, 1)));
+            Step::Send(Box::new(ServiceLogs { name, cursor, source: Some(source), ..Default::default() }))
+        };
+        let steps = vec![
+            lines(0, 1, "a\n"),
+            source(State::Live, None),
+            source(State::Reconnecting, Some(ahead.saturating_add_nanos(-40_000_000_000))),
+            source(State::Reconnecting, Some(ahead.saturating_add_nanos(-40_000_000_000))),
+            lines(0, 2, "b\n"),
+            end(Code::Ok),
+        ];
+        let mut gateway = FakeGateway::start(vec![steps, vec![end(Code::Ok)], vec![end(Code::Ok)]]).await;
+        gateway.set_date(ahead);
+        let (exit, out, err) = print(&config(gateway.target(), true)).await;
+        assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\n"), "{err}");
+        let notices: Vec<&str> = err.lines().collect();
+        let [unreachable, reachable] = notices.as_slice() else { panic!("{err}") };
+        let seconds = unreachable.strip_prefix("web/0 * log unreachable for ").unwrap();
+        let seconds: u64 = seconds.strip_suffix(" s, retrying").unwrap().parse().unwrap();
+        assert!((38..60).contains(&seconds), "{unreachable}");
+        assert!(reachable.starts_with("web/0 * log reachable again after "), "{reachable}");
+        // Not without follow, and not for programs.
+        print(&config(gateway.target(), false)).await;
+        print(&LogsConfig { output: Format::Json, ..config(gateway.target(), true) }).await;
+        let asked: Vec<_> = gateway.requests().into_iter().map(|request| request.heartbeat).collect();
+        assert_eq!(asked, [Some(prost_types::Duration { seconds: 2, nanos: 0 }), None, None]);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
@@ -24,10 +25,16 @@ use crate::config::Format;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
+use crate::model::proto::lease::source_state::State as SourceStateKind;
 use crate::model::proto::lease::{Gap, ReplicaEvent, ServiceLogs};
+use crate::model::time::LogTime;
 
 /// Output buffer. It is written when full, even without a pause.
 const BUFFER_BYTES: usize = 64 * 1024;
+
+/// A log that cannot be read for longer is reported. Most interruptions, as by a kubelet that restarts its
+/// connections, are shorter.
+pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// Colours of prefixes. Red and yellow are reserved for losses and failures.
 const PALETTE: [AnsiColor; 8] = [
@@ -81,6 +88,8 @@ struct Replica {
     /// Text `service/replica`, with control characters escaped.
     name: String,
     style: Style,
+    /// Set while its log is reported as unreachable: the time of the report, and for how long it was then.
+    unreachable: Option<(Instant, Duration)>,
 }
 
 // === impl OutputStyle ===
@@ -203,6 +212,16 @@ impl<'a> Printer<'a> {
         self.notice(key, '*', style, &event_text(event))
     }
 
+    /// Reports that the log of a replica can be read again, if it was reported as unreachable.
+    fn reachable(&mut self, key: &ReplicaKey) -> io::Result<()> {
+        let replica = self.out.replicas.get_mut(key);
+        let Some((reported, before)) = replica.and_then(|replica| replica.unreachable.take()) else {
+            return Ok(());
+        };
+        let seconds = (before + reported.elapsed()).as_secs();
+        self.notice(key, '*', Style::new().dimmed(), &format!("log reachable again after {seconds} s"))
+    }
+
     /// Writes a line about a replica to the error output.
     fn notice(&mut self, key: &ReplicaKey, mark: char, style: Style, text: &str) -> io::Result<()> {
         self.out.flush_for_stderr()?;
@@ -243,8 +262,35 @@ impl Sink for Printer<'_> {
         if entry.logs.is_empty() && entry.part.is_none() {
             return Ok(());
         }
+        self.reachable(&key)?;
         let out = &mut self.out;
         self.joiner.push(&key, entry.part.as_ref(), &entry.logs, &mut |id, piece| out.piece(id, piece))
+    }
+
+    fn heartbeat(&mut self, heartbeat: &ServiceLogs, now: LogTime) -> io::Result<()> {
+        let key = (heartbeat.name.clone(), heartbeat.replica);
+        let Some(source) = heartbeat.source.as_ref().filter(|_| self.out.style.format == Format::Text) else {
+            return Ok(());
+        };
+        if source.state() != SourceStateKind::Reconnecting {
+            return self.reachable(&key);
+        }
+        let since = source.since.as_ref().and_then(LogTime::from_proto);
+        let nanos = since.map_or(0, |since| now.as_nanos().saturating_sub(since.as_nanos()));
+        let duration = Duration::from_nanos(nanos.try_into().unwrap_or_default());
+        if duration < UNREACHABLE_AFTER {
+            return Ok(());
+        }
+        self.make_room(&key)?;
+        let colour = self.out.style.colour;
+        let replica = self.out.replicas.entry(key.clone()).or_insert_with(|| Replica::new(&key, colour));
+        if replica.unreachable.is_some() {
+            return Ok(());
+        }
+        replica.unreachable = Some((Instant::now(), duration));
+        let reason = if source.reason.is_empty() { String::new() } else { format!(" ({})", source.reason) };
+        let text = format!("log unreachable for {} s{reason}, retrying", duration.as_secs());
+        self.notice(&key, '*', AnsiColor::Yellow.on_default(), &text)
     }
 
     fn pause(&mut self) -> io::Result<()> {
@@ -343,10 +389,13 @@ impl Replica {
             service.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let at = hash.wrapping_add(*index as usize) % PALETTE.len();
         let style = PALETTE.get(at).filter(|_| colour).map(|colour| colour.on_default());
+        // A heartbeat without a service concerns the whole lease.
+        let name = if service.is_empty() { "lease".to_owned() } else { format!("{service}/{index}") };
         Self {
             instance: String::new(),
-            name: escape_to_line(&format!("{service}/{index}")),
+            name: escape_to_line(&name),
             style: style.unwrap_or_default(),
+            unreachable: None,
         }
     }
 
@@ -391,7 +440,7 @@ fn event_text(event: &ReplicaEvent) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::proto::lease::{Cursor, LinePart, line_part};
+    use crate::model::proto::lease::{Cursor, LinePart, SourceState, line_part};
 
     const PLAIN: OutputStyle = OutputStyle::PLAIN;
 
@@ -542,6 +591,62 @@ mod tests {
                     "{out}"
                 ),
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unreachable_log_is_reported_once_until_it_is_back() {
+        let at = |seconds: i64| LogTime::from_nanos(seconds * 1_000_000_000);
+        let heartbeat = |name: &str, state: SourceStateKind, since: Option<i64>| {
+            let (since, reason) = (since.map(|since| at(since).into()), "LogUnavailable".to_owned());
+            let source = SourceState { state: state.into(), since, reason, lines_left: None };
+            ServiceLogs { name: name.into(), source: Some(source), ..Default::default() }
+        };
+        let reconnecting = |since| heartbeat("a", SourceStateKind::Reconnecting, Some(since));
+        let live = heartbeat("a", SourceStateKind::Live, None);
+        for format in [Format::Text, Format::Json] {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut printer = Printer::new(&mut out, &mut err, OutputStyle { format, ..PLAIN });
+            // Too short to report.
+            printer.heartbeat(&reconnecting(100), at(104)).unwrap();
+            printer.heartbeat(&live, at(106)).unwrap();
+            // Without a time, and of a clock that was set back.
+            printer.heartbeat(&heartbeat("a", SourceStateKind::Reconnecting, None), at(110)).unwrap();
+            printer.heartbeat(&reconnecting(200), at(110)).unwrap();
+            for now in [205, 207, 209] {
+                printer.heartbeat(&reconnecting(200), at(now)).unwrap();
+            }
+            printer.heartbeat(&heartbeat("b", SourceStateKind::Waiting, None), at(210)).unwrap();
+            for (state, now) in [(SourceStateKind::Reconnecting, 210), (SourceStateKind::Waiting, 211)] {
+                printer.heartbeat(&heartbeat("", state, Some(200)), at(now)).unwrap();
+            }
+            tokio::time::advance(Duration::from_secs(10)).await;
+            // A gap and an event do not show that the log can be read.
+            printer.entry(&gap("a", Gap::default())).unwrap();
+            printer.entry(&event("a", Kind::Waiting, None, "x")).unwrap();
+            printer.entry(&entry("a", "1", b"line\n")).unwrap();
+            printer.heartbeat(&live, at(216)).unwrap();
+            // A heartbeat shows it, too.
+            printer.heartbeat(&reconnecting(300), at(360)).unwrap();
+            printer.heartbeat(&live, at(361)).unwrap();
+            printer.finish().unwrap();
+            drop(printer);
+            let (out, err) = (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap());
+            if format == Format::Json {
+                assert_eq!((out.lines().count(), err.as_str()), (3, ""), "{out}");
+                continue;
+            }
+            assert_eq!(out, "a/0 | line\n");
+            let lines: Vec<&str> = err.lines().filter(|line| line.contains("reachable")).collect();
+            let expected = [
+                "a/0 * log unreachable for 5 s (LogUnavailable), retrying",
+                "lease * log unreachable for 10 s (LogUnavailable), retrying",
+                "lease * log reachable again after 10 s",
+                "a/0 * log reachable again after 15 s",
+                "a/0 * log unreachable for 60 s (LogUnavailable), retrying",
+                "a/0 * log reachable again after 60 s",
+            ];
+            assert_eq!(lines, expected);
         }
     }
 

@@ -142,6 +142,14 @@ impl<S: Sink> Sink for Until<'_, S> {
         self.inner.pause()
     }
 
+    fn heartbeat(&mut self, heartbeat: &ServiceLogs, now: LogTime) -> io::Result<()> {
+        let key = (heartbeat.name.clone(), heartbeat.replica);
+        if *self.state(&key) == ReplicaState::Ended {
+            return Ok(());
+        }
+        self.inner.heartbeat(heartbeat, now)
+    }
+
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
         self.inner.connection(change)
     }
@@ -162,6 +170,10 @@ mod tests {
         fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
             self.0.push(entry.clone());
             Ok(())
+        }
+
+        fn heartbeat(&mut self, heartbeat: &ServiceLogs, _now: LogTime) -> io::Result<()> {
+            self.entry(heartbeat)
         }
     }
 
@@ -257,6 +269,18 @@ mod tests {
         assert_eq!((text(&found).as_str(), complete), ("halfa\nb\n", true));
         assert_eq!(found.iter().filter(|entry| entry.gap.is_some()).count(), 1);
         assert_eq!(found.iter().filter(|entry| entry.event.is_some()).count(), 1);
+    }
+
+    #[test]
+    fn heartbeats_end_with_the_lines() {
+        let (mut inner, end) = (Received::default(), LogTime::from_parts(NOON + 5, 0).unwrap());
+        let mut sink = Until::new(&mut inner, end, false, None);
+        sink.heartbeat(&logs(0, ""), end).unwrap();
+        sink.entry(&logs(0, &line(6, "later\n"))).unwrap();
+        for replica in [0, 1] {
+            sink.heartbeat(&logs(replica, ""), end).unwrap();
+        }
+        assert_eq!(inner.0.iter().map(|heartbeat| heartbeat.replica).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
