@@ -86,6 +86,8 @@ type Response = BoxStream<'static, Result<Bytes, String>>;
 enum OpenError {
     /// The log does not exist, and will not.
     Gone(String),
+    /// The same, because at least two later runs were started. So the log was removed long after it ended.
+    Superseded(String),
     /// It could not be opened this time.
     NotNow(String),
     /// The kubelet serves a later run than the API server knows, or may do so if `unclear`.
@@ -317,6 +319,11 @@ impl Reader {
                 Event::Opened { ended }
             }
             Err(OpenError::Gone(why)) => Event::Gone(why),
+            Err(OpenError::Superseded(why)) => {
+                // Meanwhile a log that had ended would have been read again, and to its end.
+                self.machine.delayed();
+                Event::Gone(why)
+            }
             Err(OpenError::NotNow(why)) => Event::Broken(why),
             Err(OpenError::LaterRun { why, unclear }) => Event::LaterRun { why, unclear },
             Err(OpenError::Unreachable(_, why)) => Event::Unreachable(why),
@@ -409,7 +416,7 @@ async fn last_lines(log: &PodLog) -> Result<Option<BytesMut>, String> {
     let mut response = match log.open(LogQuery::PROBE).await {
         Ok(response) => response,
         Err(OpenError::NotNow(why) | OpenError::Unreachable(_, why)) => return Err(why),
-        Err(OpenError::Gone(_) | OpenError::LaterRun { .. }) => return Ok(None),
+        Err(OpenError::Gone(_) | OpenError::Superseded(_) | OpenError::LaterRun { .. }) => return Ok(None),
     };
     let last = read_start(&mut response, PROBE_MAX_BYTES).await?;
     Ok((last.len() <= PROBE_MAX_BYTES).then_some(last))

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_core::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use leasemux::model::id::Instance;
 use leasemux::model::line::SourceGap;
 use leasemux::model::proto::lease::replica_event::Kind;
@@ -208,12 +209,8 @@ async fn log_removed_before_its_pod_is_no_loss() {
     assert_eq!(follower.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
 }
 
-#[tokio::test]
-async fn log_removed_while_its_reader_waits_is_a_gap() {
-    let scenario = Scenario::new(1).await;
-    let run = scenario.run("a");
-    scenario.shows(&[1]).await;
-    scenario.cluster.print(&run, 5, 1_000);
+/// Follows the log of a run, until a new line has come. Returns the items after it.
+async fn followed_log(scenario: &Scenario, run: &RunKey) -> BoxStream<'static, Result<TailItem, Error>> {
     let request = TailRequest {
         lease: scenario.lease().clone(),
         replica: replica(SERVICE, 0),
@@ -223,17 +220,36 @@ async fn log_removed_while_its_reader_waits_is_a_gap() {
         oldest_read: None,
         follow: true,
     };
+    scenario.cluster.print(run, 5, 1_000);
     let mut items = scenario.platform.tail(request).await.unwrap().items;
-    let mut lines = 0;
-    while lines < 5 {
-        let TailItem::Lines(batch) = items.next().await.unwrap().unwrap() else { panic!("a gap") };
-        lines += batch.lines.len();
-    }
+    let (mut printed, mut lines) = (5, 0);
     eventually(async || {
-        _ = items.next().now_or_never();
-        scenario.cluster.follows() == 1
+        if let Some(item) = items.next().now_or_never() {
+            let TailItem::Lines(batch) = item.unwrap().unwrap() else { panic!("a gap") };
+            lines += batch.lines.len();
+        }
+        if lines == 5 && printed == 5 && scenario.cluster.follows() == 1 {
+            scenario.cluster.print(run, 1, 1_000);
+            printed += 1;
+        }
+        lines == 6
     })
     .await;
+    items
+}
+
+/// Returns the remaining lines and gaps.
+async fn rest(items: BoxStream<'static, Result<TailItem, Error>>) -> Vec<TailItem> {
+    let all: Vec<TailItem> = items.map(Result::unwrap).collect().await;
+    all.into_iter().filter(|item| matches!(item, TailItem::Lines(_) | TailItem::Gap(_))).collect()
+}
+
+#[tokio::test]
+async fn log_removed_while_its_reader_waits_is_a_gap() {
+    let scenario = Scenario::new(1).await;
+    let run = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let items = followed_log(&scenario, &run).await;
     // Nobody reads while the follow ends, the run prints more and ends, and its log is removed.
     scenario.cluster.complete_logs();
     eventually(async || scenario.cluster.follows() == 0).await;
@@ -242,7 +258,35 @@ async fn log_removed_while_its_reader_waits_is_a_gap() {
     scenario.cluster.remove("pods", &scenario.lease().namespace(), "a", false);
     scenario.shows(&[]).await;
     pass(Duration::from_secs(2)).await;
-    let rest: Vec<TailItem> = items.map(Result::unwrap).collect().await;
+    let rest = rest(items).await;
+    assert!(matches!(rest[..], [TailItem::Gap(SourceGap { exact: false, .. })]), "{rest:?}");
+}
+
+#[tokio::test]
+async fn log_removed_for_later_runs_is_a_gap() {
+    let scenario = Scenario::new(1).await;
+    let run = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let mut items = followed_log(&scenario, &run).await;
+    scenario.cluster.complete_logs();
+    eventually(async || {
+        _ = items.next().now_or_never();
+        scenario.cluster.follows() == 0
+    })
+    .await;
+    // The run prints more before the log is opened again, and two later ones are started.
+    let view = scenario.platform.watch(scenario.lease()).await.unwrap();
+    scenario.cluster.print(&run, 3, 1_000);
+    let second = scenario.cluster.crash(scenario.lease(), "a", &run);
+    scenario.cluster.crash(scenario.lease(), "a", &second);
+    let newest = || view.borrow().replica(&replica(SERVICE, 0))?.newest().map(|run| run.instance.to_string());
+    let mut early = Vec::new();
+    eventually(async || {
+        early.extend(items.next().now_or_never().flatten());
+        newest().is_some_and(|run| run.ends_with("/2"))
+    })
+    .await;
+    let rest = rest(stream::iter(early).chain(items).boxed()).await;
     assert!(matches!(rest[..], [TailItem::Gap(SourceGap { exact: false, .. })]), "{rest:?}");
 }
 

@@ -57,7 +57,9 @@ impl PodLog {
         });
         permit.report(match &opened {
             Ok(_) | Err(OpenError::LaterRun { .. }) => Reached::Kubelet,
-            Err(OpenError::Gone(_) | OpenError::NotNow(_)) => Reached::AtLeastServer,
+            Err(OpenError::Gone(_) | OpenError::Superseded(_) | OpenError::NotNow(_)) => {
+                Reached::AtLeastServer
+            }
             Err(OpenError::Unreachable(reached, _)) => *reached,
         });
         opened
@@ -73,7 +75,7 @@ impl PodLog {
             // Between two runs the kubelet serves the last one as both the present and the previous one.
             Some(0) => query.previous || state.is_waiting(),
             Some(1) => true,
-            _ => return Err(gone()),
+            _ => return Err(OpenError::Superseded(format!("{newest} is the newest run, not {run_number}"))),
         };
         let response = self.request(&known.name, container, query, previous).await?;
         // The API addresses pods by name, and runs by "present" and "previous" only. If pod and run are the
