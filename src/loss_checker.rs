@@ -15,11 +15,13 @@ use std::fmt;
 
 use memchr::memchr;
 
+use self::line_heads::LineHeads;
 use self::sequence::Sequence;
 
 use crate::model::limits::STREAM_REPLICAS_MAX;
-use crate::model::proto::lease::{Gap, LinePart, ServiceLogs, line_part};
+use crate::model::proto::lease::{Gap, ServiceLogs};
 
+pub(crate) mod line_heads;
 mod sequence;
 
 /// Bytes of a line that are searched for a number: the longest `u64`.
@@ -116,16 +118,7 @@ struct Replica {
     /// Whether an earlier run was seen.
     has_earlier_runs: bool,
     sequence: Sequence,
-    /// Unfinished lines of an unknown stream, of standard output and of standard error.
-    lines: [Option<PartialLine>; 3],
-}
-
-#[derive(Debug, Default)]
-struct PartialLine {
-    /// Start of the line.
-    head: Vec<u8>,
-    /// Whether its first pieces are missing. Then it is not counted.
-    is_lost: bool,
+    lines: LineHeads,
 }
 
 // === impl LossChecker ===
@@ -176,7 +169,7 @@ impl LossChecker {
             instance: None,
             has_earlier_runs: false,
             sequence: Sequence::new(self.order, self.start),
-            lines: Default::default(),
+            lines: LineHeads::new(SHOWN_BYTES),
         };
         if self.replicas.values().map(BTreeMap::len).sum::<usize>() == STREAM_REPLICAS_MAX {
             self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
@@ -229,59 +222,17 @@ impl Replica {
             self.report(gap);
         } else if entry.event.is_none() {
             verdict.tally.bytes += entry.logs.len() as u64;
-            match &entry.part {
-                Some(part) => self.piece(*part, &entry.logs, verdict),
-                None => self.whole_lines(&entry.logs, verdict),
-            }
+            self.with_lines(|replica, lines| {
+                lines.push(entry.part, &entry.logs, &mut |line| replica.whole_line(line, verdict));
+            });
         }
     }
 
-    /// Takes whole lines. Older gateways may end them with a piece.
-    fn whole_lines(&mut self, data: &[u8], verdict: &mut Verdict) {
-        let mut rest = data;
-        while let Some(end) = memchr(b'\n', rest) {
-            let piece = &rest[..end];
-            if let Some(mut line) = self.lines[0].take() {
-                extend(&mut line.head, piece);
-                self.finished(&line, verdict);
-            } else {
-                self.whole_line(piece, verdict);
-            }
-            rest = &rest[end + 1..];
-        }
-        if !rest.is_empty() {
-            extend(&mut self.lines[0].get_or_insert_default().head, rest);
-        }
-    }
-
-    fn piece(&mut self, part: LinePart, data: &[u8], verdict: &mut Verdict) {
-        let slot = match part.stream() {
-            line_part::Stream::Unspecified => 0,
-            line_part::Stream::Stdout => 1,
-            line_part::Stream::Stderr => 2,
-        };
-        let mut line = match self.lines[slot].take() {
-            Some(line) if part.continues => line,
-            line => {
-                // The previous line ended without a newline.
-                if let Some(line) = line {
-                    self.finished(&line, verdict);
-                }
-                PartialLine { head: Vec::new(), is_lost: part.continues }
-            }
-        };
-        extend(&mut line.head, data.strip_suffix(b"\n").unwrap_or(data));
-        if part.more {
-            self.lines[slot] = Some(line);
-        } else {
-            self.finished(&line, verdict);
-        }
-    }
-
-    fn finished(&mut self, line: &PartialLine, verdict: &mut Verdict) {
-        if !line.is_lost {
-            self.whole_line(&line.head, verdict);
-        }
+    /// Lends the joiner of lines to `work`.
+    fn with_lines(&mut self, work: impl FnOnce(&mut Self, &mut LineHeads)) {
+        let mut lines = std::mem::replace(&mut self.lines, LineHeads::new(SHOWN_BYTES));
+        work(self, &mut lines);
+        self.lines = lines;
     }
 
     fn whole_line(&mut self, line: &[u8], verdict: &mut Verdict) {
@@ -297,10 +248,7 @@ impl Replica {
     }
 
     fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
-        // The last lines of the previous run had no newline.
-        for line in std::mem::take(&mut self.lines).into_iter().flatten() {
-            self.finished(&line, verdict);
-        }
+        self.with_lines(|replica, lines| lines.finish(&mut |line| replica.whole_line(line, verdict)));
         if let Some(before) = &self.instance {
             let numbers = run_number(before).zip(run_number(instance));
             if numbers.is_some_and(|((container, before), (now, after))| container == now && after <= before)
@@ -319,8 +267,7 @@ impl Replica {
 
     fn report(&mut self, gap: &Gap) {
         self.sequence.gap(gap.lines, gap.exact, self.has_earlier_runs);
-        // A line of which a piece is lost counts as lost, so its other pieces are not counted.
-        self.lines = Default::default();
+        self.lines.clear();
     }
 
     fn violation(&self, fault: Fault, line: &[u8]) -> Violation {
@@ -332,12 +279,6 @@ impl Replica {
             line: String::from_utf8_lossy(shown).into_owned(),
         }
     }
-}
-
-/// Appends as much of `piece` as fits.
-fn extend(head: &mut Vec<u8>, piece: &[u8]) {
-    let room = SHOWN_BYTES.saturating_sub(head.len());
-    head.extend_from_slice(piece.get(..room).unwrap_or(piece));
 }
 
 /// Parses the number at the start of a line.
