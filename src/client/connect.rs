@@ -43,8 +43,7 @@ const HTTPS_PORT: u16 = 443;
 /// Opens connections to one gateway.
 #[derive(Clone)]
 pub struct Connector {
-    token: Option<TokenSource>,
-    gateway: Uri,
+    target: Target,
     host: String,
     port: u16,
     name: ServerName<'static>,
@@ -66,20 +65,27 @@ impl Connector {
     /// # Errors
     /// [`ConnectError::Address`], [`ConnectError::Pem`] or [`ConnectError::Setup`].
     pub fn new(target: &Target) -> Result<Self, ConnectError> {
-        let gateway = target.gateway.clone();
+        let gateway = &target.gateway;
         let host = gateway.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name =
             ServerName::try_from(host.clone()).map_err(|_| ConnectError::Address(gateway.to_string()))?;
         let (config, name) = tls::client(target, &name)?;
         Ok(Self {
-            token: target.token.clone(),
             port: gateway.port_u16().unwrap_or(HTTPS_PORT),
             tls: TlsConnector::from(Arc::new(config)),
-            gateway,
+            target: target.clone(),
             host,
             name,
         })
+    }
+
+    /// Reads the identity and the trusted certificates again. Keeps the current ones if that fails, as while
+    /// a file is being replaced.
+    pub(super) fn reload(&mut self) {
+        if let Ok(reloaded) = Self::new(&self.target) {
+            *self = reloaded;
+        }
     }
 
     /// Opens a connection. Dropping the client and its streams closes it.
@@ -98,7 +104,7 @@ impl Connector {
 
     async fn open(&self) -> Result<(Client, Channel), ConnectError> {
         // Read for each connection: a file may hold a newer token by now.
-        let bearer = Bearer::read(self.token.as_ref()).map_err(ConnectError::Token)?;
+        let bearer = Bearer::read(self.target.token.as_ref()).map_err(ConnectError::Token)?;
         let gateway = || self.gateway_text();
         let open = async {
             let stream = self.open_tls().await?;
@@ -109,7 +115,7 @@ impl Connector {
                 let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
                 std::future::ready(stream)
             });
-            Endpoint::from(self.gateway.clone())
+            Endpoint::from(self.target.gateway.clone())
                 .initial_stream_window_size(WINDOW_BYTES)
                 .initial_connection_window_size(WINDOW_BYTES)
                 .http2_keep_alive_interval(PING_AFTER)
@@ -125,7 +131,7 @@ impl Connector {
 
     /// Returns the gateway's address as a person types it.
     fn gateway_text(&self) -> String {
-        self.gateway.to_string().trim_end_matches('/').to_owned()
+        self.target.gateway.to_string().trim_end_matches('/').to_owned()
     }
 
     async fn open_tls(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -161,7 +167,7 @@ impl Connector {
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Connector").field(&self.gateway).finish()
+        f.debug_tuple("Connector").field(&self.target.gateway).finish()
     }
 }
 

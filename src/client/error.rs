@@ -127,6 +127,22 @@ impl CallError {
         }
     }
 
+    /// Returns whether the same call will fail whatever changes at the gateway.
+    pub(super) fn is_permanent(&self) -> bool {
+        match self {
+            Self::Connect(_) => false,
+            Self::Status(status) => {
+                matches!(status.code(), Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented)
+            }
+            Self::Sink(_) | Self::Unresumable => true,
+        }
+    }
+
+    /// Returns whether the gateway closed the stream because this side was too slow.
+    pub(crate) fn is_lagged(&self) -> bool {
+        matches!(self, Self::Status(status) if is_lagged(status))
+    }
+
     /// Returns whether the connection was lost during the call.
     pub(super) fn is_disconnect(&self) -> bool {
         // Only a status made on this side has a source; one sent by the gateway has none.

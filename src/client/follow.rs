@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
@@ -62,12 +62,12 @@ pub trait Sink: Send {
 pub enum ConnectionChange<'a> {
     /// The connection was lost, or a reconnect failed.
     Lost {
-        /// Text of the error.
-        reason: &'a str,
+        /// The error.
+        error: &'a CallError,
         /// Delay before the next attempt.
         retry_in: Duration,
     },
-    /// A new stream continues where the last one ended.
+    /// A new stream continues where the last one ended. Of an unattended follower, also the first stream.
     Resumed,
     /// The gateway does not support `on_lag` = REFILL, and the follower uses DROP there. Reported once.
     WithoutRefill,
@@ -91,7 +91,7 @@ pub struct Follower {
     request: ServiceLogsRequest,
     progress: Progress,
     reconnect: ReconnectState,
-    /// Whether the sink was given [`ConnectionChange::Lost`], and not yet [`ConnectionChange::Resumed`].
+    /// Whether the next stream is to be reported as [`ConnectionChange::Resumed`].
     is_disconnected: bool,
     /// Whether the sink was given [`ConnectionChange::WithoutRefill`].
     was_without_refill: bool,
@@ -116,6 +116,13 @@ impl Follower {
         }
     }
 
+    /// Retries for as long as the request can succeed, and reads identity and trusted certificates again
+    /// before each attempt. For calls that run unattended: see [`Retries::Persistent`].
+    #[must_use]
+    pub(crate) fn persistent(self) -> Self {
+        Self { reconnect: ReconnectState::new(Retries::Persistent), is_disconnected: true, ..self }
+    }
+
     /// Uses `client`, a new connection of the same connector, for the first stream.
     pub(super) fn with_client(self, client: Client) -> Self {
         Self { client: Some(client), ..self }
@@ -129,20 +136,26 @@ impl Follower {
         loop {
             let started = Instant::now();
             let error = match self.stream(sink).await {
+                Ok(()) if self.reconnect.is_persistent() => {
+                    Status::unavailable("the gateway ended the stream").into()
+                }
                 Ok(()) => return Ok(Ended::Complete),
                 Err(error) => error,
             };
             if self.progress.resume(&self.request).is_none() && !self.request.follow {
                 return Err(error);
             }
-            let announce = |reason: &str, retry_in| {
+            let announce = |error: &CallError, retry_in| {
                 sink.pause()?;
-                sink.connection(&ConnectionChange::Lost { reason, retry_in })
+                sink.connection(&ConnectionChange::Lost { error, retry_in })
             };
             if !self.reconnect.wait(error, started, announce).await? {
                 return Ok(Ended::LeaseEnded);
             }
             self.is_disconnected = true;
+            if self.reconnect.is_persistent() {
+                self.connector.reload();
+            }
         }
     }
 
@@ -197,6 +210,8 @@ impl Follower {
                 }
                 self.progress.record(entry);
             }
+            // While messages are always ready, signals and timers of the same task run too.
+            tokio::task::consume_budget().await;
         }
         sink.pause()?;
         Ok(())
@@ -220,4 +235,39 @@ async fn next(
         sink.on_due()?;
     }
     Ok(stream.message().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FakeGateway, LEASE, Step};
+    use super::*;
+    use crate::model::id::LeaseId;
+
+    /// Takes so long for an entry that the next one is ready.
+    struct SlowSink;
+
+    impl Sink for SlowSink {
+        fn entry(&mut self, _: &ServiceLogs) -> io::Result<()> {
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(())
+        }
+    }
+
+    /// The gateway runs on the other threads, and fills the stream meanwhile.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn busy_follower_lets_its_task_do_other_work() {
+        let gateway = FakeGateway::start(vec![(0..2_000).map(|_| Step::lines("a\n")).collect()]).await;
+        let lease: LeaseId = LEASE.parse().unwrap();
+        let request =
+            ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };
+        let follower = Follower::new(Connector::new(&gateway.target()).unwrap(), request);
+        let began = Instant::now();
+        let mut sink = SlowSink;
+        tokio::select! {
+            ended = follower.run(&mut sink) => panic!("{ended:?}"),
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+        // All entries take ten seconds.
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
 }

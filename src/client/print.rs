@@ -309,8 +309,8 @@ impl Sink for Printer<'_> {
 
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
         match change {
-            ConnectionChange::Lost { reason, retry_in } => {
-                self.message(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
+            ConnectionChange::Lost { error, retry_in } => {
+                self.message(&format!("{error}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
             }
             ConnectionChange::Resumed => self.message("reconnected, resuming where the stream ended"),
             ConnectionChange::WithoutRefill => self.message(

@@ -35,6 +35,9 @@ pub(super) struct ReconnectState {
 pub(super) enum Retries {
     /// No limit, for calls that follow; any retryable error is retried.
     Unlimited,
+    /// No limit, for calls that run unattended: also before the first connection, and after it also when the
+    /// gateway rejects the call or no longer has the lease.
+    Persistent,
     /// At most this many more, and only while the log or the gateway is unavailable.
     Left(u32),
 }
@@ -46,8 +49,12 @@ impl ReconnectState {
         Self { retries, was_connected: false, delays: BACKOFF.build() }
     }
 
+    pub(super) fn is_persistent(&self) -> bool {
+        self.retries == Retries::Persistent
+    }
+
     /// Waits before another attempt, after a call that started at `started` and failed with `error`. Calls
-    /// `announce` with the reason and the delay first. Returns false if the lease has ended.
+    /// `announce` with the error and the delay first. Returns false if the lease has ended.
     ///
     /// # Errors
     /// `error`, if it is final, or the error of `announce`.
@@ -55,14 +62,16 @@ impl ReconnectState {
         &mut self,
         error: CallError,
         started: Instant,
-        announce: impl FnOnce(&str, Duration) -> io::Result<()>,
+        announce: impl FnOnce(&CallError, Duration) -> io::Result<()>,
     ) -> Result<bool, CallError> {
-        if !self.was_connected {
+        let may_wait_for_start = self.is_persistent() && error.is_retryable();
+        if !(self.was_connected || may_wait_for_start) {
             return Err(error);
         }
         match self.retries {
             Retries::Unlimited if error.is_lease_gone() => return Ok(false),
             Retries::Unlimited if error.is_retryable() => {}
+            Retries::Persistent if !error.is_permanent() => {}
             Retries::Left(left) if left > 0 && error.is_unavailable() => {
                 self.retries = Retries::Left(left - 1);
             }
@@ -76,7 +85,7 @@ impl ReconnectState {
         let jitter = rand::rng().random_range(0.5..=1.0);
         let delay = self.delays.next().unwrap_or(BACKOFF_MAX).mul_f64(jitter);
         let delay = delay.max(error.retry_after().unwrap_or_default().min(BACKOFF_MAX));
-        announce(&error.to_string(), delay)?;
+        announce(&error, delay)?;
         tokio::time::sleep(delay).await;
         Ok(true)
     }

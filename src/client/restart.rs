@@ -74,9 +74,9 @@ impl Restart<'_> {
             if started >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
                 return Err(error);
             }
-            let announce = |reason: &str, delay: Duration| {
+            let announce = |error: &CallError, delay: Duration| {
                 let (seconds, id) = (delay.as_secs_f64(), &self.id);
-                let text = format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})");
+                let text = format!("{error}; retrying in {seconds:.1} s with the same request id ({id})");
                 write_message(&mut self.err, &text)
             };
             reconnect.wait(error, started, announce).await?;

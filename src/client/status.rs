@@ -76,8 +76,8 @@ async fn watch(
             return Ok(());
         };
         printer.region.keep();
-        let announce = |reason: &str, delay: Duration| {
-            write_message(err, &format!("{reason}; reconnecting in {:.1} s", delay.as_secs_f64()))
+        let announce = |error: &CallError, delay: Duration| {
+            write_message(err, &format!("{error}; reconnecting in {:.1} s", delay.as_secs_f64()))
         };
         if !reconnect.wait(error, started, announce).await? {
             return Ok(write_message(err, "the lease has ended")?);

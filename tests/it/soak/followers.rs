@@ -351,8 +351,8 @@ impl Sink for CheckedSink {
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
         let mut state = self.state();
         match change {
-            ConnectionChange::Lost { reason, .. } => {
-                state.closed += u64::from(reason.contains("could not keep up"));
+            ConnectionChange::Lost { error, .. } => {
+                state.closed += u64::from(error.to_string().contains("could not keep up"));
             }
             ConnectionChange::Resumed => state.reconnects += 1,
             ConnectionChange::WithoutRefill => state.ended = Some("no refills".to_owned()),
