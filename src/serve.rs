@@ -44,7 +44,7 @@ mod shutdown;
 pub use self::check::START_CHECKS;
 pub use self::runtimes::{SideRuntime, main_runtime};
 
-use self::logging::Log;
+pub(crate) use self::logging::Log;
 use self::shutdown::{Running, StopSignals};
 
 /// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard
@@ -104,7 +104,7 @@ pub enum ServeError {
 /// # Errors
 /// Any failure to start. Returns no error once it is ready.
 pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
-    let log = Log::start(&config);
+    let log = Log::start(config.log_format, &config.log_filter);
     tokio::select! {
         biased;
         result = serve(config) => result,

@@ -15,8 +15,8 @@ use super::resolver::Resolver;
 use super::rest::{self, RestOptions};
 use super::start_checks::StartChecks;
 use super::value::{
-    Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be, name, network,
-    new_directory,
+    Format, LEASE, LOG_FORMATS, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be,
+    name, network, new_directory,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
@@ -28,8 +28,6 @@ const PLATFORMS: &[(&str, PlatformKind)] =
 
 /// Settings with an address to listen on.
 const LISTENERS: [&str; 4] = ["listen", "admin_listen", "rest_listen", "published_listen"];
-
-const LOG_FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("json", Format::Json)];
 
 const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
 

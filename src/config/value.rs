@@ -21,6 +21,8 @@ pub enum Format {
     Json,
 }
 
+pub(super) const LOG_FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("json", Format::Json)];
+
 /// Parses a value by its own type.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())

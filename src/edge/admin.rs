@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -25,7 +27,7 @@ use tokio::sync::Semaphore;
 
 use self::followers::Followers;
 use super::drain::Drain;
-use crate::model::metrics::{MetricKind, Metrics, catalogue};
+use crate::model::metrics::{Declaration, MetricKind, Metrics, catalogue};
 use crate::sys::process::{self, Usage};
 
 mod followers;
@@ -99,6 +101,15 @@ impl Readiness {
     pub(crate) fn get(&self) -> bool {
         self.0.is_serving.load(Ordering::Acquire) && !self.0.is_isolated.load(Ordering::Acquire)
     }
+
+    /// Returns the answer to a probe.
+    pub(crate) fn answer(&self) -> Response<Full<Bytes>> {
+        if self.get() {
+            text(StatusCode::OK, "ready\n")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+        }
+    }
 }
 
 // === impl Admin ===
@@ -111,58 +122,18 @@ impl Admin {
 
     /// Serves until dropped.
     pub async fn serve(self, listener: TcpListener) {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return;
-            };
-            let socket = match listener.accept().await {
-                Ok((socket, _)) => socket,
-                Err(error) => {
-                    tracing::warn!(%error, "failed to accept admin connection");
-                    tokio::time::sleep(super::server::ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let admin = self.clone();
-            self.drain.spawn_background(async move {
-                admin.serve_connection(socket).await;
-                drop(permit);
-            });
-        }
+        let drain = self.drain.clone();
+        serve_http(listener, &drain, move |uri| self.answer(uri)).await;
     }
 
-    async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
-        let service = service_fn(|request| {
-            let response = self.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_TIMEOUT)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(io), service);
-        // Errors of the peer are not logged.
-        let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
-    }
-
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-            refusal.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(METHODS));
-            return refusal;
-        }
-        match request.uri().path() {
-            "/metrics" => with_type(METRICS_TYPE, self.exporter.render()),
-            "/followers" => self.followers(request.uri().query()),
+    fn answer(&self, uri: &Uri) -> Response<Full<Bytes>> {
+        match uri.path() {
+            "/metrics" => metrics_page(self.exporter.render()),
+            "/followers" => self.followers(uri.query()),
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => {
                 self.drain.note_readiness_poll();
-                if self.readiness.get() {
-                    text(StatusCode::OK, "ready\n")
-                } else {
-                    text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-                }
+                self.readiness.answer()
             }
             "/" => text(StatusCode::OK, "leasemux: /metrics /followers /live /ready\n"),
             _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /followers, /live or /ready\n"),
@@ -187,13 +158,7 @@ impl Exporter {
     /// # Errors
     /// The buckets of a histogram are empty, which they are not.
     pub fn new() -> Result<Self, BuildError> {
-        let mut builder = PrometheusBuilder::new();
-        for metric in catalogue::each() {
-            if let MetricKind::Histogram(bounds) = metric.kind {
-                builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
-            }
-        }
-        let recorder = builder.build_recorder();
+        let recorder = recorder(catalogue::each())?;
         let metrics = Metrics::register(&recorder);
         Ok(Self { metrics, followers: Followers::default(), handle: recorder.handle(), runtimes: Vec::new() })
     }
@@ -227,11 +192,7 @@ impl Exporter {
 
     /// Moves samples into buckets while it is polled. There are samples only while streams are open.
     pub async fn upkeep(&self) {
-        let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
-        loop {
-            tick.tick().await;
-            self.handle.run_upkeep();
-        }
+        upkeep(&self.handle).await;
     }
 
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52, or close to infinite")]
@@ -252,13 +213,93 @@ impl std::fmt::Debug for Exporter {
     }
 }
 
+/// Serves plain HTTP on `listener` until dropped: answers each GET and HEAD with `answer`, within the limits
+/// of the admin port. Connections are background tasks of `drain`.
+pub(crate) async fn serve_http<A>(listener: TcpListener, drain: &Drain, answer: A)
+where
+    A: Fn(&Uri) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
+{
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "failed to accept admin connection");
+                tokio::time::sleep(super::server::ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let answer = answer.clone();
+        drain.spawn_background(async move {
+            serve_connection(socket, &answer).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn serve_connection(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    answer: &impl Fn(&Uri) -> Response<Full<Bytes>>,
+) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = if matches!(*request.method(), Method::GET | Method::HEAD) {
+            answer(request.uri())
+        } else {
+            let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            refusal.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(METHODS));
+            refusal
+        };
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(io), service);
+    // Errors of the peer are not logged.
+    let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
+}
+
+/// Creates a recorder with the buckets of these metrics.
+///
+/// # Errors
+/// The buckets of a histogram are empty, which they are not.
+pub(crate) fn recorder(
+    metrics: impl Iterator<Item = &'static Declaration>,
+) -> Result<PrometheusRecorder, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in metrics {
+        if let MetricKind::Histogram(bounds) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
+        }
+    }
+    Ok(builder.build_recorder())
+}
+
+/// Moves samples into buckets while it is polled.
+pub(crate) async fn upkeep(handle: &PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        tick.tick().await;
+        handle.run_upkeep();
+    }
+}
+
+/// Returns metrics in Prometheus' text format as a response.
+pub(crate) fn metrics_page(metrics: String) -> Response<Full<Bytes>> {
+    with_type(METRICS_TYPE, metrics)
+}
+
 fn with_type(content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::OK, body);
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
-fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(crate) fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = code;
     response
@@ -278,7 +319,7 @@ mod tests {
     async fn answer(request: &str) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         client.write_all(request.as_bytes()).await.unwrap();
-        admin().serve_connection(server).await;
+        serve_connection(server, &|uri: &Uri| admin().answer(uri)).await;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
@@ -308,7 +349,7 @@ mod tests {
             let (mut client, server) = tokio::io::duplex(64);
             client.write_all(request.as_bytes()).await.unwrap();
             let began = Instant::now();
-            admin().serve_connection(server).await;
+            serve_connection(server, &|uri: &Uri| admin().answer(uri)).await;
             assert!((until..until * 2).contains(&began.elapsed()), "{request}");
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Format, ServeConfig};
+use crate::config::Format;
 
 /// Queued lines: a few seconds of heavy logging, a few MiB at most.
 const QUEUE_MAX_LINES: usize = 4_096;
@@ -24,9 +24,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// request, and this program reports a denial once. `--log-filter` can override each library by name.
 const LIBRARIES: &str = "rustls=error,h2=error,hyper=error,kube_runtime=error";
 
-/// The log of a gateway. Drop waits up to one second for queued lines.
+/// The log of a gateway or a canary. Drop waits up to one second for queued lines.
 #[derive(Debug)]
-pub(super) struct Log {
+pub(crate) struct Log {
     dropped: ErrorCounter,
     _writer: WorkerGuard,
 }
@@ -34,17 +34,17 @@ pub(super) struct Log {
 // === impl Log ===
 
 impl Log {
-    /// Starts to log to standard error, with the format and filter of `config`.
-    pub(super) fn start(config: &ServeConfig) -> Self {
+    /// Starts to log to standard error. `directives` are valid filter directives.
+    pub(crate) fn start(format: Format, directives: &str) -> Self {
         let (log, queue) = Self::over(std::io::stderr());
-        let filter = filter(&config.log_filter);
+        let filter = filter(directives);
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue);
         // The formatter would report its own errors with `eprintln!`, which panics if standard error is
         // closed.
         let lines = lines.log_internal_errors(false);
         let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
         // Fails only if another subscriber is installed; that one stays in use.
-        let _ = match config.log_format {
+        let _ = match format {
             Format::Json => lines.json().try_init(),
             Format::Text => lines.with_ansi(colours).try_init(),
         };
@@ -58,7 +58,7 @@ impl Log {
     }
 
     /// Logs the number of dropped lines periodically. Never returns. Cancel safe.
-    pub(super) async fn report_losses(&self) -> Infallible {
+    pub(crate) async fn report_losses(&self) -> Infallible {
         let mut reported = 0;
         loop {
             tokio::time::sleep(REPORT_INTERVAL).await;
