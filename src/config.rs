@@ -23,6 +23,7 @@ use self::file::File;
 use self::resolver::Resolver;
 
 mod access;
+mod canary;
 mod cli;
 mod client;
 mod demo;
@@ -39,6 +40,7 @@ mod token;
 mod token_source;
 mod value;
 
+pub use self::canary::CanaryConfig;
 pub use self::cli::commands;
 pub use self::client::{CallConfig, LogsConfig, RestartConfig, StatusConfig, Target};
 pub use self::demo::DemoConfig;
@@ -78,6 +80,8 @@ pub enum Command {
     TokenNew(TokenNewConfig),
     /// Report whether a gateway would accept a token.
     TokenCheck(TokenCheckConfig),
+    /// Measure a gateway by following a service that counts.
+    Canary(Box<CanaryConfig>),
     /// Run a gateway with sample services and followers.
     Demo(DemoConfig),
     /// Print a shell's completions.
@@ -130,6 +134,7 @@ where
         ["identity", "import"] => Command::IdentityImport(resolver.checked(identity::check)?),
         ["token", "new"] => Command::TokenNew(resolver.checked(token::check_new)?),
         ["token", "check"] => Command::TokenCheck(resolver.checked(token::check_check)?),
+        ["canary"] => Command::Canary(resolver.checked(canary::check)?),
         ["demo"] => Command::Demo(resolver.finish()?),
         ["completions"] => Command::Completions(resolver.finish::<cli::CompletionsArgs>()?.shell),
         ["man"] => Command::Man(resolver.finish::<cli::ManArgs>()?.dir),
@@ -161,6 +166,7 @@ mod tests {
     use super::cli::{commands, program};
     use super::*;
     use crate::model::label::LabelValue as _;
+    use crate::model::proto::lease::OnLag;
     use crate::model::quota::Quota;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -313,6 +319,19 @@ mod tests {
         let twice =
             ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];
         assert!(errors(&twice)[0].ends_with("must be given once only"));
+    }
+
+    #[test]
+    fn canary_needs_a_service_and_has_defaults() {
+        let missing = |more: &[&str]| errors(&[&["canary", LEASE, "--token", "a.b.c"], more].concat());
+        assert_eq!(missing(&[]), ["--service (or LEASEMUX_SERVICE) is missing: the service that counts"]);
+        let found = missing(&["--replica", "1"]);
+        assert!(found.len() == 1 && found[0].contains("--service"), "{found:?}");
+        let args = ["leasemux", "canary", LEASE, "--token", "a.b.c", "--service", "counter", "--for", "1m"];
+        let Ok(Command::Canary(config)) = read(args, &StartChecks::NONE) else { panic!() };
+        assert_eq!(config.metrics_listen, "127.0.0.1:9447".parse().unwrap());
+        assert_eq!((config.on_lag, config.log_format), (OnLag::Refill, Format::Text));
+        assert_eq!(config.duration, Some(Duration::from_secs(60)));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! [`logs`], the multiplexer.
 
 pub mod access;
+pub mod canary;
 pub mod client;
 pub mod config;
 pub mod demo;

@@ -12,7 +12,7 @@ use leasemux::client::print::OutputStyle;
 use leasemux::client::{escape_json, escape_terminal, logs, restart, status, until_stdout_closed};
 use leasemux::config::{self, Command, Format, LoadError};
 use leasemux::platform::local::shim;
-use leasemux::{demo, serve};
+use leasemux::{canary, demo, serve};
 use tokio::runtime::Runtime;
 
 use self::commands::identity::Failure;
@@ -92,6 +92,10 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
         Command::TokenCheck(config) => match token::check(&config) {
             Ok(claims) => print(&escape_json(&claims)),
             Err((exit, reason)) => end(exit, &reason),
+        },
+        Command::Canary(config) => match runtime.block_on(canary::run(&config, io::stdout())) {
+            Ok(exit) => exit.into(),
+            Err(error) => end(Exit::from(&error), &error.to_string()),
         },
         Command::Demo(config) => {
             let program = match env::current_exe() {

@@ -14,7 +14,7 @@ use super::error::{CallError, ConnectError};
 pub enum Exit {
     /// The command did what it was asked to do.
     Done = 0,
-    /// Any other failure; for a demo, unreported loss.
+    /// Any other failure; for a demo or a canary, unreported loss.
     Failed = 1,
     /// The arguments, the configuration or a file that they name is invalid.
     Usage = 2,

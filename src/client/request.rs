@@ -17,7 +17,7 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the filters for the selected replicas of each selected service. One filter goes into the original
 /// field, which every gateway supports.
-pub(super) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
+pub(crate) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
     let filter =
         |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: call.replicas.clone() };
     match call.services.as_slice() {

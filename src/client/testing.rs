@@ -37,7 +37,7 @@ use crate::model::proto::lease::{
 };
 use crate::model::time::LogTime;
 
-pub(super) const LEASE: &str =
+pub(crate) const LEASE: &str =
     "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
 /// Output whose reader has closed it.

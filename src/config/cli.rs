@@ -6,6 +6,7 @@ use clap::builder::{Str, ValueParser};
 use clap::{Arg, ArgAction, Args, Command, ValueHint};
 use clap_complete::Shell;
 
+use super::canary::CanaryConfig;
 use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
 use super::demo::DemoConfig;
 use super::identity::{IdentityConfig, ImportConfig};
@@ -58,6 +59,7 @@ pub(super) fn program() -> Command {
             command::<RestartConfig>("restart"),
             identity,
             token,
+            command::<CanaryConfig>("canary"),
             command::<DemoConfig>("demo"),
             command::<CompletionsArgs>("completions"),
             command::<ManArgs>("man"),

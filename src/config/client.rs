@@ -109,7 +109,7 @@ pub struct RestartConfig {
     pub output: Format,
 }
 
-const LAG_POLICIES: &[(&str, OnLag)] =
+pub(super) const LAG_POLICIES: &[(&str, OnLag)] =
     &[("drop", OnLag::Drop), ("refill", OnLag::Refill), ("close", OnLag::Close)];
 
 const FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("table", Format::Text), ("json", Format::Json)];

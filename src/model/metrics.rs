@@ -14,12 +14,13 @@ pub use super::label::{LabelSet, LabelValue, Labels};
 pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
-    ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionRejection, EventOrigin,
-    EventWatchFailure, ForwardedMethod, Handshake, Method, PlatformName, PublishedMethod, ReadKind,
-    RefillStart, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
+    ActorEnd, CanaryDisconnect, CanaryLossCause, ChainAnswerOrigin, ChainQuery, ChainResult, Code,
+    ConnectionRejection, EventOrigin, EventWatchFailure, ForwardedMethod, Handshake, Method, PlatformName,
+    PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 
+pub mod canary;
 pub mod catalogue;
 pub(crate) mod declare;
 mod handle;

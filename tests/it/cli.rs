@@ -71,6 +71,7 @@ fn help_goes_to_standard_output() {
         &["restart", "--help"],
         &["identity", "--help"],
         &["identity", "new", "--help"],
+        &["canary", "--help"],
         &["demo", "--help"],
         &["completions", "--help"],
         &["man", "--help"],

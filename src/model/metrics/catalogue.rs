@@ -77,7 +77,7 @@ macro_rules! catalogue {
             },
         )+];
 
-        /// The handles to all metrics of one server.
+        /// The handles to all metrics of one process.
         #[derive(Debug)]
         pub struct Handles {
             $($(
@@ -87,7 +87,7 @@ macro_rules! catalogue {
         }
 
         impl Handles {
-            pub(super) fn register(recorder: &dyn Recorder) -> Self {
+            pub(crate) fn register(recorder: &dyn Recorder) -> Self {
                 Self {
                     $($($field: register(
                         recorder,
@@ -98,6 +98,7 @@ macro_rules! catalogue {
         }
     };
 }
+pub(super) use catalogue;
 
 catalogue! {
     group "Delivery and loss",

@@ -15,6 +15,51 @@ label! {
 }
 
 label! {
+    /// Why a canary's lines were lost, as the gateway reported it.
+    pub(crate) enum CanaryLossCause as "cause" {
+        Lag = "lag",
+        Rotated = "rotated",
+        Source = "source",
+        Limit = "limit",
+        /// None, or one that this version does not know.
+        Other = "other",
+    }
+}
+
+label! {
+    /// Why a canary's stream ended or was not opened.
+    pub(crate) enum CanaryDisconnect as "reason" {
+        /// The gateway cannot be reached, shuts down, or the connection was lost.
+        Unavailable = "unavailable",
+        /// Not authenticated, not permitted, not trusted, or over a quota.
+        Rejected = "rejected",
+        /// The gateway has no such lease or service.
+        NotFound = "not_found",
+        /// The canary was too slow (`--on-lag close`).
+        Lagged = "lagged",
+        Other = "other",
+    }
+}
+
+label! {
+    /// A line that a canary does not count.
+    pub(crate) enum UnknownLine as "kind" {
+        /// It begins as a line of the counter, and the rest cannot be read.
+        Malformed = "malformed",
+        /// Other output of the service.
+        Foreign = "foreign",
+    }
+}
+
+label! {
+    /// Whether the number of lost lines is exact, or a lower bound.
+    pub(crate) enum Exactness as "exact" {
+        Exact = "true",
+        AtLeast = "false",
+    }
+}
+
+label! {
     /// How a refill began.
     pub(crate) enum RefillStart as "lag" {
         /// The follower lagged.
