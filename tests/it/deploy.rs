@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use leasemux::model::metrics::{Declaration, MetricKind, catalogue};
+use leasemux::model::metrics::{Declaration, MetricKind, canary, catalogue};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -58,10 +58,15 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(deploy(name)).unwrap()
 }
 
+/// Returns the metrics of gateways and canaries.
+fn all_metrics() -> impl Iterator<Item = &'static Declaration> {
+    catalogue::each().chain(canary::each())
+}
+
 /// Returns the metric that has this series, and the labels that the series has in addition.
 fn declared(series: &str) -> Option<(&'static Declaration, &'static [&'static str])> {
     let parts: [(&str, &'static [&'static str]); 3] = [("_bucket", &["le"]), ("_sum", &[]), ("_count", &[])];
-    catalogue::each().find_map(|metric| match metric.kind {
+    all_metrics().find_map(|metric| match metric.kind {
         MetricKind::Counter | MetricKind::Gauge => (metric.name == series).then_some((metric, &[][..])),
         MetricKind::Histogram(_) => parts.iter().find_map(|(part, labels)| {
             (series.strip_suffix(part) == Some(metric.name)).then_some((metric, *labels))
@@ -180,7 +185,7 @@ fn dashboard_uses_existing_metrics_only() {
     }
     // A metric without a panel is either missing in the dashboard or useless.
     let hidden: Vec<_> =
-        catalogue::each().map(|metric| metric.name).filter(|name| !shown.contains(name)).collect();
+        all_metrics().map(|metric| metric.name).filter(|name| !shown.contains(name)).collect();
     assert_eq!(hidden, ["process_virtual_memory_bytes"]);
     let rows: Vec<_> =
         panels.iter().filter(|panel| panel["type"] == "row").map(|row| &row["title"]).collect();
@@ -190,6 +195,7 @@ fn dashboard_uses_existing_metrics_only() {
             "Overview",
             "Delivery and loss",
             "Lag",
+            "Canary",
             "Sources and actors",
             "Edge",
             "REST and front mode",

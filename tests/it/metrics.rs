@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leasemux::access::refusal::Refusal;
 use leasemux::model::limits::Limits;
-use leasemux::model::metrics::{Declaration, LabelSet, MetricKind, catalogue};
+use leasemux::model::metrics::{Declaration, LabelSet, MetricKind, canary, catalogue};
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatusRequest};
 use tonic::Code;
@@ -74,7 +74,7 @@ async fn first_scrape_matches_declarations() {
 #[test]
 fn declarations_follow_conventions() {
     let mut names = BTreeSet::new();
-    for metric in catalogue::each() {
+    for metric in catalogue::each().chain(canary::each()) {
         let Declaration { name, help, alert_hint, labels, .. } = metric;
         assert!(names.insert(name), "{name} is declared twice");
         assert!(name.starts_with("leasemux_") || name.starts_with("process_"), "{name}");

@@ -19,7 +19,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::process::Workspace;
+use crate::support::process::{Workspace, get};
 use crate::support::source::Source;
 
 /// Writes the records instead of comparing them, if set.
@@ -220,6 +220,14 @@ fn surface_metrics_labels_and_log_keys() {
     let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
     let gateway = workspace.serve(&[(&lease, &sdl)], &["--log-format=json"]);
     let (_, page) = gateway.get("/metrics");
+    let mut args = workspace.call_args("canary", gateway.address, "alice", &lease);
+    args.extend(["--service=web", "--metrics-listen=127.0.0.1:0"].map(str::to_owned));
+    let canary = workspace.start(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let address = canary.until_out("its ready line", |out| {
+        let line = out.split_once('\n')?.0.strip_prefix("leasemux canary ready: metrics http://")?;
+        Some(line.parse().unwrap())
+    });
+    let page = page + &get(address, "HTTP/1.0", "/metrics").unwrap().1;
     let kinds: BTreeMap<&str, &str> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
     // Of each metric, the labels and their values.

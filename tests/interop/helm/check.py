@@ -4,7 +4,7 @@
     check.py LIBRARY --update   writes the golden files and deploy/kubernetes
 
 The golden files of deploy/helm/leasemux/ci/NAME-values.yaml are golden/NAME.yaml here. Those of kustomize-NAME-values.yaml
-are the files of deploy/kubernetes/NAME.
+are the files of deploy/kubernetes/NAME: all of the chart, or only NAME.yaml if the chart has it.
 """
 
 import pathlib
@@ -52,6 +52,10 @@ WRONG = [
     ({"rest": {"port": 70000}}, "/rest/port"),
     ({"trustedProxies": ["10.0.0.1"]}, "/trustedProxies"),
     ({"lameDuck": "15"}, "/lameDuck"),
+    ({"canary": {"enabled": True}}, "canary.lease is required"),
+    ({"canary": {"lease": "akash1angwnmwnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991"}}, "/canary/lease"),
+    ({"canary": {"gateway": "http://provider.example.com:8446"}}, "/canary/gateway"),
+    ({"canary": {"identitySecret": ""}}, "/canary/identitySecret"),
     ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
     ({"podLabels": {"a": 1}}, "/podLabels"),
 ]
@@ -163,6 +167,8 @@ def main():
         files = by_template(manifest)
         if name.startswith("kustomize-"):
             directory = KUSTOMIZE / name.removeprefix("kustomize-")
+            own = f"{directory.name}.yaml"
+            files = {own: files[own]} if own in files else files
             for file, text in files.items():
                 golden.file(directory / file, GENERATED + HELM_LABELS.sub("", text))
             expected = {*files, "kustomization.yaml"}

@@ -2,13 +2,12 @@
 
 use std::fmt::Write as _;
 
-use leasemux::model::metrics::catalogue::GROUPS;
-use leasemux::model::metrics::{Declaration, Group, LabelSet, MetricKind, Unit};
+use leasemux::model::metrics::{Declaration, Group, LabelSet, MetricKind, Unit, canary, catalogue};
 
 const HEAD: &str = "\
 # Metrics
 
-*Generated from `src/model/metrics/catalogue.rs` by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test compares them.*
+*Generated from `src/model/metrics/catalogue.rs` and `canary.rs` by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test compares them.*
 
 The admin port serves `/metrics` in Prometheus' text format. Every series exists, at zero, from the first scrape on.
 No label names a tenant, a lease or a service: their number is unbounded, and readers of metrics should not learn them.
@@ -41,7 +40,7 @@ a network policy or an authenticating proxy, and forward `/metrics` only.
 
 fn page() -> String {
     let mut page = HEAD.to_owned();
-    for Group { title, about, metrics } in GROUPS {
+    for Group { title, about, metrics } in catalogue::GROUPS.iter().chain(canary::GROUPS) {
         // Writing to a string cannot fail.
         let _ = write!(page, "\n## {title}\n\n{about}\n");
         for metric in *metrics {

@@ -30,8 +30,18 @@ const BEFORE_LABELS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left
 const BETWEEN: [&str; 4] = ["and", "or", "unless", "bool"];
 
 /// The functions and aggregations that our queries use.
-const FUNCTIONS: [&str; 9] =
-    ["sum", "min", "max", "count", "rate", "increase", "changes", "histogram_quantile", "time"];
+const FUNCTIONS: [&str; 10] = [
+    "sum",
+    "min",
+    "max",
+    "count",
+    "rate",
+    "increase",
+    "changes",
+    "last_over_time",
+    "histogram_quantile",
+    "time",
+];
 
 impl Token {
     fn is(&self, sign: &str) -> bool {

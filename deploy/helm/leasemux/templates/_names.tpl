@@ -15,9 +15,34 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "leasemux.labels" -}}
 {{ include "leasemux.selectorLabels" . }}
+{{ include "leasemux.helmLabels" . }}
+{{- end -}}
+
+{{- define "leasemux.helmLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* Labels of the canary. Its pods must not match the selectors of the gateway. */}}
+{{- define "leasemux.canarySelectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-canary
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "leasemux.canaryLabels" -}}
+{{ include "leasemux.canarySelectorLabels" . }}
+{{ include "leasemux.helmLabels" . }}
+{{- end -}}
+
+{{- define "leasemux.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ printf "%s@%s" .repository .digest }}
+{{- else -}}
+{{ printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "leasemux.serviceAccountName" -}}

@@ -61,14 +61,8 @@ spec:
   {{- end }}
   containers:
     - name: leasemux
-      {{- with .Values.image }}
-      {{- if .digest }}
-      image: {{ printf "%s@%s" .repository .digest }}
-      {{- else }}
-      image: {{ printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) }}
-      {{- end }}
-      imagePullPolicy: {{ .pullPolicy }}
-      {{- end }}
+      image: {{ include "leasemux.image" . }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
       args: [serve]
       env:
         - {name: LEASEMUX_PLATFORM, value: {{ .Values.platform }}}
