@@ -135,7 +135,8 @@ impl Follower {
     pub async fn run(mut self, sink: &mut impl Sink) -> Result<Ended, CallError> {
         loop {
             let started = Instant::now();
-            let error = match self.stream(sink).await {
+            // Boxed, because it is large and part of the futures of all callers.
+            let error = match Box::pin(self.stream(sink)).await {
                 Ok(()) if self.reconnect.is_persistent() => {
                     Status::unavailable("the gateway ended the stream").into()
                 }
