@@ -126,6 +126,9 @@ pub struct TailRequest {
     /// Time of the oldest line of the run that was read before, if one was. A log that begins later was
     /// rotated.
     pub oldest_read: Option<LogTime>,
+    /// With [`ReadFrom::Start`]: whether the caller continues after an earlier run of the replica. If the source
+    /// can tell that the first lines were rotated away, a gap comes first.
+    pub is_next_run: bool,
     /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
     /// it ends at the present end of the log.
     pub follow: bool,

@@ -354,6 +354,7 @@ impl Actor {
             from,
             lines_after: None,
             oldest_read: self.ring.oldest_read(&run.instance),
+            is_next_run: from == ReadFrom::Start,
             follow: true,
         };
         self.context.metrics.source_opens.of(ReadKind::Live).increment(1);

@@ -323,9 +323,11 @@ impl Backfill {
         context.metrics.source_opens.of(kind).increment(1);
         let oldest_read = self.live.as_ref().and_then(|live| live.reader.ring().oldest_read(&instance));
         let live = self.live.as_ref().filter(|_| self.refill.is_some());
+        let is_next_run = self.position.as_ref().is_some_and(|(run, _)| *run != instance);
         let request = TailRequest {
             lease: lease.clone(),
             replica: replica.clone(),
+            is_next_run,
             instance,
             from,
             lines_after: live.and_then(|live| live.reader.lines_behind()),

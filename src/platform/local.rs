@@ -42,11 +42,12 @@ use self::store::{Store, StoredReplica};
 pub use self::supervisor::Backoff;
 use self::supervisor::{StopSignal, supervise};
 use self::writer::{NO_LOSS, UNKNOWN_LOSS};
-use super::log_files::{self, FollowMode, LogFiles};
+use super::log_files::{self, FollowMode, LogFiles, NeededStart};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
 use crate::model::parse::{duration, number, size};
+use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
 use crate::sys::dir_watch::Notifier;
 
@@ -113,6 +114,8 @@ pub struct LocalConfig {
 pub struct LocalPlatform {
     leases: HashMap<LeaseId, Lease>,
     notifier: Notifier,
+    /// Number of files of a log.
+    kept_files: usize,
     stop: watch::Sender<Option<Duration>>,
     tasks: TaskTracker,
     _supervisors: Vec<AbortOnDropHandle<()>>,
@@ -257,12 +260,14 @@ impl LocalPlatform {
                 return Err(Error::Broken(format!("lease {id} is given twice")));
             }
         }
+        let kept_files = config.options.rotate_files;
         let tasks = TaskTracker::new();
         let supervisors = supervised.into_iter().map(|task| AbortOnDropHandle::new(tasks.spawn(task)));
         Ok(Arc::new(Self {
             _supervisors: supervisors.collect(),
             leases,
             notifier,
+            kept_files,
             stop,
             tasks,
             _store: store,
@@ -274,7 +279,7 @@ impl LocalPlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest { lease, replica, instance, from, follow, .. } = request;
+        let TailRequest { lease, replica, instance, from, is_next_run, follow, .. } = request;
         let not_found = || Error::NotFound(format!("log of {replica}, run {instance}"));
         let lease = self.lease(&lease)?;
         let handle = lease.replicas.get(&replica).ok_or_else(not_found)?;
@@ -283,7 +288,13 @@ impl LocalPlatform {
         if !is_readable {
             return Err(not_found());
         }
-        let files = LogFiles { dir: handle.logs.clone(), run_number: instance.run_number() };
+        // The start of a run of an earlier gateway is unknown.
+        let needed_start = NeededStart { started: LogTime::MIN, kept_files: self.kept_files };
+        let files = LogFiles {
+            dir: handle.logs.clone(),
+            run_number: instance.run_number(),
+            needed_start: is_next_run.then_some(needed_start),
+        };
         let completed = handle.status.log_completed(&instance);
         // Without `follow`, too, the unfinished last line of an ended run is complete.
         let follow =

@@ -53,7 +53,7 @@ use super::{Error, ReadFrom, Tail, TailItem};
 use log_reader::{LogReader, ReadLimit};
 use seek::{Seek, SeekOutcome};
 
-pub use listing::LogFiles;
+pub use listing::{LogFiles, NeededStart};
 
 /// How long a follower holds back an unfinished line. Runtimes write the pieces of a line within
 /// microseconds, and a person does not notice a tenth of a second.

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::coordination::RestartLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
-use super::log_files::{self, FollowMode, LogFiles};
+use super::log_files::{self, FollowMode, LogFiles, NeededStart};
 use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
@@ -48,13 +48,14 @@ impl NodePlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let Located { namespace, pod, node, mut run, .. } = self.kube.locate(&request)?;
+        let Located { namespace, pod, node, started, mut run } = self.kube.locate(&request)?;
         if node.as_deref() != Some(self.node.as_str()) {
             return self.kube.tail(request).await;
         }
         let (uid, container, run_number) = request.instance.parts();
         let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(&self.logs, container);
-        let files = LogFiles { dir, run_number };
+        let needed_start = request.is_next_run.then_some(NeededStart { started, kept_files: 0 });
+        let files = LogFiles { dir, run_number, needed_start };
         if run.has_ended() || !request.follow {
             // The unfinished last line of an ended run is complete.
             let end = CancellationToken::new();

@@ -558,6 +558,7 @@ async fn read(
         from,
         lines_after: None,
         oldest_read: None,
+        is_next_run: false,
         follow: false,
     };
     let mut tail = platform.tail(request).await?;

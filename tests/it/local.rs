@@ -109,8 +109,16 @@ impl Fixture {
 
     async fn tail(&self, instance: &Instance, follow: bool) -> Tail {
         let (lease, replica, instance, from) = (lease(), web(), instance.clone(), ReadFrom::Start);
-        let request =
-            TailRequest { lease, replica, instance, from, lines_after: None, oldest_read: None, follow };
+        let request = TailRequest {
+            lease,
+            replica,
+            instance,
+            from,
+            lines_after: None,
+            oldest_read: None,
+            is_next_run: false,
+            follow,
+        };
         self.platform().tail(request).await.unwrap()
     }
 
@@ -625,6 +633,7 @@ async fn example_sdl_numbers_its_lines() {
             from: ReadFrom::Start,
             lines_after: None,
             oldest_read: None,
+            is_next_run: false,
             follow: false,
         };
         let items = platform.tail(request).await.unwrap().items;

@@ -170,6 +170,7 @@ impl<E: Environment> Stage<E> {
             from,
             lines_after: None,
             oldest_read: None,
+            is_next_run: false,
             follow,
         }
     }

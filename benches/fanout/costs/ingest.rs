@@ -103,7 +103,7 @@ fn cat(file: &Path) -> Result<()> {
 
 /// Runs the steps of the actor's loop, without waiting.
 async fn ingest(dir: &Path) -> Result<()> {
-    let log = LogFiles { dir: dir.to_owned(), run_number: 0 };
+    let log = LogFiles { dir: dir.to_owned(), run_number: 0, needed_start: None };
     let tail = log_files::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
     let (replica, instance) =
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);

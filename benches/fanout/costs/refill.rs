@@ -349,7 +349,7 @@ impl Platform for FileSource {
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, std::result::Result<Tail, Error>> {
         let follow =
             if request.follow { FollowMode::UntilEnd(CancellationToken::new()) } else { FollowMode::No };
-        let files = LogFiles { dir: self.dir.clone(), run_number: 0 };
+        let files = LogFiles { dir: self.dir.clone(), run_number: 0, needed_start: None };
         Box::pin(async move { log_files::open(&self.notifier, files, request.from, follow).await })
     }
 

@@ -186,6 +186,7 @@ impl Backfill {
             return stage;
         }
         log.chunker.skip_to(gap.after);
+        log.first_time = None;
         // The ring may have lines from before the gap, or count lines of its time differently.
         if !gap.exact {
             self.ambiguous.record_gap();

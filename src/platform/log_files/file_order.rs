@@ -137,7 +137,7 @@ mod tests {
         /// Creates files with the letters `a`, `b`, … oldest first; the last one is active.
         fn new(files: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
+            let log = LogFiles { dir: dir.path().to_owned(), run_number: 0, needed_start: None };
             let logs = Self { dir, log };
             for index in 0..files {
                 let name = if index + 1 == files { "0.log".to_owned() } else { name(index) };

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &tempfile::TempDir, name: &str) -> OpenFile {
-        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0, needed_start: None };
         let entry = log.list().unwrap().into_iter().find(|entry| entry.name.to_string() == name).unwrap();
         log.open(&entry).unwrap().unwrap()
     }

@@ -44,6 +44,18 @@ pub struct LogFiles {
     pub dir: PathBuf,
     /// Number of the run: the container's restart count.
     pub run_number: u32,
+    /// Set if the reader needs the run's first line: it shows whether that was removed.
+    pub needed_start: Option<NeededStart>,
+}
+
+/// What is known of a log whose first line is needed. The line may have been removed if the log was rotated,
+/// begins later than a log is rotated after its run's start, and has as many files as are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeededStart {
+    /// When the run was started; [`LogTime::MIN`] if that is unknown.
+    pub started: LogTime,
+    /// Number of files that are kept, with the active one; 0 if that is unknown.
+    pub kept_files: usize,
 }
 
 /// Identity of a file, independent of its name.
@@ -274,7 +286,7 @@ mod tests {
         for name in names {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let log = LogFiles { dir: dir.path().to_owned(), run_number: 1 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 1, needed_start: None };
         (dir, log)
     }
 

@@ -21,6 +21,10 @@ use super::log_reader::{Checkpoint, LogReader, ReadLimit};
 /// kubelet's usual file size, and enough for all but extreme clock steps and line lengths.
 const MARGIN_BYTES: u64 = 1024 * 1024;
 
+/// Nanoseconds after the start of a run in which its log is not rotated yet. A service that prints its first
+/// line later may get a superfluous gap.
+const UNROTATED: i64 = 2_000_000_000;
+
 /// Most checkpoints kept while lines are counted. At the limit every other one is removed.
 const CHECKPOINTS_MAX: usize = 1_024;
 
@@ -34,6 +38,7 @@ pub(super) struct Seek {
     /// Whether the search started at the oldest file.
     is_from_oldest: bool,
     has_several_files: bool,
+    rotated_files: usize,
     /// The newest known time before the start of the search. `None` if a file's time is unknown.
     newest_before: Option<LogTime>,
     checkpoints: Checkpoints,
@@ -88,6 +93,7 @@ impl Seek {
                 reader,
                 is_from_oldest: index == 0,
                 has_several_files: list.len() > 1,
+                rotated_files: list.iter().filter(|entry| entry.name.rotated.is_some()).count(),
                 checkpoints: Checkpoints { kept: Vec::new(), stride: 1, steps: 0 },
             }))
         })
@@ -107,6 +113,9 @@ impl Seek {
 
     fn found(mut self, start: Position) -> Result<SeekOutcome, Error> {
         let resume_missed = self.reader.batcher().resume_missed();
+        if self.from == ReadFrom::Start && self.misses_first_line() {
+            self.reader.batcher().gap_first(unknown_gap(GapCause::Rotated));
+        }
         if !self.is_from_oldest && (resume_missed || !self.is_counted(start)) {
             return self.restart();
         }
@@ -118,6 +127,16 @@ impl Seek {
             }
         }
         Ok(SeekOutcome::Found(self.reader, start))
+    }
+
+    /// Whether the reader needs the run's first line, and it may have been removed: see [`NeededStart`].
+    fn misses_first_line(&self) -> bool {
+        self.log.needed_start.is_some_and(|needed| {
+            let unrotated_until = needed.started.saturating_add_nanos(UNROTATED);
+            self.rotated_files > 0
+                && self.rotated_files + 1 >= needed.kept_files
+                && self.newest_before.is_none_or(|first| first > unrotated_until)
+        })
     }
 
     /// Everything was read without reaching the requested place.

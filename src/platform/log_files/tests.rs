@@ -77,7 +77,7 @@ fn compress(log: &Path) {
 }
 
 fn log(dir: &tempfile::TempDir) -> LogFiles {
-    LogFiles { dir: dir.path().to_owned(), run_number: 0 }
+    LogFiles { dir: dir.path().to_owned(), run_number: 0, needed_start: None }
 }
 
 async fn next(tail: &mut Tail) -> Option<TailItem> {
@@ -173,7 +173,7 @@ async fn missing_log_is_not_found() {
         let error = open(&notifier, log(&dir), ReadFrom::Start, follow).await.unwrap_err();
         assert!(matches!(error, Error::NotFound(_)), "{error:?}");
     }
-    let gone = LogFiles { dir: dir.path().join("gone"), run_number: 0 };
+    let gone = LogFiles { dir: dir.path().join("gone"), run_number: 0, needed_start: None };
     let follow = FollowMode::UntilEnd(CancellationToken::new());
     let error = open(&notifier, gone, ReadFrom::Start, follow).await.unwrap_err();
     assert!(matches!(error, Error::NotFound(_)) && !error.is_retryable(), "{error:?}");

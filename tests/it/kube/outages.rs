@@ -218,6 +218,7 @@ async fn followed_log(scenario: &Scenario, run: &RunKey) -> BoxStream<'static, R
         from: ReadFrom::Start,
         lines_after: None,
         oldest_read: None,
+        is_next_run: false,
         follow: true,
     };
     scenario.cluster.print(run, 5, 1_000);

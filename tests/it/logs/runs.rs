@@ -30,6 +30,29 @@ async fn crash_is_reported_and_next_run_followed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn next_run_without_its_first_lines_begins_with_gap() {
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let web = replica("web", 0);
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    let mut live = setup.open(follow(&setup)).await.unwrap();
+    live.until(|seen| seen.lines("web", 0) == 10).await;
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..20));
+    platform.rotate(&second, 5);
+    let text: String = lines(0..10).chain(lines(15..20)).collect();
+    let mut late = setup.open(follow(&setup)).await.unwrap();
+    for stream in [&mut live, &mut late] {
+        stream.until(|seen| seen.lines("web", 0) == 15).await;
+        assert_eq!(stream.received.text("web", 0), text);
+        let gaps = stream.received.of("web", 0).iter().filter(|seen| matches!(seen, Seen::Gap(..)));
+        assert_eq!(gaps.collect::<Vec<_>>(), [&Seen::Gap(0, 0, false)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn runs_missed_between_views_are_gap() {
     let setup = Setup::new(Limits::default(), &[("web", 1)]);
     let platform = &setup.gateway.platform;

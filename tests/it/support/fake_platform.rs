@@ -367,7 +367,8 @@ impl Reader {
             }
         };
         let next = wanted.max(state.rotated.min(count));
-        let is_behind = matches!(request.from, ReadFrom::After(_)) && next > wanted;
+        let must_have_all = matches!(request.from, ReadFrom::After(_)) || request.is_next_run;
+        let is_behind = must_have_all && next > wanted;
         let after = positions[next];
         let mut begun = Begun::default();
         for (time, printed) in &state.lines[..next] {

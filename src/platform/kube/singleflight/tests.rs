@@ -17,6 +17,7 @@ fn request(tenant: u8, from: ReadFrom) -> TailRequest {
         from,
         lines_after: None,
         oldest_read: None,
+        is_next_run: false,
         follow: false,
     }
 }

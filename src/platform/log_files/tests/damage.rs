@@ -214,3 +214,38 @@ async fn recreated_log_is_followed_after_gap() {
     let mut tail = open(&notifier, log(&dir), b, FollowMode::UntilEnd(end)).await.unwrap();
     assert_eq!(rest(&mut tail).await, [&gap, "d\n"]);
 }
+
+#[tokio::test]
+async fn removed_first_lines_of_needed_run_are_gap() {
+    let second = 1_000_000_000;
+    let started = LogTime::from_nanos(10 * second);
+    // Seconds after the start at which the oldest line that is left was printed, whether a file follows, and
+    // how many files are kept.
+    let cases = [
+        (1, true, 0, false),
+        (5, false, 0, false),
+        (5, true, 3, false),
+        (5, true, 2, true),
+        (5, true, 0, true),
+    ];
+    for (oldest, rotates, kept_files, is_gap) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        writer.line((10 + oldest) * second, "oldest");
+        if rotates {
+            writer.rotate();
+        }
+        writer.line(20 * second, "newest");
+        let mut expected = vec!["oldest\n".to_owned(), "newest\n".to_owned()];
+        let mut files = log(&dir);
+        let mut tail =
+            open(&Notifier::polling(), files.clone(), ReadFrom::Start, FollowMode::No).await.unwrap();
+        assert_eq!(rest(&mut tail).await, expected, "nothing is needed");
+        if is_gap {
+            expected.insert(0, show_gap(&unknown_gap(GapCause::Rotated)));
+        }
+        files.needed_start = Some(NeededStart { started, kept_files });
+        let mut tail = open(&Notifier::polling(), files, ReadFrom::Start, FollowMode::No).await.unwrap();
+        assert_eq!(rest(&mut tail).await, expected, "{oldest} {rotates} {kept_files}");
+    }
+}

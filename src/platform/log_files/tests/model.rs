@@ -167,7 +167,7 @@ struct Kept {
 impl Model {
     fn new(removes: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0 };
+        let log = LogFiles { dir: dir.path().to_owned(), run_number: 0, needed_start: None };
         let mut model = Self {
             _dir: dir,
             log,

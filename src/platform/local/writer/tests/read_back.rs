@@ -24,7 +24,7 @@ async fn read(disk: &Memory) -> Totals {
     }
     let ended = CancellationToken::new();
     ended.cancel();
-    let log = LogFiles { dir: dir.path().to_owned(), run_number: 3 };
+    let log = LogFiles { dir: dir.path().to_owned(), run_number: 3, needed_start: None };
     let tail = log_files::open(&Notifier::polling(), log, ReadFrom::Start, FollowMode::UntilEnd(ended)).await;
     let mut totals = Totals::default();
     let mut items = tail.unwrap().items;
