@@ -73,7 +73,8 @@ pub(super) struct LineBatcher {
     batch: Vec<Line>,
     /// A gap that may still grow.
     gap: Option<SourceGap>,
-    /// With [`StartFilter::Since`]: gaps after the last line, which was too old. They may be new enough.
+    /// Gaps after the last line, which was not delivered. With [`StartFilter::Since`] they may be new enough.
+    /// With [`StartFilter::Nothing`] a reader of the lines before them stops there, and would not report them.
     pending_gap: Option<SourceGap>,
     /// Size of the next batch, in bytes of log.
     expected_bytes: usize,
@@ -134,9 +135,12 @@ impl LineBatcher {
         self.resume_missed
     }
 
-    /// Delivers everything from here on.
+    /// Delivers everything from here on, and gaps that have no line after them.
     pub(super) fn begin_here(&mut self) {
         self.begin(self.at);
+        if let Some(gap) = self.pending_gap.take() {
+            self.gap(gap);
+        }
     }
 
     /// Adds a gap before all other items.
@@ -181,6 +185,10 @@ impl LineBatcher {
         match filter {
             StartFilter::After(to) if !self.begin_after(to, before) => return,
             StartFilter::Since(since) if !self.begin_since(since, time, before) => return,
+            StartFilter::Nothing => {
+                self.pending_gap = None;
+                return;
+            }
             // This is no line that could contain the offset.
             StartFilter::Bytes(_) => self.filter = StartFilter::All,
             _ => {}
@@ -198,11 +206,7 @@ impl LineBatcher {
     /// enough, though no line before them was.
     pub(super) fn gap_at_end(&mut self, gap: SourceGap) {
         if let StartFilter::Since(_) = self.filter {
-            let pending = self.pending_gap.take();
             self.begin_here();
-            if let Some(gap) = pending {
-                self.gap(gap);
-            }
         }
         self.gap(gap);
     }
@@ -210,7 +214,7 @@ impl LineBatcher {
     fn gap_at(&mut self, after: Position, gap: SourceGap) {
         match self.filter {
             StartFilter::All => {}
-            StartFilter::Since(_) => {
+            StartFilter::Since(_) | StartFilter::Nothing => {
                 self.pending_gap = Some(self.pending_gap.map_or(gap, |before| join_gaps(before, gap)));
                 return;
             }
@@ -330,7 +334,10 @@ impl LineBatcher {
     fn filter_piece(&mut self, before: Position, len: usize, time: LogTime, ends: bool) -> Option<usize> {
         match self.filter {
             StartFilter::All => Some(0),
-            StartFilter::Nothing => None,
+            StartFilter::Nothing => {
+                self.pending_gap = None;
+                None
+            }
             StartFilter::Lines(left) => {
                 if ends {
                     self.filter = StartFilter::Lines(left - 1);
@@ -374,7 +381,10 @@ impl LineBatcher {
     /// Starts delivery with the last item, which begins at `before`, if it is after `to`: that was not found.
     /// Returns whether it did.
     fn begin_after(&mut self, to: Position, before: Position) -> bool {
-        if self.at < to || self.is_line_of(to) {
+        // The first piece of a line decides: later ones must not come without it.
+        let line = Position { offset: 0, ..before };
+        let end = self.open.map_or(self.at, |open| line.after_line(open.time));
+        if end <= (Position { offset: 0, ..to }) {
             self.begin_if_reached(to);
             return false;
         }

@@ -99,6 +99,45 @@ fn missing_position_is_gap() {
 }
 
 #[test]
+fn first_line_after_missing_position_is_whole() {
+    let at = |nanos| LogTime::from_nanos(nanos);
+    let missing = Position { time: at(5), ordinal: 1, offset: 0 };
+    for missing in [missing, missing.after_bytes(1)] {
+        let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::After(missing));
+        batcher.piece(b"old ", at(4), false);
+        batcher.piece(b"line\n", at(4), true);
+        let before = batcher.at();
+        batcher.piece(b"new ", at(6), false);
+        batcher.piece(b"line\n", at(6), true);
+        assert_eq!(batcher.start(), Some(before));
+        let [TailItem::Gap(_), TailItem::Lines(batch)] = &batcher.take_items(true)[..] else { panic!() };
+        assert_eq!(&batch.data[..], b"new line\n");
+    }
+}
+
+#[test]
+fn start_at_end_has_gaps_after_the_last_line() {
+    let garbage = SourceGap { lines: 1, bytes: 7, ..unknown_gap(GapCause::Source) };
+    let lost = DroppedOutput { lines: 3, bytes: 40, exact: true };
+    for (then_lost, then_line) in [(false, false), (true, false), (false, true)] {
+        let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::Nothing);
+        batcher.gap(garbage);
+        batcher.line(b"a", LogTime::from_nanos(4));
+        batcher.gap(garbage);
+        if then_lost {
+            batcher.dropped_output(lost, LogTime::from_nanos(5));
+        }
+        if then_line {
+            batcher.line(b"b", LogTime::from_nanos(5));
+        }
+        batcher.begin_here();
+        let after = batcher.at();
+        let expected = [TailItem::Gap(SourceGap { after, ..garbage })];
+        assert_eq!(batcher.take_items(true), if then_lost || then_line { &[][..] } else { &expected });
+    }
+}
+
+#[test]
 fn since_starts_at_first_line_not_older() {
     let (all, _, _) = run(StartFilter::All, &TIMES);
     for (since, index) in [(0, 0), (5, 0), (6, 2), (7, 6), (8, 8)] {

@@ -73,6 +73,29 @@ async fn garbage_is_gap() {
 }
 
 #[tokio::test]
+async fn start_at_end_has_garbage_after_the_last_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.raw("rubbish\n");
+    writer.line(1, "a");
+    writer.raw("more\n");
+    // A reader of the lines before the end stops at the same position, before the gap.
+    let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Last(0), FollowMode::No).await.unwrap();
+    assert_eq!(tail.start, Position::START.after_line(LogTime::from_nanos(1)));
+    assert_eq!(rest(&mut tail).await, [source_gap(1, 5, false)]);
+}
+
+#[tokio::test]
+async fn line_in_pieces_after_replaced_log_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.raw("1970-01-01T00:00:02Z stdout P be\n1970-01-01T00:00:02Z stdout F gun\n");
+    let from = ReadFrom::After(Position::START.after_line(LogTime::from_nanos(1)));
+    let mut tail = open(&Notifier::polling(), log(&dir), from, FollowMode::No).await.unwrap();
+    assert_eq!(rest(&mut tail).await, [&show_gap(&unknown_gap(GapCause::Rotated)), "begun\n"]);
+}
+
+#[tokio::test]
 async fn truncated_compressed_log_is_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
