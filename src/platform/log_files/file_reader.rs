@@ -120,6 +120,10 @@ impl FileReader {
         let outcome = match self.append(&mut gunzip, max.min(GZ_READ_BYTES)) {
             // Not an error of the disk, which has a number, but of the content.
             Err(error) if error.raw_os_error().is_none() => return Ok(FileReadOutcome::Corrupt(error)),
+            // A crash of the machine can leave an empty file. An empty log has a header when compressed.
+            Ok(FileReadOutcome::End) if self.offset == 0 && self.file.size()? == 0 => {
+                return Ok(FileReadOutcome::Corrupt(io::ErrorKind::UnexpectedEof.into()));
+            }
             other => other?,
         };
         self.gunzip = Some(gunzip);

@@ -119,6 +119,20 @@ async fn truncated_compressed_log_is_gap() {
     }
 }
 
+#[tokio::test]
+async fn empty_compressed_log_is_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "old");
+    let rotated = writer.rotate();
+    writer.line(2, "next");
+    // A crash of the machine after the log was compressed.
+    fs::remove_file(&rotated).unwrap();
+    File::create_new(format!("{}.gz", rotated.display())).unwrap();
+    let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
+    assert_eq!(rest(&mut tail).await, [&source_gap(0, 0, false), "next\n"]);
+}
+
 /// Writes two files that take several reads each, and a third.
 fn fill(writer: &mut Writer) {
     let padding = "x".repeat(READ_MAX_BYTES);
