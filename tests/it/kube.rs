@@ -37,7 +37,7 @@ use serde_json::json;
 
 use self::cluster::{Cluster, RunKey};
 use crate::support::gateway::{Gateway, PATIENCE, Setup, Stream};
-use crate::support::loss_check::Received;
+use crate::support::loss_check::{Received, Seen};
 use crate::support::seeds::seeds;
 use crate::support::{account, replica};
 
@@ -541,6 +541,47 @@ async fn node_reads_own_pods_from_disk_without_requests() {
     follower.until(|received| received.lines(SERVICE, 0) >= 21).await;
     assert_eq!(next.2, 1);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
+}
+
+/// A crash of the machine may leave the end of a compressed log incomplete.
+#[tokio::test]
+async fn follower_gets_gap_after_line_cut_in_compressed_log() {
+    let (scenario, logs) = (Scenario::new(1).await, tempfile::tempdir().unwrap());
+    let run = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let dir = logs.path().join(format!("{}_a_{}/{SERVICE}", scenario.lease().namespace(), run.0));
+    std::fs::create_dir_all(&dir).unwrap();
+    let line = |n: usize| format!("2026-11-25T00:00:01.{n:09}Z stdout F line {n}\n");
+    let (active, rotated) = (dir.join("0.log"), dir.join("0.log.20261125-000001"));
+    let content: String = (0..3).map(line).collect();
+    std::fs::write(&active, &content).unwrap();
+    let node = NodePlatform::new(
+        Arc::clone(&scenario.platform),
+        Notifier::polling(),
+        "node1".into(),
+        logs.path().into(),
+    );
+    let gateway = Gateway::on(Arc::new(node));
+    gateway.believe(scenario.lease().owner(), &scenario.setup.certificate);
+    let setup =
+        Setup { gateway, lease: scenario.lease().clone(), certificate: scenario.setup.certificate.clone() };
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut first = setup.open(request.clone()).await.unwrap();
+    first.until(|received| received.lines(SERVICE, 0) == 3).await;
+    // The next line comes through the ring.
+    std::fs::rename(&active, &rotated).unwrap();
+    std::fs::write(&active, line(3)).unwrap();
+    first.until(|received| received.lines(SERVICE, 0) == 4).await;
+    let copy = std::fs::File::create(dir.join("0.log.20261125-000001.gz")).unwrap();
+    let mut copy = flate2::write::GzEncoder::new(copy, flate2::Compression::fast());
+    std::io::Write::write_all(&mut copy, content.strip_suffix(" 2\n").unwrap().as_bytes()).unwrap();
+    copy.finish().unwrap();
+    std::fs::remove_file(&rotated).unwrap();
+    let mut second = setup.open(request).await.unwrap();
+    second.until(|received| received.lines(SERVICE, 0) == 3).await;
+    let seen = second.received.of(SERVICE, 0);
+    assert!(seen.iter().any(|seen| matches!(seen, Seen::Gap(1, 0, false))), "{seen:?}");
+    assert!(second.received.text(SERVICE, 0).ends_with("line 3\n"));
 }
 
 /// Reads one run without follow.

@@ -33,8 +33,9 @@ pub(super) struct Log {
     resumed_at: Option<Position>,
     /// With a refill that reads a run from its first line: the time of that line.
     first_time: Option<LogTime>,
-    /// The first item must be read before joining: it may be a gap.
-    is_fresh: bool,
+    /// The next item must be read before joining: it may be a gap. Set for the first one, and after a line
+    /// that ended without a newline.
+    must_read: bool,
     /// Whether the ring has changed since the log's last item. If the log stays quiet then, its connection
     /// may be dead, and the ring may have a line that the log has not returned.
     ring_has_changed: bool,
@@ -106,7 +107,7 @@ impl Backfill {
                     first_time,
                     // If the log does not start at the requested position, lines after that position are
                     // lost.
-                    is_fresh: resumed_at.is_some_and(|position| position != tail.start),
+                    must_read: resumed_at.is_some_and(|position| position != tail.start),
                     ring_has_changed: false,
                 }))
             }
@@ -116,12 +117,13 @@ impl Backfill {
 
     /// Joins the ring if possible, otherwise reads the next item of the log.
     pub(super) async fn read(&mut self, mut log: Box<Log>) -> Stage {
-        let attempt = if std::mem::take(&mut log.is_fresh) {
+        let attempt = if log.must_read {
             JoinAttempt::IgnoreRing
         } else {
             self.try_join(&log.instance, log.chunker.position())
         };
         let event = self.wait(&mut log, attempt).await;
+        log.must_read = false;
         let position = log.resumed_at.unwrap_or(log.chunker.position());
         if let WaitEvent::Item(Some(Ok(TailItem::Lines(_) | TailItem::Gap(_)))) = event {
             log.resumed_at = None;
@@ -165,6 +167,10 @@ impl Backfill {
                 self.failures = Failures::default();
                 self.limiter.throttle(self.params.lease.owner(), batch.data.len()).await;
                 self.record_refilled(&batch);
+                // The ring may have the whole line.
+                let is_last_whole =
+                    batch.lines.last().is_none_or(|line| !line.ends) || batch.data.ends_with(b"\n");
+                log.must_read = !is_last_whole;
                 self.queue_lines(&mut log, batch);
                 let position = log.chunker.position();
                 if !self.ambiguous.contains(position) && self.must_give_turn() {
