@@ -335,10 +335,12 @@ impl Instance {
         (uid, container) == (other_uid, other_container) && number > other
     }
 
-    /// Returns whether the same container had runs between this one and `later`.
+    /// Returns whether the container of `later` had runs between this one and `later`.
     pub(crate) fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());
-        (uid, container) == (later_uid, later_container) && after > before.saturating_add(1)
+        let is_same = (uid, container) == (later_uid, later_container);
+        let next = if is_same { before.saturating_add(1) } else { 0 };
+        after > next
     }
 }
 
@@ -502,7 +504,8 @@ mod tests {
         assert_eq!(instance.as_str().parse::<Instance>().unwrap(), instance);
         let later = |uid, number| Instance::new(uid, "web", number).unwrap();
         assert!(instance.skips_to(&later("0a-1", 5)) && !instance.skips_to(&later("0a-1", 4)));
-        assert!(!instance.skips_to(&later("0a-2", 5)));
+        // The first run of another pod is skipped.
+        assert!(instance.skips_to(&later("0a-2", 1)) && !instance.skips_to(&later("0a-2", 0)));
         for bad in [
             "", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "a/b/+1", "a/b/00", "../x/1\n",
             "é/b/1",
