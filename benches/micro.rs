@@ -13,6 +13,7 @@ use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::{Chunk, Chunker};
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::logs::message;
 use leasemux::logs::representation::Representation;
 use leasemux::logs::ring::{Ring, RingReader};
@@ -61,7 +62,8 @@ fn chunks(line: usize) -> Vec<Chunk> {
 
 fn ring() -> Arc<Ring> {
     let metrics = Exporter::new().unwrap().metrics;
-    Arc::new(Ring::new(replica(), NameStyle::default(), Limits::default().ring_max_bytes, &metrics))
+    let (names, max_bytes) = (NameStyle::default(), Limits::default().ring_max_bytes);
+    Ring::new(replica(), names, max_bytes, &metrics, &MemoryBudget::default())
 }
 
 #[divan::bench(args = LINES)]

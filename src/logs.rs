@@ -12,6 +12,8 @@
 //! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them. `heartbeat` reports the state
 //!    of silent replicas to clients that ask for it.
 //!
+//! [`memory_budget`] bounds the memory of rings, send buffers and backfills together.
+//!
 //! Each follower has two tasks. The ring wakes the task of its stream (`edge::stream_supervisor`), which
 //! polls the body and hands frames to HTTP/2. The task of its connection (`edge::connection`) writes them.
 
@@ -34,6 +36,7 @@ pub(crate) mod collector;
 mod encoder;
 pub mod entry_name;
 mod heartbeat;
+pub mod memory_budget;
 pub mod message;
 pub mod notice;
 mod published;

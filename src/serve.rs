@@ -27,6 +27,7 @@ use crate::edge::upstream::splice::Splicing;
 use crate::logs::actor::ActorContext;
 use crate::logs::actors::ActorRegistry;
 use crate::logs::entry_name::NameStyle;
+use crate::logs::memory_budget::MemoryBudget;
 use crate::model::id::LeaseId;
 use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
@@ -37,6 +38,7 @@ mod check;
 mod fd_limit;
 mod isolation;
 mod logging;
+mod memory;
 mod runtimes;
 mod setup;
 mod shutdown;
@@ -147,6 +149,7 @@ fn notify_systemd(state: NotifyState<'_>) {
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
     fd_limit::apply(&mut config.limits, config.platform);
+    memory::apply(&mut config.limits);
     let notifier = Notifier::start();
     let side = SideRuntime::start().map_err(internal)?;
     let mut exporter = Exporter::new().map_err(internal)?;
@@ -183,6 +186,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let context = ActorContext {
+        memory: MemoryBudget::new(limits.memory_budget, &exporter.metrics),
         platform: Arc::clone(&platform),
         limits: Arc::clone(&limits),
         metrics: exporter.metrics.clone(),

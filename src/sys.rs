@@ -2,6 +2,7 @@
 
 pub mod dir_watch;
 pub(crate) mod gated_poll;
+pub(crate) mod memory_limit;
 pub mod pem;
 pub mod process;
 pub mod read;

@@ -170,11 +170,13 @@ impl Exporter {
 
     /// Returns all metrics in Prometheus' text format. Looks up those that are not counted.
     pub fn render(&self) -> String {
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        self.metrics.followers_lagging.set(self.followers.lagging(0).total as f64);
         let tasks: usize = self.runtimes.iter().map(|runtime| runtime.metrics().num_alive_tasks()).sum();
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        self.metrics.tasks.set(tasks as f64);
+        {
+            self.metrics.followers_lagging.set(self.followers.lagging(0).total as f64);
+            self.metrics.tasks.set(tasks as f64);
+            self.metrics.memory_used.set(self.followers.memory_used() as f64);
+        }
         let usage = process::usage().ok();
         if let Some(usage) = &usage {
             self.set_process(usage);

@@ -25,6 +25,7 @@ use super::stream_supervisor::SupervisorHandle;
 use crate::access::authenticator::{Authenticated, Authenticator, ClientCertificate, CredentialValidity};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::{Refusal, RefusalKind};
+use crate::logs::actor::ActorContext;
 use crate::logs::actors::ActorRegistry;
 use crate::logs::backfill_limits::BackfillLimiter;
 use crate::logs::body::{LogsBody, Trailers};
@@ -150,8 +151,8 @@ impl LeaseService {
         restarts: RestartManager,
         drain: Drain,
     ) -> Self {
-        let limits = &actors.context().limits;
-        let backfill = BackfillLimiter::new(&limits.quota);
+        let ActorContext { limits, memory, .. } = actors.context();
+        let backfill = BackfillLimiter::new(&limits.quota, memory.clone());
         let quotas = Quotas::new(&limits.quota);
         let audit = AuditLog::new(limits.audit_refusals_per_minute);
         let peers = PeerLimits::new(&limits.connection, &limits.quota);

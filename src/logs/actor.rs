@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::chunk::{Chunk, Chunker};
 use super::entry_name::NameStyle;
 use super::heartbeat::{Phase, SourceCell, SourceStatus};
+use super::memory_budget::MemoryBudget;
 use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -59,6 +60,8 @@ pub struct ActorContext {
     pub metrics: Metrics,
     /// Names of replicas in protocols that have one name per line.
     pub names: NameStyle,
+    /// Memory for rings, send buffers and reads of older lines.
+    pub memory: MemoryBudget,
 }
 
 /// Talks to a running actor. Cheap to clone.
@@ -180,8 +183,8 @@ pub(crate) fn new(
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
     context.metrics.actor_starts.increment(1);
-    let ring =
-        Arc::new(Ring::new(replica.clone(), context.names, context.limits.ring_max_bytes, &context.metrics));
+    let ActorContext { limits, metrics, names, memory, .. } = &context;
+    let ring = Ring::new(replica.clone(), *names, limits.ring_max_bytes, metrics, memory);
     let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring) };
     let mut actor = Actor {
         context,

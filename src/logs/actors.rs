@@ -47,24 +47,34 @@ impl ActorRegistry {
         }))
     }
 
-    /// Subscribes to the actor of `replica`; starts it if it does not run. Returns `None` after
-    /// [`ActorRegistry::stop`].
-    pub(crate) async fn subscribe(
+    /// Subscribes to the actor of `replica`; starts it at once if it does not run, so that its ring exists
+    /// when this returns. The future returns `None` after [`ActorRegistry::stop`].
+    pub(crate) fn subscribe(
         &self,
         lease: &LeaseId,
         replica: &Replica,
         view: &watch::Receiver<Arc<LeaseView>>,
-    ) -> Option<Subscription> {
+    ) -> impl Future<Output = Option<Subscription>> + Send + 'static {
+        let (actors, view) = (self.clone(), view.clone());
         let key = (lease.clone(), replica.clone());
-        loop {
-            let handle = self.handle(&key, view)?;
-            if let Some(subscription) = handle.subscribe().await {
-                return Some(subscription);
+        let mut started = self.handle(&key, &view);
+        async move {
+            loop {
+                let handle = started?;
+                if let Some(subscription) = handle.subscribe().await {
+                    return Some(subscription);
+                }
+                // The actor ended before it replied. Compare the identity: another caller may have started
+                // its successor by now.
+                actors.0.actors.remove_if(&key, |_, current| current.is_same_actor(&handle));
+                started = actors.handle(&key, &view);
             }
-            // The actor ended before it replied. Compare the identity: another caller may have started its
-            // successor by now.
-            self.0.actors.remove_if(&key, |_, current| current.is_same_actor(&handle));
         }
+    }
+
+    /// Whether the actor of `replica` runs.
+    pub(crate) fn runs(&self, lease: &LeaseId, replica: &Replica) -> bool {
+        self.0.actors.contains_key(&(lease.clone(), replica.clone()))
     }
 
     pub(crate) fn context(&self) -> &ActorContext {

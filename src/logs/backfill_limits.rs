@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::memory_budget::{MemoryBudget, ReadMemory};
 use crate::model::id::Owner;
 use crate::model::limits::QuotaLimits;
 use crate::model::quota::{Exceeded, Quota, Subject};
@@ -38,6 +39,7 @@ struct Shared {
     /// Rate of log bytes; `None`: unlimited.
     rate: Option<Mutex<Bucket>>,
     rate_per_owner: Option<Buckets<Owner>>,
+    memory: MemoryBudget,
 }
 
 /// Allows one backfill until it is dropped.
@@ -45,6 +47,7 @@ struct Shared {
 pub(crate) struct BackfillPermit {
     _of_owner: Option<OwnedSemaphorePermit>,
     _of_gateway: Option<OwnedSemaphorePermit>,
+    _memory: ReadMemory,
 }
 
 /// The limits of one owner, or of the whole gateway.
@@ -58,7 +61,7 @@ enum LimitScope<'a> {
 
 impl BackfillLimiter {
     /// Creates a limiter with the permits and rates of `limits`.
-    pub(crate) fn new(limits: &QuotaLimits) -> Self {
+    pub(crate) fn new(limits: &QuotaLimits, memory: MemoryBudget) -> Self {
         let rate = |bytes: u64| (bytes > 0).then(|| Rate::new(bytes, Duration::from_secs(1)));
         let rate_per_owner = rate(limits.history_bytes_per_second_per_owner);
         Self(Arc::new(Shared {
@@ -72,6 +75,7 @@ impl BackfillLimiter {
             rate: rate(limits.history_bytes_per_second).map(|rate| Mutex::new(Bucket::new(rate))),
             rate_per_owner: rate_per_owner.map(|rate| Buckets::new(rate, OWNERS_MAX)),
             limits: limits.clone(),
+            memory,
         }))
     }
 
@@ -79,7 +83,8 @@ impl BackfillLimiter {
     ///
     /// # Errors
     /// [`Exceeded`] if the wait takes longer than [`QuotaLimits::history_wait`], or would because of the
-    /// rate, and `keep_waiting` returns false at that time. Otherwise the caller waits on, at the same place.
+    /// rate, or if there is no memory, and `keep_waiting` returns false at that time. Otherwise the caller
+    /// waits on, at the same place.
     pub(crate) async fn acquire(
         &self,
         owner: &Owner,
@@ -89,13 +94,16 @@ impl BackfillLimiter {
         // The owner's permit first: while waiting for it, the caller holds none of the gateway's.
         let of_owner = self.acquire_from(LimitScope::Owner(owner), deadline, &keep_waiting).await?;
         let of_gateway = self.acquire_from(LimitScope::Gateway, deadline, &keep_waiting).await?;
-        Ok(BackfillPermit { _of_owner: of_owner, _of_gateway: of_gateway })
+        // The memory last: at most as many reads wait for it as have a permit.
+        let memory = self.0.memory.admit_read(&keep_waiting).await?;
+        Ok(BackfillPermit { _of_owner: of_owner, _of_gateway: of_gateway, _memory: memory })
     }
 
     /// Whether the next caller of [`BackfillLimiter::acquire`] for `owner` has to wait.
     pub(crate) fn is_exhausted(&self, owner: &Owner) -> bool {
         let none_left = |permits: &Semaphore| permits.available_permits() == 0;
         none_left(&self.0.permits)
+            || self.0.memory.is_exhausted()
             || self.0.owners.get(owner).and_then(|own| own.upgrade()).is_some_and(|own| none_left(&own))
     }
 
@@ -205,8 +213,12 @@ async fn sleep(delay: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use metrics::NoopRecorder;
+
     use super::*;
+    use crate::logs::memory_budget::READ_RESERVED_BYTES;
     use crate::model::id::Address;
+    use crate::model::metrics::Metrics;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -217,7 +229,7 @@ mod tests {
     /// Returns how many permits one owner gets.
     async fn permits_of_one_owner(history_reads: usize, history_reads_per_owner: usize) -> usize {
         let limits = QuotaLimits { history_reads, history_reads_per_owner, ..QuotaLimits::default() };
-        let limiter = BackfillLimiter::new(&limits);
+        let limiter = BackfillLimiter::new(&limits, MemoryBudget::default());
         let [greedy, other] = owners();
         let mut held = Vec::new();
         let acquire_all = async {
@@ -260,7 +272,7 @@ mod tests {
             history_bytes_per_second_per_owner: 1_000,
             ..QuotaLimits::default()
         };
-        let limiter = BackfillLimiter::new(&limits);
+        let limiter = BackfillLimiter::new(&limits, MemoryBudget::default());
         let [greedy, other] = owners();
         // The bytes of the first second are free.
         assert_eq!(time(&limiter, &greedy, 4, 250).await, Duration::ZERO);
@@ -283,19 +295,20 @@ mod tests {
             history_bytes_per_second_per_owner: 0,
             ..QuotaLimits::default()
         };
-        let limiter = BackfillLimiter::new(&limits);
+        let limiter = BackfillLimiter::new(&limits, MemoryBudget::default());
         assert_eq!(time(&limiter, &owners()[0], 1_000, usize::MAX / 2_000).await, Duration::ZERO);
     }
 
     /// A limiter of two permits, one per owner, with this rate per owner.
     fn limiter_with(history_wait: Duration, bytes_per_second: u64) -> BackfillLimiter {
-        BackfillLimiter::new(&QuotaLimits {
+        let limits = QuotaLimits {
             history_reads: 2,
             history_reads_per_owner: 1,
             history_bytes_per_second_per_owner: bytes_per_second,
             history_wait,
             ..QuotaLimits::default()
-        })
+        };
+        BackfillLimiter::new(&limits, MemoryBudget::default())
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,10 +340,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn limiter_is_exhausted_while_running_streams_wait_for_memory() {
+        let metrics = Metrics::register(&NoopRecorder);
+        let memory = MemoryBudget::new(Some(READ_RESERVED_BYTES), &metrics);
+        let limiter = BackfillLimiter::new(&QuotaLimits::default(), memory);
+        let [greedy, other] = owners();
+        assert!(!limiter.is_exhausted(&other));
+        let held = limiter.acquire(&greedy, || true).await.unwrap();
+        assert!(limiter.is_exhausted(&other));
+        drop(held);
+        assert!(!limiter.is_exhausted(&other));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn gateway_rate_is_checked_after_owner_wait() {
         let limits = limiter_with(10 * SECOND, 0).0.limits.clone();
-        let limiter = BackfillLimiter::new(&QuotaLimits { history_bytes_per_second: 1_000, ..limits });
+        let limits = QuotaLimits { history_bytes_per_second: 1_000, ..limits };
+        let limiter = BackfillLimiter::new(&limits, MemoryBudget::default());
         let [greedy, other] = owners();
         let held = limiter.acquire(&greedy, || false).await.unwrap();
         tokio::time::timeout(Duration::ZERO, limiter.throttle(&other, 12_000)).await.unwrap_err();

@@ -18,11 +18,13 @@ use http_body::Frame;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use super::actor::ActorContext;
 use super::actors::ActorRegistry;
 use super::backfill::BackfillParams;
 use super::backfill_limits::BackfillLimiter;
 use super::encoder;
 use super::heartbeat::{self, HeartbeatTimer};
+use super::memory_budget::{Charge, RingMinimum};
 use super::message::{self, Batch, Gap, Message};
 use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
@@ -31,6 +33,7 @@ use super::{BackfillFilter, LogsRequest, ReadRange};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::position::Cursor;
+use crate::model::quota::Exceeded;
 use crate::model::view::LeaseView;
 use crate::platform;
 use crate::stream::{Messages, StreamControl, StreamEnd};
@@ -71,6 +74,8 @@ pub(crate) struct LogsBody {
     remainder: Option<Bytes>,
     control: Arc<StreamControl>,
     trailers: Trailers,
+    /// The stream's memory; `None` if it was rejected.
+    memory: Option<Charge>,
 }
 
 /// Returns the trailers for the end of a stream. Called once, as soon as the end is known.
@@ -142,8 +147,17 @@ impl LogsBody {
             remainder: None,
             control,
             trailers,
+            memory: None,
         };
         let view = Arc::clone(&body.view.borrow());
+        let (memory, _of_rings) = match body.admit(&view) {
+            Ok(admitted) => admitted,
+            Err(exceeded) => {
+                body.stage = Stage::Closing(StreamEnd::Exceeded(Box::new(exceeded)));
+                return body;
+            }
+        };
+        body.memory = Some(memory);
         body.add_streams(&view, false);
         let representation = body.request.representation;
         body.notice = body.streams.is_empty().then(|| {
@@ -152,6 +166,20 @@ impl LogsBody {
         body.wait_timer = WaitTimer::new(representation);
         body.heartbeat_timer = body.request.heartbeat.map(HeartbeatTimer::new);
         body
+    }
+
+    /// Reserves memory for the stream, and for the rings that it starts.
+    fn admit(&self, view: &LeaseView) -> Result<(Charge, RingMinimum), Exceeded> {
+        let ActorContext { limits, memory, .. } = self.actors.context();
+        let has_no_ring = |replica: &Replica| !self.actors.runs(&self.request.lease, replica);
+        let new_rings = match self.request.range {
+            ReadRange::Follow(_) => {
+                view.select(&self.request.filter).filter(|(replica, _)| has_no_ring(replica)).count()
+            }
+            ReadRange::Previous(_) | ReadRange::UntilNow(_) => 0,
+        };
+        let rings = new_rings.min(limits.quota.replicas_per_request);
+        memory.admit_stream(rings, limits.ring_max_bytes)
     }
 
     /// Adds a stream for each selected replica that has none, up to the quota. `are_new`: the replicas have
@@ -318,12 +346,19 @@ impl LogsBody {
         }
         self.poll_changes(cx);
         let are_heartbeats_due = self.heartbeat_timer.as_mut().is_some_and(|timer| timer.poll(cx).is_ready());
-        if are_heartbeats_due {
+        if self.actors.context().memory.is_tight() {
+            // One message at a time, so that send buffers do not grow.
+            if self.control.poll_all_taken(cx).is_pending() {
+                return;
+            }
+            batch.is_minimal = true;
+        } else if are_heartbeats_due {
             // Half for each: neither lines nor heartbeats may take all that a slow peer takes.
             batch.reserved = STREAM_SEND_MAX_BYTES / 2;
         }
         let end = self.fill(cx, batch);
-        batch.reserved = 0;
+        // Heartbeats are small.
+        (batch.is_minimal, batch.reserved) = (false, 0);
         if let Some(end) = end {
             self.stage = match end {
                 StreamEnd::Done | StreamEnd::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),

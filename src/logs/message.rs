@@ -104,6 +104,8 @@ pub(crate) struct Message {
 /// Messages that go to the connection as one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    /// It has room for one message only.
+    pub(crate) is_minimal: bool,
     pub(crate) parts: Parts,
     pub(crate) bytes: usize,
     /// Bytes that are kept free for heartbeats.
@@ -349,7 +351,8 @@ impl Batch {
 
     /// Returns how many bytes are missing to a full batch. The last message may exceed them.
     pub(crate) fn room(&self) -> usize {
-        STREAM_SEND_MAX_BYTES.saturating_sub(self.bytes + self.reserved)
+        let max_bytes = if self.is_minimal { 1 } else { STREAM_SEND_MAX_BYTES };
+        max_bytes.saturating_sub(self.bytes + self.reserved)
     }
 
     /// Cuts its last message at `max_bytes`. Returns the remainder.

@@ -298,9 +298,8 @@ impl ReplicaStream {
     }
 
     fn subscribe(&mut self) {
-        let (actors, params) = (self.actors.clone(), self.params.clone());
-        let subscribing = async move { actors.subscribe(&params.lease, &params.replica, &params.view).await };
-        self.mode = Mode::Subscribing(Box::pin(subscribing));
+        let BackfillParams { lease, replica, view, .. } = &self.params;
+        self.mode = Mode::Subscribing(Box::pin(self.actors.subscribe(lease, replica, view)));
     }
 
     /// Subscribes again after the actor has ended, to continue after the last message sent.
@@ -439,10 +438,11 @@ impl ReplicaStream {
         let within_line = self.within_line;
         let message = match content {
             Content::Lines(instance, chunk) => {
+                let bytes = context.memory.hold(encoder.lines(&instance, &chunk), 0);
                 let message = Message {
                     lines: chunk.lines(),
                     log_bytes: chunk.data.len() as u64,
-                    ..Message::bare(encoder.lines(&instance, &chunk))
+                    ..Message::bare(bytes)
                 };
                 self.requested = None;
                 self.within_line = chunk.is_unfinished();

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -14,11 +14,12 @@ use metrics::{Counter, Gauge};
 use slab::Slab;
 use tokio::time::Instant;
 
-use self::entry::{BEFORE_RING, Contiguity, OpenLines, Totals};
+use self::entry::{BEFORE_RING, Contiguity, OpenLines, Totals, lines_overhead_bytes};
 use self::lag::FollowerProgress;
 use super::chunk::Chunk;
 use super::encoder::Encoder;
 use super::entry_name::NameStyle;
+use super::memory_budget::{MemoryBudget, RING_MIN_BYTES, RingMinimum, Shrink};
 use super::message::{self, Event, Gap};
 use super::representation::Representation;
 use crate::model::id::{Instance, Replica};
@@ -53,6 +54,7 @@ pub struct Ring {
     max_bytes: usize,
     /// Counts encoded messages.
     encoded: Counter,
+    memory: MemoryBudget,
     /// Progress of live followers, for lag reports. Lock order: before `state`. Never locked while pushing or
     /// reading, so that a report over many followers does not delay them.
     followers: Mutex<Slab<Arc<FollowerProgress>>>,
@@ -93,6 +95,11 @@ struct State {
     gauge: Gauge,
     /// This ring's part of the gauge.
     gauged: usize,
+    /// This ring's minimum in the memory budget.
+    minimum: RingMinimum,
+    /// The size at which entries are evicted, as far as that is known: at most the maximum, and less after the
+    /// ring was shrunk, until it has grown again.
+    capacity: usize,
 }
 
 /// A place in a log.
@@ -121,15 +128,26 @@ struct Head {
 
 impl Ring {
     /// Creates an empty ring that holds at most `max_bytes`, or one entry if that is larger.
-    pub fn new(replica: Replica, names: NameStyle, max_bytes: usize, metrics: &Metrics) -> Self {
-        Self {
+    pub fn new(
+        replica: Replica,
+        names: NameStyle,
+        max_bytes: usize,
+        metrics: &Metrics,
+        memory: &MemoryBudget,
+    ) -> Arc<Self> {
+        let state = State::new(metrics.ring_bytes.clone(), memory.ring_minimum(max_bytes), max_bytes);
+        let ring = Arc::new(Self {
             replica,
             names,
             max_bytes,
             encoded: metrics.frames_encoded.clone(),
+            memory: memory.clone(),
             followers: Mutex::default(),
-            state: Mutex::new(State::new(metrics.ring_bytes.clone())),
-        }
+            state: Mutex::new(state),
+        });
+        let ring_of_budget: Weak<Self> = Arc::downgrade(&ring);
+        memory.register(ring_of_budget);
+        ring
     }
 
     /// Sets the position at which the log of `instance` is read from, before its first line.
@@ -155,6 +173,8 @@ impl Ring {
     /// Pushes the event that a run has started. Its log is read from the first line.
     pub(crate) fn begin_run(&self, instance: &Instance, event: Event) {
         let message = message::encode_event(Some(&self.replica), event.clone());
+        let kind = EntryKind::Event(Box::new(event));
+        let message = self.hold(message, &kind);
         let span = (Position::START, Position::START);
         let mut state = self.state.lock();
         state.forget_lines();
@@ -162,7 +182,7 @@ impl Ring {
             state.begun_runs.pop_front();
         }
         state.begun_runs.push_back((instance.clone(), None));
-        state.push(Some(instance.clone()), EntryKind::Event(Box::new(event)), span, message, Instant::now());
+        state.push(Some(instance.clone()), kind, span, message, Instant::now());
         state.set_head(instance, Position::START, Contiguity::Contiguous);
         self.evict_and_notify(state);
     }
@@ -172,9 +192,10 @@ impl Ring {
         let encoded = chunks.drain(..).map(|mut chunk| {
             let encoded = message::encode_lines(&self.replica, instance, &chunk, false);
             self.encoded.increment(1);
+            let message = self.memory.hold(encoded.message, lines_overhead_bytes(&chunk));
             // Points into the message, so that the log bytes are in memory once.
-            chunk.data = encoded.logs;
-            (chunk, encoded.message)
+            chunk.data = message.slice_ref(&encoded.logs);
+            (chunk, message)
         });
         // Encoded before locking: readers wait for the lock.
         let encoded: Vec<_> = encoded.collect();
@@ -202,12 +223,14 @@ impl Ring {
     /// Pushes an event of the replica, at the head.
     pub(crate) fn push_event(&self, instance: Option<&Instance>, event: Event) {
         let message = message::encode_event(Some(&self.replica), event.clone());
+        let ends_log = event.follows_log();
+        let kind = EntryKind::Event(Box::new(event));
+        let message = self.hold(message, &kind);
         let mut state = self.state.lock();
         let at = state.head_position();
         if let Some(head) = &mut state.head {
-            head.is_complete |= event.follows_log();
+            head.is_complete |= ends_log;
         }
-        let kind = EntryKind::Event(Box::new(event));
         state.push(instance.cloned(), kind, (at, at), message, Instant::now());
         self.evict_and_notify(state);
     }
@@ -215,6 +238,7 @@ impl Ring {
     /// Pushes a gap of the source, from the head to `end`.
     pub(crate) fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
         let message = message::encode_gap(&self.replica, Some((instance, end)), &gap);
+        let message = self.hold(message, &EntryKind::Gap(gap));
         let mut state = self.state.lock();
         if !gap.exact {
             state.ambiguous.record_gap();
@@ -263,12 +287,28 @@ impl Ring {
     /// lock immediately.
     fn evict_and_notify(&self, mut state: MutexGuard<'_, State>) {
         state.version += 1;
-        state.evict(self.max_bytes);
+        self.evict(&mut state);
         let wakers: Vec<Waker> = state.waiters.iter_mut().filter_map(|(_, waiter)| waiter.take()).collect();
         drop(state);
         for waker in wakers {
             waker.wake();
         }
+        self.memory.make_room();
+    }
+
+    /// Evicts entries over the limit, which is lower while memory is short.
+    fn evict(&self, state: &mut State) {
+        if self.memory.is_tight() && self.max_bytes > RING_MIN_BYTES {
+            self.memory.count_shrunk(state.evict(RING_MIN_BYTES));
+        } else {
+            state.evict(self.max_bytes);
+        }
+    }
+
+    /// Counts the message of an entry in the memory budget.
+    fn hold(&self, message: Bytes, kind: &EntryKind) -> Bytes {
+        let overhead = kind.overhead_bytes(message.len());
+        self.memory.hold(message, overhead)
     }
 
     /// Encodes for the followers that have this representation.
@@ -283,15 +323,29 @@ impl Ring {
         if entry.sequence >= state.first {
             entry.lazy_bytes.fetch_add(bytes, Ordering::Relaxed);
             state.lazy_bytes += bytes;
-            state.evict(self.max_bytes);
+            self.evict(&mut state);
         }
+        drop(state);
+        self.memory.make_room();
+    }
+}
+
+impl Shrink for Ring {
+    fn held_bytes(&self) -> usize {
+        self.state.lock().held_bytes()
+    }
+
+    fn shrink_to(&self, max_bytes: usize) -> usize {
+        let evicted = self.state.lock().evict(max_bytes);
+        self.memory.count_shrunk(evicted);
+        evicted
     }
 }
 
 // === impl State ===
 
 impl State {
-    fn new(gauge: Gauge) -> Self {
+    fn new(gauge: Gauge, minimum: RingMinimum, max_bytes: usize) -> Self {
         Self {
             entries: VecDeque::new(),
             first: 0,
@@ -309,6 +363,8 @@ impl State {
             lazy_bytes: 0,
             gauge,
             gauged: 0,
+            minimum,
+            capacity: max_bytes,
         }
     }
 
@@ -367,18 +423,28 @@ impl State {
         self.entries.front().map_or(0, |oldest| self.totals.cost - oldest.totals_before.cost)
     }
 
-    /// Evicts the oldest entries until the others fit into `max_bytes`. Keeps the newest entry.
-    fn evict(&mut self, max_bytes: usize) {
-        while self.entries.len() > 1 && self.cost() + self.lazy_bytes as u64 > max_bytes as u64 {
+    /// Bytes of the held entries, with their lazy representations.
+    fn held_bytes(&self) -> usize {
+        usize::try_from(self.cost()).unwrap_or(usize::MAX) + self.lazy_bytes
+    }
+
+    /// Evicts the oldest entries until the others fit into `max_bytes`. Keeps the newest entry. Returns how
+    /// many bytes were evicted.
+    fn evict(&mut self, max_bytes: usize) -> usize {
+        let before = self.held_bytes();
+        while self.entries.len() > 1 && self.held_bytes() > max_bytes {
             if let Some(evicted) = self.entries.pop_front() {
                 self.first += 1;
                 self.lazy_bytes -= evicted.lazy_bytes.load(Ordering::Relaxed);
             }
         }
-        let held = usize::try_from(self.cost()).unwrap_or(usize::MAX) + self.lazy_bytes;
+        let held = self.held_bytes();
+        self.minimum.set_held(held);
+        self.capacity = if held < before { max_bytes } else { self.capacity.max(held).min(max_bytes) };
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.gauge.increment(held as f64 - self.gauged as f64);
         self.gauged = held;
+        before - held
     }
 
     /// Returns the entry with this sequence number, if it is held.
@@ -400,3 +466,6 @@ impl Drop for State {
         self.gauge.decrement(self.gauged as f64);
     }
 }
+
+#[cfg(test)]
+mod memory_tests;

@@ -89,6 +89,9 @@ pub(crate) const POLLED_WITHIN: Duration = Duration::from_secs(60);
 /// replica.
 const RING_BYTES: RangeInclusive<u64> = 4 * CHUNK_MAX_BYTES as u64..=1 << 30;
 
+/// Memory budgets. Below the minimum, a unary call for logs and the read of another stream use it up.
+const MEMORY_BUDGET: RangeInclusive<u64> = 32 << 20..=1 << 40;
+
 /// Maximum pace. Above it, people see lines arrive in bursts.
 const PACE_MAX: Duration = Duration::from_secs(1);
 
@@ -114,6 +117,11 @@ pub struct Limits {
     // Includes the index of the ring. Ten seconds of a busy service (400 KB/s).
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = size::<usize>(RING_BYTES))]
     pub ring_max_bytes: usize,
+    /// Memory for rings, send buffers and reads of older lines together; default: half of what the cgroup or
+    /// the machine allows
+    // Connections and the process itself need the other half. `None` in tests and benchmarks: unlimited.
+    #[arg(long, value_name = "SIZE", value_parser = size::<usize>(MEMORY_BUDGET))]
+    pub memory_budget: Option<usize>,
     /// Maximum delay of lines to send several together; 0 = no delay
     // 5 ms are not noticeable, and bound a replica to 200 small messages per second.
     #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = duration(Duration::ZERO..=PACE_MAX))]

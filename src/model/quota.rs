@@ -50,6 +50,8 @@ label! {
         ForwardedRatePerPeer = "forwarded_rate_per_peer",
         /// Queries about unknown callers to an Akash node per second, of all peers.
         ChainQueries = "chain_queries",
+        /// Memory for rings, send buffers and reads of older lines.
+        Memory = "memory",
     }
 }
 
@@ -114,6 +116,7 @@ impl Exceeded {
                 "too many requests per second to the provider behind this gateway from this address"
             }
             Quota::ChainQueries => "too many unknown callers per second",
+            Quota::Memory => "too many bytes of log lines in memory",
         }
     }
 

@@ -14,6 +14,7 @@ mod backfill;
 mod failing;
 mod heartbeats;
 mod lag;
+mod overload;
 mod refill;
 mod runs;
 mod unfinished;

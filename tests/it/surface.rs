@@ -154,6 +154,7 @@ const VALUES: &[(&str, &str, &[&str])] = &[
     ("serve", "--lifeline", &["true", "false", "yes", "no", "on", "off", "1", "0", "maybe"]),
     ("serve", "--idle-timeout", &["10s", "5m", "1h30m", "2500ms", "10", "1d", "soon"]),
     ("serve", "--ring-max-bytes", &["65536", "512KiB", "4MiB", "500kB", "1MB", "1KB", "4M", "many"]),
+    ("serve", "--memory-budget", &["0", "31MiB", "32MiB", "1GiB", "1024GiB", "2048GiB", "-1", "half"]),
     ("serve", "--trusted-proxy", &["10.0.0.7", "10.0.0.0/8", "fd00::/8", "proxy.example.com"]),
     ("logs", "--output", &["text", "json", "table", "yaml"]),
     ("logs", "--on-lag", &["drop", "close", "refill"]),

@@ -7,7 +7,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -16,6 +15,7 @@ use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::Chunker;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::logs::representation::Representation;
 use leasemux::logs::ring::{ReadOutcome, Ring};
 use leasemux::model::id::{Instance, Replica};
@@ -108,8 +108,8 @@ async fn ingest(dir: &Path) -> Result<()> {
     let (replica, instance) =
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);
     let names = NameStyle::default();
-    let ring = Ring::new(replica, names, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);
-    let ring = Arc::new(ring);
+    let (max_bytes, metrics) = (Limits::default().ring_max_bytes, Exporter::new()?.metrics);
+    let ring = Ring::new(replica, names, max_bytes, &metrics, &MemoryBudget::default());
     ring.begin_log(&instance, tail.start);
     let mut reader = ring.reader();
     let (mut chunker, mut chunks) = (Chunker::new(tail.start), Vec::new());

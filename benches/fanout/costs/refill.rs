@@ -29,6 +29,7 @@ use leasemux::edge::service::LeaseService;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::{Address, Instance, LeaseId, Owner};
 use leasemux::model::limits::Limits;
@@ -143,6 +144,7 @@ async fn measure(
         limits: Arc::new(limits),
         metrics: exporter.metrics.clone(),
         names: NameStyle::default(),
+        memory: MemoryBudget::default(),
     };
     let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
     let authenticator = Authenticator::new(Arc::new(Tenant(owner, TrustedItem::new(der.as_slice().into()))));

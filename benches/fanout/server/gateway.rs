@@ -19,6 +19,7 @@ use leasemux::edge::service::LeaseService;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::logs::notice::Notices;
 use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
@@ -71,6 +72,7 @@ pub(super) fn serve(
             limits: Arc::new(limits),
             metrics: metrics.clone(),
             names: NameStyle::default(),
+            memory: MemoryBudget::default(),
         };
         let drain = Drain::default();
         if let Some(listener) = listeners.admin {

@@ -73,6 +73,11 @@ impl Followers {
         let _ = self.0.set(actors);
     }
 
+    /// Returns the bytes of the memory budget that are held or reserved.
+    pub(super) fn memory_used(&self) -> usize {
+        self.0.get().map_or(0, |actors| actors.context().memory.charged())
+    }
+
     /// Returns the number of lagging followers and the `max` worst of them.
     pub fn lagging(&self, max: usize) -> LagReport {
         self.0.get().map(|actors| actors.lagging(max)).unwrap_or_default()

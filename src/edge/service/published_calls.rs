@@ -64,6 +64,7 @@ impl LeaseService {
         call: &Call<'_>,
     ) -> Result<Response<ResponseBody>, CallError> {
         let permit = self.quotas.admit_unary_logs(call.caller.identity.owner()).await?;
+        let held = (permit, self.actors.context().memory.admit_unary_logs()?);
         let control = self.open_stream(call);
         tracing::debug!(lease = %request.lease, stream = control.id(), "collecting logs");
         let ended = Arc::new(OnceLock::new());
@@ -78,7 +79,7 @@ impl LeaseService {
         let response = collect(body, Collector::new(CollectorLimits::UNARY, notices), names, &view).await;
         // Set: the body returns `None` only after its trailers.
         match ended.get() {
-            Some(StreamEnd::Done) | None => Ok(response::of_message(&response, control, permit)),
+            Some(StreamEnd::Done) | None => Ok(response::of_message(&response, control, held)),
             Some(end) => Ok(response::of_status(of_end(end))),
         }
     }

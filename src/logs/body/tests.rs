@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::logs::LagPolicy;
-use crate::logs::actor::ActorContext;
 use crate::logs::entry_name::NameStyle;
+use crate::logs::memory_budget::MemoryBudget;
 use crate::logs::notice::Notices;
 use crate::logs::websocket::tests::decode;
 use crate::model::id::{Address, Instance, LeaseId};
@@ -231,10 +231,11 @@ impl Polled {
         let mut limits = Limits::default();
         limits.quota.replicas_per_request = replicas;
         limits.ring_max_bytes = 64 * 1024;
-        let limiter = BackfillLimiter::new(&limits.quota);
+        let memory = MemoryBudget::default();
+        let limiter = BackfillLimiter::new(&limits.quota, memory.clone());
         let metrics = Metrics::register(&NoopRecorder);
         let names = NameStyle::default();
-        let context = ActorContext { platform, limits: Arc::new(limits), metrics, names };
+        let context = ActorContext { platform, limits: Arc::new(limits), metrics, names, memory };
         let trailers: Trailers = Box::new(|_| HeaderMap::new());
         let body = LogsBody::new(
             request,

@@ -133,6 +133,7 @@ impl Entry {
         let message = form.get_or_init(|| {
             ring.encoded.increment(1);
             let message = ring.encoder(representation).lines(instance, chunk);
+            let message = ring.memory.hold(message, made_bytes);
             made_bytes += message.len();
             message
         });
@@ -208,14 +209,8 @@ impl Entry {
         totals
     }
 
-    fn cost(&self) -> u64 {
-        let attributes = match &self.kind {
-            EntryKind::Lines(chunk, _) => size_of_val(&*chunk.line_ends),
-            // Its texts are not longer than the message.
-            EntryKind::Event(_) => size_of::<Event>() + self.message.len(),
-            EntryKind::Gap(_) => 0,
-        };
-        (self.message.len() + attributes + ENTRY_OVERHEAD_BYTES) as u64
+    pub(super) fn cost(&self) -> u64 {
+        (self.message.len() + self.kind.overhead_bytes(self.message.len())) as u64
     }
 
     fn chunk(&self) -> Option<&Chunk> {
@@ -224,6 +219,25 @@ impl Entry {
             EntryKind::Event(_) | EntryKind::Gap(_) => None,
         }
     }
+}
+
+// === impl EntryKind ===
+
+impl EntryKind {
+    /// Returns the memory of an entry besides its message, which has `message_bytes`.
+    pub(super) fn overhead_bytes(&self, message_bytes: usize) -> usize {
+        match self {
+            Self::Lines(chunk, _) => lines_overhead_bytes(chunk),
+            // Its texts are not longer than the message.
+            Self::Event(_) => ENTRY_OVERHEAD_BYTES + size_of::<Event>() + message_bytes,
+            Self::Gap(_) => ENTRY_OVERHEAD_BYTES,
+        }
+    }
+}
+
+/// Returns the memory of an entry of lines besides its message.
+pub(super) fn lines_overhead_bytes(chunk: &Chunk) -> usize {
+    ENTRY_OVERHEAD_BYTES + size_of_val(&*chunk.line_ends)
 }
 
 // === impl LazyForms ===
@@ -286,6 +300,7 @@ mod tests {
     use super::*;
     use crate::logs::chunk::LineEnd;
     use crate::logs::entry_name::NameStyle;
+    use crate::logs::memory_budget::MemoryBudget;
     use crate::logs::notice::Notices;
     use crate::model::id::Replica;
     use crate::model::metrics::Metrics;
@@ -294,7 +309,8 @@ mod tests {
     fn forms_are_encoded_once_and_counted() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
         let metrics = Metrics::register(&NoopRecorder);
-        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics);
+        let memory = MemoryBudget::default();
+        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics, &memory);
         let (run, time) = (Instance::new("uid", "web", 0).unwrap(), LogTime::from_nanos(5));
         ring.begin_log(&run, Position::START);
         let chunk = Chunk {

@@ -43,9 +43,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics::register(&NoopReco
 /// A ring whose log was opened at its start.
 fn open_ring(max_bytes: usize) -> Arc<Ring> {
     let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-    let ring = Ring::new(replica, NameStyle::Replica, max_bytes, &METRICS);
+    let ring = Ring::new(replica, NameStyle::Replica, max_bytes, &METRICS, &MemoryBudget::default());
     ring.begin_log(&run(), Position::START);
-    Arc::new(ring)
+    ring
 }
 
 fn run() -> Instance {

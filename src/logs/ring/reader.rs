@@ -401,7 +401,7 @@ impl RingReader {
             || is_next_to_gap
             || entry.ambiguous.contains(at)
             || is_unknown_line
-            || !self.may_join(&state, entry, limit)
+            || !Self::may_join(&state, entry, limit)
         {
             return JoinOutcome::ReadLog;
         }
@@ -454,7 +454,7 @@ impl RingReader {
                 wanted -= count;
                 continue;
             }
-            if !self.may_join(&state, entry, JoinLimit::Usual) {
+            if !Self::may_join(&state, entry, JoinLimit::Usual) {
                 return None;
             }
             let part = chunk.without_lines(usize::try_from(count - wanted).ok()?)?;
@@ -471,10 +471,10 @@ impl RingReader {
     }
 
     /// Whether `limit` allows a reader to start at `entry`.
-    fn may_join(&self, state: &State, entry: &Entry, limit: JoinLimit) -> bool {
+    fn may_join(state: &State, entry: &Entry, limit: JoinLimit) -> bool {
         let Some((numerator, denominator)) = limit.share() else { return true };
         let ahead = state.totals.cost - entry.totals_before.cost + state.lazy_bytes as u64;
-        ahead <= (self.ring.max_bytes / denominator * numerator) as u64
+        ahead <= (state.capacity / denominator * numerator) as u64
     }
 
     /// Continues after the newest line, at the first event after it that is held. Those before it have no
@@ -566,6 +566,7 @@ mod tests {
     use super::*;
     use crate::logs::chunk::LineEnd;
     use crate::logs::entry_name::NameStyle;
+    use crate::logs::memory_budget::MemoryBudget;
     use crate::logs::message::{Event, Gap};
     use crate::model::id::Replica;
     use crate::model::line::{GapCause, Line};
@@ -574,8 +575,8 @@ mod tests {
     #[test]
     fn backfill_at_run_end_joins_ring_that_lost_lines() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let ring =
-            Arc::new(Ring::new(replica, NameStyle::Replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let metrics = Metrics::register(&NoopRecorder);
+        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics, &MemoryBudget::default());
         let run = Instance::new("uid", "web", 0).unwrap();
         let time = LogTime::from_nanos(5);
         let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
@@ -614,7 +615,7 @@ mod tests {
     fn small_ring() -> (Arc<Ring>, Instance) {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
         let metrics = Metrics::register(&NoopRecorder);
-        let ring = Arc::new(Ring::new(replica, NameStyle::Replica, 4_096, &metrics));
+        let ring = Ring::new(replica, NameStyle::Replica, 4_096, &metrics, &MemoryBudget::default());
         let run = Instance::new("uid", "web", 0).unwrap();
         ring.begin_log(&run, Position::START);
         (ring, run)
@@ -724,8 +725,8 @@ mod tests {
     #[test]
     fn position_of_unknown_line_does_not_join() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let ring =
-            Arc::new(Ring::new(replica, NameStyle::Replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let metrics = Metrics::register(&NoopRecorder);
+        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics, &MemoryBudget::default());
         let run = Instance::new("uid", "web", 0).unwrap();
         let time = LogTime::from_nanos;
         let at = |nanos, offset| Position { time: time(nanos), ordinal: 1, offset };

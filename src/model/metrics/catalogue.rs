@@ -202,6 +202,20 @@ catalogue! {
             "It approaches the gateway's memory limit. It is at most `leasemux_actors` times the size of a \
              ring.";
 
+        /// Memory for rings, send buffers and reads of older lines together (`--memory-budget`)
+        memory_budget: Gauge = "leasemux_memory_budget_bytes" (Bytes),
+            "Never on its own.";
+
+        /// Part of the memory budget that is held or reserved, measured at each scrape
+        memory_used: Gauge = "leasemux_memory_used_bytes" (Bytes),
+            "It stays close to `leasemux_memory_budget_bytes`: rings are shrunk, and at worst calls are \
+             rejected (quota `memory`). Raise `--memory-budget`, or add a gateway.";
+
+        /// Bytes of rings that were evicted early because the memory budget was used up
+        ring_shrunk_bytes: Counter = "leasemux_ring_shrunk_bytes_total" (Bytes),
+            "It grows: followers that lag lose lines sooner than the size of a ring allows. See \
+             `leasemux_memory_used_bytes`.";
+
         /// Logs opened at the platform: live tails (one per run that an actor reads, and again after a
         /// failure), history reads for followers that request older lines, and refills of followers that
         /// lagged

@@ -22,6 +22,7 @@ use leasemux::edge::tls::SniConfigs;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::logs::ring::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
@@ -152,6 +153,7 @@ impl Gateway {
     ) -> Self {
         let exporter = Exporter::new().unwrap();
         let context = ActorContext {
+            memory: MemoryBudget::new(limits.memory_budget, &exporter.metrics),
             platform: platform.unwrap_or_else(|| Arc::new(fake.clone())),
             limits: Arc::new(limits),
             metrics: exporter.metrics.clone(),

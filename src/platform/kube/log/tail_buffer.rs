@@ -102,7 +102,15 @@ impl TailBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logs::memory_budget::READ_RESERVED_BYTES;
     use crate::platform::batcher::{LineBatcher, StartFilter};
+
+    #[test]
+    fn buffer_fits_the_memory_that_a_read_reserves() {
+        // A full deque has up to twice as many places.
+        let places = 2 * usize::try_from(LAST_MAX_LINES).unwrap() * size_of::<(Line, Bytes)>();
+        assert!(LAST_MAX_BYTES + places + READ_MAX_BYTES <= READ_RESERVED_BYTES, "{places}");
+    }
 
     /// The last lines of a log with these times, read in portions: their start and their texts.
     fn last(wanted: u64, times: &[i64], portion: usize) -> (Position, Vec<String>) {
