@@ -22,6 +22,7 @@ pub mod rest;
 pub mod server;
 pub mod service;
 mod stream_supervisor;
+mod task_classes;
 pub mod tls;
 pub(crate) mod upstream;
 pub mod websocket;

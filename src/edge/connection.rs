@@ -170,6 +170,7 @@ impl Connections {
             address,
             stall: self.limits.stall,
             metrics: self.metrics.clone(),
+            class: info.class.clone(),
         };
         let limits = &self.limits.connection;
         let mut http = http2::Builder::new(executor);

@@ -36,6 +36,7 @@ use crate::model::metrics::{
 use crate::model::peer::PeerNet;
 use crate::model::proto::DESCRIPTORS;
 use crate::model::rate::{Bucket, Rate};
+use crate::sys::fair_poll::{Fair, SharedClass};
 
 /// Pause after a failed accept. Most often no file descriptor is free, so an immediate retry is useless.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -166,10 +167,13 @@ impl Server {
                 Ok((socket, address)) => {
                     let Some(permit) = limiter.try_acquire(address) else { continue };
                     let limiter = Arc::clone(&limiter);
-                    self.connections.drain.spawn(async move {
-                        limiter.server.serve_socket(socket, address, &limiter).await;
+                    let class = SharedClass::new(self.connections.service.classes.unauthenticated());
+                    let of_connection = class.clone();
+                    let serving = async move {
+                        limiter.server.serve_socket(socket, address, &limiter, of_connection).await;
                         drop(permit);
-                    });
+                    };
+                    self.connections.drain.spawn(Fair::new(serving, class));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept connection");
@@ -179,7 +183,13 @@ impl Server {
         }
     }
 
-    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, limiter: &ConnectionLimiter) {
+    async fn serve_socket(
+        &self,
+        mut socket: TcpStream,
+        address: SocketAddr,
+        limiter: &ConnectionLimiter,
+        class: SharedClass,
+    ) {
         if let Err(error) = configure(&socket, self.connections.limits.stall, &self.protocol) {
             tracing::debug!(%error, %address, "failed to set socket options");
         }
@@ -191,10 +201,15 @@ impl Server {
         let Some(accepted) = accepted else { return };
         let mut counter = ConnectionCounter::new(&self.connections.metrics);
         let _guard = self.connections.drain.track_connection(Some(accepted.address));
-        counter.end = self.serve_accepted(socket, &accepted).await;
+        counter.end = self.serve_accepted(socket, &accepted, class).await;
     }
 
-    async fn serve_accepted(&self, socket: TcpStream, accepted: &Accepted) -> ConnectionEnd {
+    async fn serve_accepted(
+        &self,
+        socket: TcpStream,
+        accepted: &Accepted,
+        class: SharedClass,
+    ) -> ConnectionEnd {
         let (connections, peer) = (&self.connections, accepted.address);
         let started = Instant::now();
         let socket = match &self.splicing {
@@ -216,6 +231,7 @@ impl Server {
         };
         connections.metrics.handshake_time.record(started.elapsed().as_secs_f64());
         let mut info = ConnectionInfo::new(ClientCertificate::new(io.peer_certificates()), Some(peer));
+        info.class = Some(class);
         info.public_name = io.server_name().and_then(|name| self.tls.public_name(name));
         if accepted.needs_trusted_certificate {
             let check = connections.service.has_trusted_certificate(&info);

@@ -22,6 +22,7 @@ use super::request;
 use super::request_body::{Encoding, MessageMeter, RequestBody};
 use super::response::{self, ResponseBody};
 use super::stream_supervisor::SupervisorHandle;
+use super::task_classes::TaskClasses;
 use crate::access::authenticator::{Authenticated, Authenticator, ClientCertificate, CredentialValidity};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::{Refusal, RefusalKind};
@@ -43,6 +44,7 @@ use crate::platform;
 use crate::restart::RestartManager;
 use crate::status::StatusBody;
 use crate::stream::{StreamControl, StreamEnd};
+use crate::sys::fair_poll::SharedClass;
 
 mod published_calls;
 
@@ -62,6 +64,9 @@ pub(super) struct ConnectionInfo {
     pub(super) public_name: Option<Arc<str>>,
     /// Results of the calls so far.
     pub(super) auth: AuthState,
+    /// The class of the connection's tasks. `None` on connections that were not accepted by a server, which
+    /// tests and benchmarks use.
+    pub(super) class: Option<SharedClass>,
 }
 
 /// The lease service. Cloning is cheap.
@@ -75,6 +80,7 @@ pub struct LeaseService {
     pub(super) quotas: Quotas,
     pub(super) peers: PeerLimits,
     pub(super) drain: Drain,
+    pub(super) classes: TaskClasses,
     /// The proto of requests that are the same in both.
     proto: DefaultProto,
 }
@@ -133,7 +139,7 @@ impl LeaseMethod {
 
 impl ConnectionInfo {
     pub(super) fn new(certificate: ClientCertificate, address: Option<SocketAddr>) -> Self {
-        Self { certificate, address, public_name: None, auth: AuthState::default() }
+        Self { certificate, address, public_name: None, auth: AuthState::default(), class: None }
     }
 
     pub(super) fn net(&self) -> Option<PeerNet> {
@@ -157,7 +163,8 @@ impl LeaseService {
         let audit = AuditLog::new(limits.audit_refusals_per_minute);
         let peers = PeerLimits::new(&limits.connection, &limits.quota);
         let proto = DefaultProto::default();
-        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain, proto }
+        let classes = TaskClasses::new();
+        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain, classes, proto }
     }
 
     /// Returns the same service for a port of this proto.
@@ -341,6 +348,9 @@ impl LeaseService {
             self.call_error(error.refusal, info)
         })?;
         info.auth.record_success();
+        if let Some(class) = &info.class {
+            class.set(self.classes.of(caller.identity.owner()));
+        }
         audit.set_authenticated(caller.identity.owner().clone());
         Ok(caller)
     }

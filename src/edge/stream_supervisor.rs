@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::drain::Drain;
 use crate::model::metrics::Metrics;
 use crate::stream::{StreamControl, StreamEnd};
+use crate::sys::fair_poll::{Fair, SharedClass};
 use crate::sys::gated_poll::Gated;
 
 /// Time that a stream which must end has to send its status. A stream with revoked credentials ends within
@@ -68,6 +69,8 @@ pub(super) struct StreamExecutor {
     pub(super) address: Option<SocketAddr>,
     pub(super) stall: Duration,
     pub(super) metrics: Metrics,
+    /// The class of the connection's tasks.
+    pub(super) class: Option<SharedClass>,
 }
 
 /// The number of open streams of one connection. Cloning is cheap.
@@ -163,7 +166,11 @@ where
         // Does not wait for the drain deadline: that cuts the connection, and HTTP/2 its streams.
         let cut = supervise(receiver, self.address, self.stall, self.metrics.clone());
         let open = self.streams.open();
-        self.drain.spawn(SupervisedStream { stream, cut: Gated::new(Box::pin(cut)), handle, open });
+        let stream = SupervisedStream { stream, cut: Gated::new(Box::pin(cut)), handle, open };
+        match &self.class {
+            Some(class) => self.drain.spawn(Fair::new(stream, class.clone())),
+            None => self.drain.spawn(stream),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::sys::sync::{AtomicBool, Mutex};
 
 #[cfg(test)]
 #[cfg(feature = "loom")]
-mod models;
+pub(super) mod models;
 
 /// Decides whether one part of a task needs to be polled.
 #[derive(Debug)]

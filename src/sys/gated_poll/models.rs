@@ -9,18 +9,18 @@ use crate::sys::sync::{AtomicWaker, explore, spawn};
 
 /// Becomes ready once.
 #[derive(Debug)]
-struct Signal {
+pub(in crate::sys) struct Signal {
     // Accessed relaxed: it is visible only if the wake-up is.
     is_set: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
 impl Signal {
-    fn new() -> Arc<Self> {
+    pub(in crate::sys) fn new() -> Arc<Self> {
         Arc::new(Self { is_set: AtomicBool::new(false), waker: Mutex::new(None) })
     }
 
-    fn set(&self) {
+    pub(in crate::sys) fn set(&self) {
         self.is_set.store(true, Ordering::Relaxed);
         let waker = self.waker.lock().take();
         if let Some(waker) = waker {
@@ -29,7 +29,7 @@ impl Signal {
     }
 
     /// Resolves when it is set. Registers its waker once, so that a later poll depends on the wake-up alone.
-    fn wait(self: Arc<Self>) -> impl Future<Output = ()> + Unpin {
+    pub(in crate::sys) fn wait(self: Arc<Self>) -> impl Future<Output = ()> + Unpin {
         let mut is_registered = false;
         poll_fn(move |cx| {
             if !std::mem::replace(&mut is_registered, true) {
