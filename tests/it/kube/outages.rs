@@ -65,6 +65,8 @@ async fn unreachable_kubelet_is_retried_until_all_resume() {
     let (runs, mut follower) = followed(&scenario).await;
     scenario.cluster.kubelets(Kubelets::Unreachable);
     scenario.cluster.complete_logs();
+    // An open request would still send lines that are printed now.
+    eventually(async || scenario.cluster.follows() == 0).await;
     for run in &runs {
         scenario.cluster.print(run, 5, 1_000);
     }
@@ -109,6 +111,8 @@ async fn kubelet_without_its_pods_ends_no_log() {
     let (runs, mut follower) = followed(&scenario).await;
     scenario.cluster.kubelets(Kubelets::Unaware);
     scenario.cluster.complete_logs();
+    // An open request would still send lines that are printed now.
+    eventually(async || scenario.cluster.follows() == 0).await;
     for run in &runs {
         scenario.cluster.print(run, 5, 1_000);
     }
