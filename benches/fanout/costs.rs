@@ -1,5 +1,5 @@
-//! Costs other than fan-out: idle followers, stalled followers, replicas, handshakes, floods and log
-//! ingestion.
+//! Costs other than fan-out: idle followers, stalled followers, replicas, handshakes, floods, other tenants
+//! and log ingestion.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,7 @@ mod floods;
 mod followers;
 mod ingest;
 mod refill;
+mod tenants;
 
 /// A measurement of the gateway alone.
 #[derive(Debug, Subcommand)]
@@ -52,6 +53,21 @@ pub(crate) enum Cost {
         #[arg(long, default_value_t = 6.0)]
         seconds: f64,
     },
+    /// A follower of one tenant while another tenant has many followers of a loud service.
+    Tenants {
+        /// Number of the other tenant's followers; at most one owner's streams, unless it is raised.
+        #[arg(long, default_value_t = 1_000)]
+        followers: usize,
+        /// Number of connections that open during the measurement and then take nothing.
+        #[arg(long, default_value_t = 2_000)]
+        connections: usize,
+        /// Kilobytes per second that the other tenant's service prints.
+        #[arg(long, default_value_t = 400)]
+        kilobytes: u64,
+        /// Seconds per measurement.
+        #[arg(long, default_value_t = 6.0)]
+        seconds: f64,
+    },
     /// Bytes read from a log for slow followers that are refilled, per delivered byte.
     Refill {
         /// Number of followers.
@@ -85,6 +101,9 @@ pub(crate) fn run(cost: &Cost) -> Result<()> {
         Cost::Replicas { followers } => followers::replicas(*followers),
         Cost::Handshakes { count } => followers::handshakes(*count),
         Cost::Floods { connections, seconds } => floods::run(*connections, *seconds),
+        Cost::Tenants { followers, connections, kilobytes, seconds } => {
+            tenants::run(*followers, *connections, *kilobytes, *seconds)
+        }
         Cost::Refill { followers, megabytes, line, seconds } => {
             refill::run(*followers, *megabytes, *line, *seconds)
         }

@@ -31,10 +31,15 @@ pub(crate) struct Login {
 impl Login {
     /// Loads the tenant that a server has created in `dir`.
     pub(crate) fn load(security: Security, dir: &Path) -> Result<Self> {
-        if !dir.join(TENANT_DIR).exists() {
+        Self::of_tenant(security, dir, TENANT_DIR)
+    }
+
+    /// Loads the tenant with this directory within `dir`.
+    pub(crate) fn of_tenant(security: Security, dir: &Path, tenant_dir: &str) -> Result<Self> {
+        if !dir.join(tenant_dir).exists() {
             return Ok(Self { tls: None, request: None });
         }
-        let tenant = IdentityFiles::load(&dir.join(TENANT_DIR))?;
+        let tenant = IdentityFiles::load(&dir.join(tenant_dir))?;
         let request = ServiceLogsRequest {
             lease_id: Some(market::LeaseId::from(&source::lease(tenant.address())?)),
             follow: true,

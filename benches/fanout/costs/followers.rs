@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::measure::{Usage, usage};
 use crate::plan::{Cell, Flow, Regime, Security};
 
 /// A connection that is never read.
-type Silent = StreamOwned<ClientConnection, TcpStream>;
+pub(super) type Silent = StreamOwned<ClientConnection, TcpStream>;
 
 /// Length of a measurement.
 const SPAN: Duration = Duration::from_secs(5);
@@ -53,8 +53,8 @@ fn gateway(dir: &Path, replicas: usize) -> Result<(Server, Usage)> {
 }
 
 /// Connects and opens `streams` streams, then neither reads nor writes.
-fn silent(server: &Server, login: &Login, streams: u32) -> Result<Silent> {
-    let mut socket = TcpStream::connect(server.followers)?;
+pub(super) fn silent(to: SocketAddr, login: &Login, streams: u32) -> Result<Silent> {
+    let mut socket = TcpStream::connect(to)?;
     let config = login.tls.clone().ok_or("followers connect over TLS")?;
     let mut tls = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
     tls.set_buffer_limit(None);
@@ -78,7 +78,7 @@ pub(super) fn idle(followers: usize) -> Result<()> {
         let connections = followers.div_ceil(streams as usize);
         let mut silent_followers = Vec::new();
         for _ in 0..connections {
-            silent_followers.push(silent(&server, &login, streams)?);
+            silent_followers.push(silent(server.followers, &login, streams)?);
         }
         std::thread::sleep(SETTLE);
         let connected = usage(server.id())?;
@@ -102,7 +102,8 @@ pub(super) fn stalled(followers: usize, megabytes: u64) -> Result<()> {
         let dir = tempfile::tempdir()?;
         let (server, _) = gateway(dir.path(), 1)?;
         let login = Login::load(Security::Tls, dir.path())?;
-        let stalled: Vec<_> = (0..count).map(|_| silent(&server, &login, 1)).collect::<Result<_>>()?;
+        let stalled: Vec<_> =
+            (0..count).map(|_| silent(server.followers, &login, 1)).collect::<Result<_>>()?;
         let cell = Cell { regime: Regime::Backlog, size: 4_096, followers: 1, security: Security::Tls };
         let mut client = Client::connect(&server, Kind::Gateway.contender().as_ref(), &cell, dir.path())?;
         while client.delivered() * cell.size < megabytes * MEGABYTE {

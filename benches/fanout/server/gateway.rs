@@ -28,21 +28,19 @@ use leasemux::serve::{SideRuntime, main_runtime};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
-use super::{Listeners, TENANT_DIR, plain, source};
+use super::{Listeners, NEIGHBOR_DIR, TENANT_DIR, Task, plain, source};
 use crate::Result;
 
-/// Trusts one tenant.
+/// A tenant and its certificate.
+type TrustedTenant = (Owner, TrustedItem);
+
+/// Trusts these tenants.
 #[derive(Debug)]
-struct Tenant(Owner, TrustedItem);
+struct Tenants(Vec<TrustedTenant>);
 
 /// Serves followers over gRPC, or over websockets of the REST port.
-pub(super) fn serve(
-    listeners: Listeners,
-    dir: &Path,
-    pace: Duration,
-    replicas: u32,
-    websockets: bool,
-) -> Result<()> {
+pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result<()> {
+    let (dir, replicas, websockets) = (&task.dir, task.replicas, task.kind.is_websocket());
     let runtime = match &listeners.admin {
         Some(_) => main_runtime()?,
         None => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -50,15 +48,18 @@ pub(super) fn serve(
     let side = SideRuntime::start()?;
     runtime.block_on(async {
         let followers = TcpListener::from_std(listeners.followers)?;
-        let identity = IdentityFiles::load(&dir.join(TENANT_DIR))?;
-        let owner = identity.address().clone();
-        let (chain, _) = identity.into_parts();
-        let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
-        let tenant = Tenant(owner.clone(), TrustedItem::new(der.into()));
+        let (tenant, chain) = load_tenant(&dir.join(TENANT_DIR))?;
+        let owner = tenant.0.clone();
+        let mut tenants = vec![tenant];
         let ingest = TcpListener::from_std(listeners.ingest)?;
         let lease = source::lease(&owner)?;
         let provider = lease.provider().clone();
-        let (source, distributor) = source::new(lease, replicas, ingest)?;
+        let (mut source, distributor) = source::new(lease, replicas, ingest)?;
+        if let Some(rate) = task.neighbor_rate {
+            let (neighbor, _) = load_tenant(&dir.join(NEIGHBOR_DIR))?;
+            source = source.with_neighbor(source::lease(&neighbor.0)?, rate);
+            tenants.push(neighbor);
+        }
 
         let exporter = Exporter::new()?;
         let metrics = exporter.metrics.clone();
@@ -84,7 +85,7 @@ pub(super) fn serve(
             })?;
         }
         let restarts = RestartManager::new(Arc::clone(&context.platform), metrics.clone());
-        let authenticator = Authenticator::new(Arc::new(tenant));
+        let authenticator = Authenticator::new(Arc::new(Tenants(tenants)));
         let service = LeaseService::new(authenticator, ActorRegistry::new(context), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
         let protocol = if websockets {
@@ -119,6 +120,15 @@ pub(super) fn serve(
     })
 }
 
+/// Returns the tenant with its identity in `dir`, and its certificate chain.
+fn load_tenant(dir: &Path) -> Result<(TrustedTenant, Vec<CertificateDer<'static>>)> {
+    let identity = IdentityFiles::load(dir)?;
+    let owner = identity.address().clone();
+    let (chain, _) = identity.into_parts();
+    let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
+    Ok(((owner, TrustedItem::new(der.into())), chain))
+}
+
 /// Serves without TLS, which the gateway does not do in production, to measure the cost of TLS. All peers are
 /// the tenant.
 async fn serve_plain(
@@ -136,16 +146,16 @@ async fn serve_plain(
     }
 }
 
-// === impl Tenant ===
+// === impl Tenants ===
 
-impl Trust for Tenant {
+impl Trust for Tenants {
     fn certificate<'a>(
         &'a self,
         owner: &'a Owner,
         _: &'a Serial,
     ) -> BoxFuture<'a, std::result::Result<TrustAnswer, Unavailable>> {
-        let answer =
-            if *owner == self.0 { TrustAnswer::Trusted(self.1.clone()) } else { TrustAnswer::Unknown };
+        let found = self.0.iter().find(|(tenant, _)| tenant == owner);
+        let answer = found.map_or(TrustAnswer::Unknown, |(_, item)| TrustAnswer::Trusted(item.clone()));
         Box::pin(std::future::ready(Ok(answer)))
     }
 

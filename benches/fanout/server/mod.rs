@@ -31,6 +31,9 @@ const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// Directory, within a server's, of the tenant's identity, which all followers use.
 pub(crate) const TENANT_DIR: &str = "tenant";
 
+/// Directory, within a server's, of another tenant's identity.
+pub(crate) const NEIGHBOR_DIR: &str = "neighbor";
+
 /// Name of the only service.
 pub(crate) const SERVICE: &str = "web";
 
@@ -54,6 +57,9 @@ pub(crate) struct Task {
     /// Replicas of the service; lines are distributed among them.
     #[arg(long, default_value_t = 1)]
     replicas: u32,
+    /// Bytes per second of the service of another tenant, whose identity is in the directory.
+    #[arg(long)]
+    neighbor_rate: Option<u64>,
     /// Run the gateway with its production runtimes and an admin port, instead of one thread.
     #[arg(long)]
     as_served: bool,
@@ -97,7 +103,7 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
         Kind::Naive => naive::serve(listeners, task.size),
         Kind::Gateway | Kind::Ws => {
             let pace = Duration::from_millis(task.pace);
-            gateway::serve(listeners, &task.dir, pace, task.replicas, task.kind.is_websocket())
+            gateway::serve(listeners, task, pace)
         }
         Kind::Tungstenite => library::serve::<library::Tungstenite>(listeners),
         Kind::TokioWebsockets => library::serve::<library::TokioWebsockets>(listeners),

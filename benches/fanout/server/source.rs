@@ -1,8 +1,9 @@
 //! The gateway's platform: one lease with one service. The publisher's lines are distributed among its
-//! replicas.
+//! replicas. Another tenant may have a lease whose service prints at a fixed rate.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
@@ -25,11 +26,19 @@ use crate::Result;
 /// Most batches that wait for an actor. Then the publisher waits.
 const PENDING_MAX: usize = 16;
 
+/// Interval at which the other tenant's service prints, in milliseconds.
+const TICK_MILLIS: u64 = 5;
+
+/// Length of its lines.
+const LINE_BYTES: usize = 100;
+
 /// A platform on which each replica has one run, whose log can be opened once.
 pub(super) struct Source {
     lease: LeaseId,
     view: watch::Sender<Arc<LeaseView>>,
     logs: Mutex<Vec<Option<mpsc::Receiver<LineBatch>>>>,
+    /// The lease of another tenant, and the bytes per second of each replica.
+    neighbor: Option<(LeaseId, u64)>,
 }
 
 /// Distributes the publisher's lines among the replicas.
@@ -60,11 +69,47 @@ pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<
     }
     let service = ServiceView { count: replicas, replicas: replica_views, ..ServiceView::default() };
     let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ..LeaseView::default() };
-    let source = Source { lease, view: watch::Sender::new(Arc::new(view)), logs: Mutex::new(receivers) };
+    let source = Source {
+        lease,
+        view: watch::Sender::new(Arc::new(view)),
+        logs: Mutex::new(receivers),
+        neighbor: None,
+    };
     Ok((source, Distributor { ingest, logs: senders, next: 0 }))
 }
 
+/// Returns a log that grows by `rate` bytes per second.
+fn steady_log(rate: u64) -> Tail {
+    let bytes = usize::try_from(rate * TICK_MILLIS / 1_000).unwrap_or(usize::MAX);
+    let lines = (bytes / LINE_BYTES).max(1);
+    let mut text = [b'x'; LINE_BYTES];
+    text[LINE_BYTES - 1] = b'\n';
+    let data = Bytes::from(text.repeat(lines));
+    let ends: Vec<usize> = (1..=lines).map(|number| number * LINE_BYTES).collect();
+    let ticks = tokio::time::interval(Duration::from_millis(TICK_MILLIS));
+    let items = stream::unfold((ticks, Position::START), move |(mut ticks, mut at)| {
+        let (data, ends) = (data.clone(), ends.clone());
+        async move {
+            ticks.tick().await;
+            Some((Ok(TailItem::Lines(batch(data, &ends, &mut at))), (ticks, at)))
+        }
+    });
+    Tail { start: Position::START, unfinished: [false; 2], items: items.boxed() }
+}
+
 // === impl Source ===
+
+impl Source {
+    /// Adds a lease whose replicas print `rate` bytes per second each.
+    pub(super) fn with_neighbor(self, lease: LeaseId, rate: u64) -> Self {
+        Self { neighbor: Some((lease, rate)), ..self }
+    }
+
+    /// Returns the rate of the other tenant's service, if `lease` is its lease.
+    fn neighbor_rate(&self, lease: &LeaseId) -> Option<u64> {
+        self.neighbor.as_ref().filter(|(neighbor, _)| neighbor == lease).map(|(_, rate)| *rate)
+    }
+}
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,12 +126,16 @@ impl Platform for Source {
         &self,
         lease: &LeaseId,
     ) -> BoxFuture<'_, std::result::Result<watch::Receiver<Arc<LeaseView>>, Error>> {
-        let found = (*lease == self.lease).then(|| self.view.subscribe());
+        let is_known = *lease == self.lease || self.neighbor_rate(lease).is_some();
+        let found = is_known.then(|| self.view.subscribe());
         Box::pin(std::future::ready(found.ok_or_else(|| Error::NotFound(lease.to_string()))))
     }
 
     /// Followers request no older lines, so the only tail is the live one, from the first line on.
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, std::result::Result<Tail, Error>> {
+        if let Some(rate) = self.neighbor_rate(&request.lease) {
+            return Box::pin(std::future::ready(Ok(steady_log(rate))));
+        }
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         let log = logs.get_mut(request.replica.index as usize).and_then(Option::take);
         let tail = log.ok_or_else(|| Error::Broken("a second tail was opened".to_owned())).map(|log| {
