@@ -170,7 +170,7 @@ async fn measure(
     let metric = |name: &str| -> Result<f64> {
         let text = exporter.render();
         let values =
-            text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' ')?.1.parse::<f64>().ok());
+            text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
     };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters")]
