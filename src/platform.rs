@@ -126,8 +126,8 @@ pub struct TailRequest {
     /// Time of the oldest line of the run that was read before, if one was. A log that begins later was
     /// rotated.
     pub oldest_read: Option<LogTime>,
-    /// With [`ReadFrom::Start`]: whether the caller continues after an earlier run of the replica. If the source
-    /// can tell that the first lines were rotated away, a gap comes first.
+    /// With [`ReadFrom::Start`]: whether the caller continues after an earlier run of the replica. If the
+    /// source can tell that the first lines may have been rotated away, a gap comes first.
     pub is_next_run: bool,
     /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
     /// it ends at the present end of the log.

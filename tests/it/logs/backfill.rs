@@ -1,11 +1,13 @@
 //! Backfill: reads all older lines, and does not block other backfills while it waits.
 
+use leasemux::model::id::Instance;
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use tonic::Code;
 
 use super::{follow, lines, one_backfill, one_run, replica, small_ring, wide_lines};
+use crate::support::fake_platform::FakePlatform;
 use crate::support::gateway::{Setup, Stream};
 use crate::support::loss_check::Seen;
 use crate::support::reason;
@@ -80,6 +82,16 @@ async fn run_that_view_no_longer_names_is_gap() {
     assert!(stream.received.of("web", 0).contains(&Seen::Gap(0, 0, false)));
 }
 
+/// Prints lines 10 to 19, of which the actor gets only the last. It has the time of the line before.
+async fn actor_loses_all_but_last_line(platform: &FakePlatform, run: &Instance, live: &mut Stream) {
+    platform.fail(run, true);
+    assert!(live.is_quiet().await);
+    platform.print(run, lines(10..20));
+    platform.rotate(run, 1);
+    platform.fail(run, false);
+    live.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
     let (setup, run) = one_run(one_backfill());
@@ -88,13 +100,7 @@ async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
     platform.print(&run, lines(0..10));
     let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
-    // The actor loses all lines but the last, which has the time of the line before.
-    platform.fail(&run, true);
-    assert!(first.is_quiet().await);
-    platform.print(&run, lines(10..20));
-    platform.rotate(&run, 1);
-    platform.fail(&run, false);
-    first.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+    actor_loses_all_but_last_line(platform, &run, &mut first).await;
     let mut later = Vec::new();
     for _ in 0..3 {
         let mut stream = setup.open(request.clone()).await.unwrap();
@@ -126,13 +132,7 @@ async fn backfill_whose_log_is_silent_gets_lines_that_the_ring_has() {
     first.until(|seen| seen.lines("web", 0) == 10).await;
     let mut later = setup.open(request.clone()).await.unwrap();
     later.until(|seen| seen.lines("web", 0) == 10).await;
-    // The actor loses all lines but the last.
-    platform.fail(&run, true);
-    assert!(first.is_quiet().await);
-    platform.print(&run, lines(10..20));
-    platform.rotate(&run, 1);
-    platform.fail(&run, false);
-    first.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+    actor_loses_all_but_last_line(platform, &run, &mut first).await;
     // It reads the gap from the log, and cannot join before a line of a later time.
     let mut later = setup.resume(later, request).await;
     later.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
