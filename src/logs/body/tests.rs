@@ -23,7 +23,7 @@ use crate::model::limits::Limits;
 use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
-use crate::model::proto::lease::ServiceLogsResponse;
+use crate::model::proto::lease::{ServiceLogs, ServiceLogsResponse};
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, Run, RunEnd, ServiceView};
 use crate::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
@@ -218,8 +218,18 @@ impl Polled {
         on_lag: LagPolicy,
         heartbeat: Option<Duration>,
     ) -> Self {
+        let request = Self::request(range, representation, on_lag, heartbeat);
+        Self::serving(platform, view, replicas, request)
+    }
+
+    fn request(
+        range: ReadRange,
+        representation: Representation,
+        on_lag: LagPolicy,
+        heartbeat: Option<Duration>,
+    ) -> LogsRequest {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
-        let request = LogsRequest {
+        LogsRequest {
             lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
             filter: Filter::everything(),
             range,
@@ -227,7 +237,15 @@ impl Polled {
             on_lag,
             heartbeat,
             resume: HashMap::new(),
-        };
+        }
+    }
+
+    fn serving(
+        platform: Arc<dyn Platform>,
+        view: watch::Receiver<Arc<LeaseView>>,
+        replicas: usize,
+        request: LogsRequest,
+    ) -> Self {
         let mut limits = Limits::default();
         limits.quota.replicas_per_request = replicas;
         limits.ring_max_bytes = 64 * 1024;
@@ -866,16 +884,45 @@ async fn gap_in_refill_names_time_of_last_line() {
     let log = script.add(0, None);
     log.unknown_gap(after(10));
     log.send(timed(500..1_000));
-    let sent = polled.sent_bytes().await;
-    let (mut rest, mut times) = (&sent[..], Vec::new());
-    while let Some((prefix, messages)) = rest.split_first_chunk::<5>() {
+    let entries = plain_entries(&polled.sent_bytes().await);
+    let gaps = entries.into_iter().filter_map(|entry| entry.gap);
+    assert_eq!(gaps.map(|gap| gap.from.unwrap().nanos).collect::<Vec<_>>(), [10]);
+}
+
+/// The log of this gateway was rotated, so its gap has a position before the one at which the follower came.
+/// Another gateway may still have the lines in between, and the follower has them already.
+#[tokio::test(start_paused = true)]
+async fn gap_of_ring_resumes_not_before_request() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (_views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter::default());
+    let mut request = Polled::request(range, Representation::Plain, LagPolicy::Drop, None);
+    let mut at = Position::START;
+    let lines = at_times(0, &[5, 5, 5], &mut at);
+    let web = Replica { service: "web".parse().unwrap(), index: 0 };
+    request.resume = [(web, (Instance::new("uid", "web", 0).unwrap(), at))].into();
+    let mut polled = Polled::serving(Arc::clone(&script) as Arc<dyn Platform>, view, 1, request);
+    live.send(lines);
+    assert!(polled.sent_bytes().await.is_empty());
+    live.unknown_gap(Position::START);
+    let entries = plain_entries(&polled.sent_bytes().await);
+    let [ServiceLogs { gap: Some(_), cursor: Some(cursor), .. }] = &entries[..] else {
+        panic!("{entries:?}")
+    };
+    assert_eq!((cursor.time.map(|time| time.nanos), cursor.ordinal), (Some(5), 3));
+}
+
+/// Returns the entries of gRPC messages.
+fn plain_entries(mut messages: &[u8]) -> Vec<ServiceLogs> {
+    let mut entries = Vec::new();
+    while let Some((prefix, rest)) = messages.split_first_chunk::<5>() {
         let [_, length @ ..] = prefix;
-        let (message, next) = messages.split_at(u32::from_be_bytes(*length) as usize);
-        let services = ServiceLogsResponse::decode(message).unwrap().services;
-        times.extend(services.into_iter().filter_map(|entry| entry.gap).map(|gap| gap.from.unwrap().nanos));
-        rest = next;
+        let (message, next) = rest.split_at(u32::from_be_bytes(*length) as usize);
+        entries.extend(ServiceLogsResponse::decode(message).unwrap().services);
+        messages = next;
     }
-    assert_eq!(times, [10]);
+    entries
 }
 
 /// The ring's positions have the greatest time that was read. Those of the log do not, because it lost the
