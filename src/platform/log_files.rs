@@ -72,6 +72,7 @@ pub enum FollowMode {
 
 /// The state of the stream. Reads only when polled.
 struct TailState {
+    notifier: Notifier,
     log: LogReader,
     follow: FollowMode,
     /// Set when following.
@@ -110,32 +111,47 @@ pub async fn open(
     from: ReadFrom,
     follow: FollowMode,
 ) -> Result<Tail, Error> {
-    let exists = tokio::fs::try_exists(&log.dir).await;
-    if !exists.map_err(|error| log.io_error("failed to find", error))? {
-        return Err(listing::not_found());
-    }
+    let log = blocking(notifier, move || {
+        let exists = log.dir.try_exists().map_err(|error| log.io_error("failed to find", error))?;
+        exists.then_some(log).ok_or_else(listing::not_found)
+    })
+    .await?;
     let limit = follow.limit();
     // Watched before the first listing, so that no change between the two is missed.
     let watch = (limit == ReadLimit::Growing).then(|| notifier.watch(&log.dir));
-    let mut seek = blocking(move || Seek::new(&log, from, limit)).await?;
+    let mut seek = blocking(notifier, move || Seek::new(&log, from, limit)).await?;
     let (log, start) = loop {
-        match blocking(move || seek.step()).await? {
+        match blocking(notifier, move || seek.step()).await? {
             SeekOutcome::Seeking(unfinished) => seek = unfinished,
             SeekOutcome::Found(log, start) => break (log, start),
         }
     };
     let unfinished = log.unfinished();
-    let state =
-        TailState { log, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
+    let state = TailState {
+        notifier: notifier.clone(),
+        log,
+        follow,
+        watch,
+        items: Vec::new().into_iter(),
+        state: State::Read,
+        due: None,
+    };
     let items = stream::try_unfold(state, TailState::next).boxed();
     Ok(Tail { start, unfinished, items })
 }
 
 /// Runs `work` on the blocking pool. If the caller is dropped, the work, which is short, completes and its
-/// result is discarded.
+/// result is discarded. In a simulation, runs it here.
 async fn blocking<T: Send + 'static>(
+    notifier: &Notifier,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    if let Some(disk) = notifier.simulated_disk() {
+        let duration = disk.access().map_err(|error| Error::io("failed to read a log", error))?;
+        // On the heap: streams of a real disk do not need the room.
+        Box::pin(tokio::time::sleep(duration)).await;
+        return work();
+    }
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|panicked| Err(Error::Broken(format!("reading a log: {panicked}"))))
 }
@@ -176,7 +192,7 @@ impl TailState {
         let limit = self.follow.limit();
         let is_due = self.due.is_some_and(|due| due <= Instant::now());
         let mut log = self.log;
-        let (mut log, items, state) = blocking(move || {
+        let (mut log, items, state) = blocking(&self.notifier, move || {
             let at_end = log.read(limit)?;
             let is_last = at_end && limit != ReadLimit::Growing;
             let batcher = log.batcher();

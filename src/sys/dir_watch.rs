@@ -3,8 +3,13 @@
 //! A user has 128 inotify instances by default (`fs.inotify.max_user_instances`), shared with the kubelet and
 //! everything else. One [`Notifier`] therefore serves the whole process, and each directory has one watch. If
 //! the system has no instance or watch left, the notifier polls instead and logs that.
+//!
+//! In a simulation, a [`SimulatedDisk`] takes the place of inotify and of the pool of blocking threads: the
+//! order of events then does not depend on other threads.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +28,34 @@ const EVENT_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Watches directories. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Notifier(Option<Arc<Kernel>>);
+pub struct Notifier(Source);
+
+/// Where notifications come from.
+#[derive(Clone, Debug)]
+enum Source {
+    Kernel(Arc<Kernel>),
+    Poll,
+    Simulated(Arc<dyn SimulatedDisk>),
+}
+
+/// The disk of a simulation, which decides when a change is noticed and how long an access takes.
+pub trait SimulatedDisk: fmt::Debug + Send + Sync {
+    /// Returns a receiver of the changes in `dir` from now on. The sender is dropped with the directory.
+    fn watch(&self, dir: &Path) -> watch::Receiver<()>;
+
+    /// Returns the duration of the next access.
+    ///
+    /// # Errors
+    /// If the access fails.
+    fn access(&self) -> io::Result<Duration>;
+}
 
 /// A watch on one directory. Drop ends it.
 #[derive(Debug)]
 pub struct DirWatch {
     /// Dropped before `registration`, which then sees whether other receivers are left.
     changes: watch::Receiver<()>,
-    /// Keeps the inotify watch; `None` if the directory is polled.
-    registration: Option<Registration>,
+    registration: Registration,
 }
 
 #[derive(Debug)]
@@ -45,8 +69,19 @@ struct Kernel {
 /// The watched directories. The receivers are in [`DirWatch`]es.
 type Dirs = HashMap<WatchDescriptor, watch::Sender<()>>;
 
+/// What keeps a watch.
 #[derive(Debug)]
-struct Registration {
+enum Registration {
+    Kernel {
+        _watch: KernelRegistration,
+    },
+    Simulated,
+    /// The directory is polled.
+    None,
+}
+
+#[derive(Debug)]
+struct KernelRegistration {
     kernel: Arc<Kernel>,
     descriptor: WatchDescriptor,
 }
@@ -61,26 +96,43 @@ impl Notifier {
                 tracing::warn!(%error, interval = ?POLL, "failed to create inotify instance; polling directories");
             })
             .ok();
-        Self(kernel.map(Arc::new))
+        Self(kernel.map_or(Source::Poll, |kernel| Source::Kernel(Arc::new(kernel))))
     }
 
     /// Creates a notifier that polls.
     pub fn polling() -> Self {
-        Self(None)
+        Self(Source::Poll)
+    }
+
+    /// Creates a notifier for a simulation.
+    pub fn simulated(disk: Arc<dyn SimulatedDisk>) -> Self {
+        Self(Source::Simulated(disk))
+    }
+
+    /// Returns the simulated disk, if there is one. Reads are then made on the caller's thread.
+    pub(crate) fn simulated_disk(&self) -> Option<&Arc<dyn SimulatedDisk>> {
+        match &self.0 {
+            Source::Simulated(disk) => Some(disk),
+            Source::Kernel(_) | Source::Poll => None,
+        }
     }
 
     /// Watches `dir` for entries that are created, written, renamed or removed. The watch is active when this
     /// call returns, so a scan of the directory after it misses no change.
     pub fn watch(&self, dir: &Path) -> DirWatch {
-        if let Some(kernel) = &self.0 {
-            match kernel.watch(dir) {
+        match &self.0 {
+            Source::Kernel(kernel) => match kernel.watch(dir) {
                 Ok(watch) => return watch,
                 Err(error) => {
                     tracing::warn!(%error, dir = %dir.display(), interval = ?POLL, "failed to watch directory; polling it");
                 }
+            },
+            Source::Poll => {}
+            Source::Simulated(disk) => {
+                return DirWatch { changes: disk.watch(dir), registration: Registration::Simulated };
             }
         }
-        DirWatch { changes: watch::channel(()).1, registration: None }
+        DirWatch { changes: watch::channel(()).1, registration: Registration::None }
     }
 }
 
@@ -90,11 +142,11 @@ impl DirWatch {
     /// Waits for a change since the last call or since the watch began. May return without a change. Cancel
     /// safe.
     pub async fn changed(&mut self) {
-        if self.registration.is_none() {
+        if let Registration::None = self.registration {
             tokio::time::sleep(POLL).await;
         } else if self.changes.changed().await.is_err() {
             // The directory was removed. Poll, because inotify does not report a new one at this path.
-            self.registration = None;
+            self.registration = Registration::None;
         }
     }
 }
@@ -102,7 +154,7 @@ impl DirWatch {
 // === impl Kernel ===
 
 impl Kernel {
-    fn start() -> std::io::Result<Self> {
+    fn start() -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
         let mut events = inotify.into_event_stream(vec![0; EVENT_BUFFER_BYTES])?;
@@ -120,7 +172,7 @@ impl Kernel {
         Ok(Self { watches, dirs, _reader: AbortOnDropHandle::new(reader) })
     }
 
-    fn watch(self: &Arc<Self>, path: &Path) -> std::io::Result<DirWatch> {
+    fn watch(self: &Arc<Self>, path: &Path) -> io::Result<DirWatch> {
         let mask = WatchMask::CREATE
             | WatchMask::MODIFY
             | WatchMask::MOVE
@@ -133,8 +185,8 @@ impl Kernel {
         let mut dirs = self.dirs.lock();
         let descriptor = self.watches.clone().add(path, mask)?;
         let changes = dirs.entry(descriptor.clone()).or_default().subscribe();
-        let registration = Registration { kernel: Arc::clone(self), descriptor };
-        Ok(DirWatch { changes, registration: Some(registration) })
+        let registration = KernelRegistration { kernel: Arc::clone(self), descriptor };
+        Ok(DirWatch { changes, registration: Registration::Kernel { _watch: registration } })
     }
 }
 
@@ -151,9 +203,9 @@ fn dispatch(dirs: &mut Dirs, descriptor: &WatchDescriptor, mask: EventMask) {
     }
 }
 
-// === impl Registration ===
+// === impl KernelRegistration ===
 
-impl Drop for Registration {
+impl Drop for KernelRegistration {
     fn drop(&mut self) {
         let mut dirs = self.kernel.dirs.lock();
         if dirs.get(&self.descriptor).is_some_and(|changes| changes.receiver_count() == 0) {

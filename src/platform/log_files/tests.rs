@@ -7,13 +7,16 @@ mod unfinished;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
+use tokio::sync::watch;
 
 use super::*;
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
@@ -22,6 +25,7 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
 use crate::platform::cri::{self, Record, path};
+use crate::sys::dir_watch::SimulatedDisk;
 
 /// Limit on one step of a test, generous for loaded machines.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -404,4 +408,47 @@ async fn readers_keep_up_with_a_writer_that_rotates() {
     // Among the first lines of equal time, superfluous gaps are allowed.
     let lines: Vec<String> = reopening.into_iter().filter(|item| !item.contains("Rotated")).collect();
     assert!(lines == expected, "reopening reader: {} lines", lines.len());
+}
+
+/// A disk whose first access fails, and whose changes are notified by the test.
+#[derive(Debug, Default)]
+struct Disk {
+    accesses: AtomicUsize,
+    changes: watch::Sender<()>,
+}
+
+impl SimulatedDisk for Disk {
+    fn watch(&self, _: &Path) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn access(&self) -> io::Result<Duration> {
+        match self.accesses.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(Duration::from_secs(1)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn simulated_disk_delays_fails_and_notifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "old");
+    let disk = Arc::new(Disk::default());
+    let notifier = Notifier::simulated(disk.clone());
+    let follow = FollowMode::UntilEnd(CancellationToken::new());
+    let error = open(&notifier, log(&dir), ReadFrom::Start, follow.clone()).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    let began = Instant::now();
+    let mut tail = open(&notifier, log(&dir), ReadFrom::Start, follow).await.unwrap();
+    let mut items = Vec::new();
+    show(&next(&mut tail).await.unwrap(), &mut items);
+    assert!(began.elapsed() >= Duration::from_secs(3));
+    writer.line(2, "new");
+    // Not read before a notification.
+    assert!(tokio::time::timeout(Duration::from_secs(3_600), tail.items.next()).await.is_err());
+    disk.changes.send_replace(());
+    show(&next(&mut tail).await.unwrap(), &mut items);
+    assert_eq!(items, ["old\n", "new\n"]);
 }
