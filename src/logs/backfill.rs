@@ -62,6 +62,11 @@ const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
 /// minutes.
 const RUN_WAIT: Duration = Duration::from_secs(6 * 60);
 
+/// The same if the run of its cursor is in a pod that is not known, and its position is later than the start
+/// of the newest known run. The pod may also be one that is gone, whose follower waits in vain: longer than a
+/// working watch lags, its longest back-off included.
+const POD_WAIT: Duration = Duration::from_secs(30);
+
 /// A refill lets others use its permit after this time. Longer than most refills take, so that few logs are
 /// opened again.
 const REFILL_TURN: Duration = Duration::from_secs(10);
@@ -477,7 +482,7 @@ impl Backfill {
             if self.params.run_ended {
                 return Stage::RunEnded(instance);
             }
-            self.await_run(&instance).await;
+            self.await_run(&instance, position).await;
             return self.resume(&self.readable_view(), instance, position);
         }
         let view = self.readable_view();
@@ -517,8 +522,8 @@ impl Backfill {
         Stage::Open(run.instance.clone(), read_from(last, filter.since))
     }
 
-    /// Waits while `instance` is later than all runs in the view. Their lines would be repeated.
-    async fn await_run(&mut self, instance: &Instance) {
+    /// Waits while `instance` is, or may be, later than all runs in the view. Their lines would be repeated.
+    async fn await_run(&mut self, instance: &Instance, position: Position) {
         let longest = if self.live.is_some() { RUN_WAIT } else { UNREADABLE_AFTER };
         let BackfillParams { view, replica, .. } = &mut self.params;
         let known = view.wait_for(|view| {
@@ -527,6 +532,12 @@ impl Backfill {
         });
         // If the time is over, the cursor is invalid or the view is stale for long: that is a gap.
         _ = tokio::time::timeout(longest, known).await;
+        let known = view.wait_for(|view| {
+            let Some(runs) = view.replica(replica).map(|view| &view.runs) else { return true };
+            let is_known_pod = runs.iter().any(|run| run.instance.is_same_pod(instance));
+            is_known_pod || runs.last().is_none_or(|newest| position.time < newest.started)
+        });
+        _ = tokio::time::timeout(longest.min(POD_WAIT), known).await;
     }
 
     fn resume(&mut self, view: &ReplicaView, instance: Instance, position: Position) -> Stage {

@@ -335,6 +335,11 @@ impl Instance {
         (uid, container) == (other_uid, other_container) && number > other
     }
 
+    /// Returns whether it is a run in the same pod.
+    pub(crate) fn is_same_pod(&self, other: &Self) -> bool {
+        self.parts().0 == other.parts().0
+    }
+
     /// Returns whether the container of `later` had runs between this one and `later`.
     pub(crate) fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());

@@ -131,3 +131,40 @@ async fn resume_in_run_unknown_to_gateway_waits_for_it() {
     let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&run)].concat();
     assert_eq!(moved.received.assert_ordered(SERVICE, 0, &printed), 0);
 }
+
+#[tokio::test]
+async fn resume_in_pod_unknown_to_gateway_waits_for_it() {
+    let scenario = Scenario::new(1).await;
+    let first = scenario.run("a");
+    scenario.shows(&[1]).await;
+    // The watches of this gateway are silent from now on, and those of the other one are not.
+    scenario.cluster.silence_watches();
+    let other = Other::new(&scenario).await;
+    scenario.cluster.print(&first, 3, STEP);
+    let mut there = other.setup.open(other.request()).await.unwrap();
+    there.until(ended_with("0/2".to_owned())).await;
+    scenario.cluster.end(&first);
+    scenario.cluster.remove("pods", &scenario.lease().namespace(), "a", false);
+    let run = scenario.run("b");
+    let lines = ["b/0", "b/1", "b/2"].map(ToOwned::to_owned);
+    scenario.cluster.print_lines(&run, &lines, STEP);
+    there.until(ended_with("b/2".to_owned())).await;
+    let request = ServiceLogsRequest { follow: true, ..scenario.setup.request() };
+    let mut moved = scenario.setup.resume(there, request).await;
+    let received = moved.received.of(SERVICE, 0).len();
+    for _ in 0..300 {
+        _ = moved.next_if_ready().await.unwrap();
+    }
+    assert_eq!(moved.received.of(SERVICE, 0).len(), received, "{:?}", moved.received);
+    // The watches are opened again.
+    scenario.cluster.stop().await;
+    scenario.cluster.print_lines(&run, &["b/3".to_owned()], STEP);
+    scenario.cluster.resume().await;
+    eventually(async || {
+        _ = moved.next_if_ready().await.unwrap();
+        moved.received.lines(SERVICE, 0) == 7
+    })
+    .await;
+    let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&run)].concat();
+    assert_eq!(moved.received.assert_ordered(SERVICE, 0, &printed), 0);
+}
