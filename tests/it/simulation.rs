@@ -1,10 +1,11 @@
 //! Simulation of the whole gateway: random scenarios in which followers of several gateways read the logs of a
 //! cluster, while everything fails that can. A seed reproduces a scenario exactly.
 //!
-//! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client. Simulated parts: the
-//! API server with its kubelets and containers ([`crate::kube::cluster`]), the network (pipes in memory), time
-//! (paused; it advances when all tasks wait), random numbers and the system's clock (`leasemux-determinism`).
-//! All tasks are on one thread.
+//! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client, `node` platform with
+//! its log files. Simulated parts: the API server with its kubelets and containers ([`crate::kube::cluster`]),
+//! what a node's kubelet and runtime do to the files (`files`), the disk's delays, failures and notifications
+//! (`disk`), the network (pipes in memory), time (paused; it advances when all tasks wait), random numbers and
+//! the system's clock (`leasemux-determinism`). All tasks are on one thread; files are read on it, too.
 //!
 //! `LEASEMUX_TEST_SEED` and `LEASEMUX_TEST_SEEDS` choose seeds as for other random tests.
 //! `cargo run --release --example simulate -- --seeds 5000` runs more. With `LEASEMUX_SIMULATION_TRACE` and a
@@ -12,6 +13,8 @@
 
 mod check;
 mod clock;
+mod disk;
+mod files;
 mod follower;
 pub(crate) mod outcome;
 pub(crate) mod pool;

@@ -367,6 +367,12 @@ impl Cluster {
         self.lock().logs.get(run)?.lines.get(index).map(|(_, text)| text.clone())
     }
 
+    /// Returns time and text of line `index` of a run, as a log file has them.
+    pub(crate) fn stamped_line(&self, run: &RunKey, index: usize) -> (String, String) {
+        let (time, text) = self.lock().logs[run].lines[index].clone();
+        (jiff::Timestamp::from_nanosecond(time.into()).unwrap().to_string(), text)
+    }
+
     /// Returns the number of lines of a run, and the index of the first one in the newest file.
     pub(crate) fn extent(&self, run: &RunKey) -> (usize, usize) {
         let state = self.lock();

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
 
+use super::files::NodeFiles;
 use super::outcome::{Outcome, Violation};
 use crate::kube::cluster::{Cluster, RunKey};
 
@@ -14,6 +15,15 @@ pub(super) type Place = (usize, usize);
 pub(super) struct History {
     pub(super) cluster: Cluster,
     pub(super) runs: Vec<Vec<RunKey>>,
+    /// The log files of the node, if a gateway reads them.
+    pub(super) files: Option<NodeFiles>,
+}
+
+/// Where a gateway reads the log of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Api,
+    Files,
 }
 
 /// Where a follower begins to read a replica.
@@ -34,6 +44,10 @@ pub(super) struct Progress {
     pub(super) cursor: Option<Cursor>,
     /// The beginning of a line.
     partial: Vec<u8>,
+    /// Where the present stream comes from.
+    source: Source,
+    /// Whether a stream since the last line came from the API.
+    was_api: bool,
     /// Whether a gap came within a line, so that the rest of that line may follow.
     torn: bool,
     gap: PendingGap,
@@ -56,10 +70,26 @@ impl History {
         (runs.len() - 1, self.cluster.extent(&runs[runs.len() - 1]).0)
     }
 
+    /// The files of the node, if the log of the replica is there.
+    pub(super) fn files_of(&mut self, replica: usize) -> Option<&mut NodeFiles> {
+        let run = &self.runs[replica][0];
+        self.files.as_mut().filter(|files| files.has(run))
+    }
+
     /// The first line that can be read of the newest run.
-    pub(super) fn oldest(&self, replica: usize) -> Place {
-        let runs = &self.runs[replica];
-        (runs.len() - 1, self.cluster.extent(&runs[runs.len() - 1]).1)
+    pub(super) fn oldest(&self, replica: usize, source: Source) -> Place {
+        let newest = self.runs[replica].len() - 1;
+        (newest, self.oldest_line(replica, newest, source))
+    }
+
+    /// The first line that can be read of a run.
+    fn oldest_line(&self, replica: usize, run: usize, source: Source) -> usize {
+        let key = &self.runs[replica][run];
+        let (end, file) = self.cluster.extent(key);
+        match (source, &self.files) {
+            (Source::Files, Some(files)) => files.oldest(key).unwrap_or(end),
+            _ => file,
+        }
     }
 
     /// The lines between two places, by run.
@@ -78,7 +108,22 @@ impl History {
 
 impl Progress {
     pub(super) fn new(start: Start) -> Self {
-        Self { start, next: None, cursor: None, partial: Vec::new(), torn: false, gap: PendingGap::default() }
+        Self {
+            start,
+            next: None,
+            cursor: None,
+            partial: Vec::new(),
+            source: Source::Api,
+            was_api: false,
+            torn: false,
+            gap: PendingGap::default(),
+        }
+    }
+
+    /// A stream begins.
+    pub(super) fn begin(&mut self, source: Source) {
+        self.source = source;
+        self.was_api |= source == Source::Api;
     }
 
     /// Whether all lines were received, or a gap for them.
@@ -147,8 +192,9 @@ impl Progress {
             Some(next) if place < next => {
                 return Err(Violation::repeat(format!("{place:?} after {next:?}")));
             }
-            Some(next) => check_gap(next, place, replica, &gap, history, outcome)?,
+            Some(next) => self.check_gap(next, place, replica, &gap, history, outcome)?,
         }
+        self.was_api = self.source == Source::Api;
         self.next = Some((place.0, place.1 + 1));
         outcome.lines += 1;
         Ok(())
@@ -167,50 +213,53 @@ impl Progress {
             return Ok(());
         }
         // Its files may have been rotated away since: nothing was read, so nothing is known to be missing.
-        if place.1 <= history.cluster.extent(&history.runs[replica][place.0]).1 {
+        if place.1 <= history.oldest_line(replica, place.0, self.source) {
             outcome.excuse("rotated before the first line", 1);
             return Ok(());
         }
         Err(Violation::loss(format!("begins at {place:?}, not until {limit:?}")))
     }
-}
 
-/// Checks what is missing between two lines.
-fn check_gap(
-    next: Place,
-    place: Place,
-    replica: usize,
-    gap: &PendingGap,
-    history: &History,
-    outcome: &mut Outcome,
-) -> Result<(), Violation> {
-    let (mut missing, mut unexplained) = (0, 0);
-    for (run, lines) in history.between(replica, next, place) {
-        let key = &history.runs[replica][run];
-        let (left_out, file) = (history.cluster.left_out(key), history.cluster.extent(key).1);
-        missing += lines.len();
-        for at in lines {
-            // docs/KUBERNETES.md, "Known limits": these are reported later, or never.
-            if left_out.iter().any(|lines| lines.contains(&at)) {
-                outcome.excuse("left out by the kubelet", 1);
-            } else if run > next.0 && at < file {
-                outcome.excuse("rotated before the first line of a run", 1);
-            } else {
-                unexplained += 1;
+    /// Checks what is missing between two lines.
+    fn check_gap(
+        &self,
+        next: Place,
+        place: Place,
+        replica: usize,
+        gap: &PendingGap,
+        history: &History,
+        outcome: &mut Outcome,
+    ) -> Result<(), Violation> {
+        let (mut missing, mut unexplained) = (0, 0);
+        for (run, lines) in history.between(replica, next, place) {
+            let key = &history.runs[replica][run];
+            let (left_out, file) = (history.cluster.left_out(key), history.cluster.extent(key).1);
+            missing += lines.len();
+            for at in lines {
+                // docs/KUBERNETES.md, "Known limits": these are reported later, or never.
+                if !self.was_api {
+                    unexplained += 1;
+                } else if left_out.iter().any(|lines| lines.contains(&at)) {
+                    outcome.excuse("left out by the kubelet", 1);
+                } else if run > next.0 && at < file {
+                    outcome.excuse("rotated before the first line of a run", 1);
+                } else {
+                    unexplained += 1;
+                }
             }
         }
+        if gap.count == 0 && unexplained > 0 {
+            return Err(Violation::loss(format!(
+                "{unexplained} of {missing} lines between {next:?} and {place:?}"
+            )));
+        }
+        let is_exact = gap.count > 0 && !gap.inexact && unexplained == missing;
+        if is_exact && gap.lines != missing as u64 {
+            let text = format!("a gap of {} lines, {missing} between {next:?} and {place:?}", gap.lines);
+            return Err(Violation::wrong(text));
+        }
+        Ok(())
     }
-    if gap.count == 0 && unexplained > 0 {
-        return Err(Violation::loss(format!(
-            "{unexplained} of {missing} lines between {next:?} and {place:?}"
-        )));
-    }
-    let is_exact = gap.count > 0 && !gap.inexact && unexplained == missing;
-    if is_exact && gap.lines != missing as u64 {
-        let text = format!("a gap of {} lines, {missing} between {next:?} and {place:?}", gap.lines);
-        return Err(Violation::wrong(text));
-    }
-    Ok(())
 }
 
 /// Parses the beginning of a line: run, line.

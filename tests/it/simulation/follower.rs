@@ -79,9 +79,11 @@ impl Follower {
         // Not both: a replica without a cursor is read from its oldest line.
         let tail = self.tail.filter(|_| resume.is_empty());
         for (replica, progress) in self.replicas.iter_mut().enumerate() {
+            let source = world.source(site, replica);
+            progress.begin(source);
             if progress.cursor.is_none() {
                 progress.start = match tail {
-                    None => Start::Until(history.oldest(replica)),
+                    None => Start::Until(history.oldest(replica, source)),
                     Some(_) => Start::Anywhere,
                 };
             }

@@ -1,5 +1,6 @@
 //! The cluster, and gateways on it that start, stop and die.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,13 +8,18 @@ use leasemux::edge::admin::Exporter;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::platform::Platform;
 use leasemux::platform::kube::{ClusterAccess, KubeConfig, KubePlatform};
+use leasemux::platform::node::NodePlatform;
+use leasemux::sys::dir_watch::Notifier;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::task::JoinSet;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::{Channel, Uri};
 
+use super::check::Source;
+use super::files::NodeFiles;
 use crate::kube::cluster::Cluster;
 use crate::support::gateway::Gateway;
 use crate::support::ids::account;
@@ -35,12 +41,22 @@ pub(super) struct World {
     certificate: Vec<u8>,
     limits: Limits,
     sites: Vec<Site>,
+    /// Per site: how to read the files of the node, if the gateway there does.
+    nodes: Vec<Option<NodeAccess>>,
+    /// Per replica: whether its pod is on the node.
+    on_node: Vec<bool>,
     kubeconfig: tempfile::NamedTempFile,
+}
+
+#[derive(Clone)]
+struct NodeAccess {
+    notifier: Notifier,
+    logs: PathBuf,
 }
 
 /// The place of a gateway.
 enum Site {
-    Starting(AbortOnDropHandle<Arc<KubePlatform>>),
+    Starting(AbortOnDropHandle<Arc<dyn Platform>>),
     Running(Box<Running>),
 }
 
@@ -50,26 +66,46 @@ struct Running {
     connections: JoinSet<()>,
 }
 
+/// The lease that everything belongs to.
+pub(super) fn lease() -> LeaseId {
+    LeaseId::new(OWNER, 7, 1, 1, account(200).as_str()).unwrap()
+}
+
 // === impl World ===
 
 impl World {
-    pub(super) async fn new(limits: Limits, sites: usize) -> Self {
+    /// Creates a cluster for the lease of [`lease`].
+    pub(super) async fn new(limits: Limits) -> Self {
         let cluster = Cluster::in_memory().await;
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         let text = "{apiVersion: v1, kind: Config, clusters: [{name: c, cluster: {server: 'http://cluster'}}], \
              users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}], current-context: c}";
         std::fs::write(kubeconfig.path(), text).unwrap();
         let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap().to_vec();
-        let lease = LeaseId::new(OWNER, 7, 1, 1, account(200).as_str()).unwrap();
-        let mut world = Self { cluster, lease, certificate, limits, sites: Vec::new(), kubeconfig };
-        for _ in 0..sites {
-            let site = world.start();
-            world.sites.push(site);
-        }
-        world
+        let (sites, nodes, on_node) = (Vec::new(), Vec::new(), Vec::new());
+        Self { cluster, lease: lease(), certificate, limits, sites, nodes, on_node, kubeconfig }
     }
 
-    fn start(&self) -> Site {
+    /// Starts the gateways: per site, whether it reads the files of the node.
+    pub(super) fn start_all(&mut self, sites: &[bool], on_node: Vec<bool>, files: Option<&NodeFiles>) {
+        self.on_node = on_node;
+        for reads_files in sites {
+            let files = files.filter(|_| *reads_files);
+            self.nodes.push(files.map(|files| NodeAccess {
+                notifier: Notifier::simulated(files.disk.clone()),
+                logs: files.root().to_owned(),
+            }));
+            let site = self.start(self.sites.len());
+            self.sites.push(site);
+        }
+    }
+
+    /// Where a gateway reads the log of a replica.
+    pub(super) fn source(&self, site: usize, replica: usize) -> Source {
+        if self.nodes[site].is_some() && self.on_node[replica] { Source::Files } else { Source::Api }
+    }
+
+    fn start(&self, site: usize) -> Site {
         let config = KubeConfig {
             cluster: ClusterAccess {
                 kubeconfig: Some(self.kubeconfig.path().to_owned()),
@@ -80,11 +116,18 @@ impl World {
             provider: account(200),
             hostname: "provider.example.com".into(),
         };
-        let cluster = self.cluster.clone();
+        let (cluster, node) = (self.cluster.clone(), self.nodes[site].clone());
         let connector = tower::service_fn(move |_: Uri| std::future::ready(cluster.connect()));
         Site::Starting(AbortOnDropHandle::new(TaskTracker::new().spawn_local(async move {
             let exporter = Exporter::new().unwrap();
-            KubePlatform::start_over(connector, &config, &exporter.metrics).await.expect("a usable cluster")
+            let kube = KubePlatform::start_over(connector, &config, &exporter.metrics).await;
+            let kube = kube.expect("a usable cluster");
+            match node {
+                Some(NodeAccess { notifier, logs }) => {
+                    Arc::new(NodePlatform::new(kube, notifier, "node1".to_owned(), logs)) as Arc<dyn Platform>
+                }
+                None => kube,
+            }
         })))
     }
 
@@ -112,7 +155,7 @@ impl World {
     /// Kills a gateway, and starts it again.
     pub(super) fn kill(&mut self, site: usize) {
         // Dropped before the next one starts.
-        self.sites[site] = self.start();
+        self.sites[site] = self.start(site);
     }
 
     /// Lets a gateway drain and stop, and starts it again.
