@@ -228,7 +228,7 @@ impl NodeFiles {
     pub(super) fn damage(&mut self, run: &RunKey, damage: Damage, random: &mut StdRng) {
         let Some(files) = self.runs.get_mut(run) else { return };
         let active = files.files.last().expect("a run has a file");
-        let compressed = files.files.iter().rfind(|file| file.name.ends_with(".gz"));
+        let compressed = files.files.iter().rfind(|file| is_compressed(&file.name));
         let path = |file: &LogFile| files.dir.join(&file.name);
         let cut = |file: &LogFile, most: u64| {
             let file = File::options().write(true).open(path(file)).unwrap();
@@ -287,7 +287,7 @@ impl RunFiles {
     /// The newest rotated file without a compressed copy.
     fn uncompressed(&self) -> Option<usize> {
         let rotated = self.files.len().checked_sub(1)?;
-        (0..rotated).rfind(|index| !self.files[*index].name.ends_with(".gz"))
+        (0..rotated).rfind(|index| !is_compressed(&self.files[*index].name))
     }
 
     fn compress(&self) {
@@ -315,14 +315,18 @@ impl RunFiles {
     }
 }
 
+fn is_compressed(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "gz")
+}
+
 /// Adds the record of a line, or two of its pieces.
 fn push_record(bytes: &mut Vec<u8>, (time, text): &(String, String), index: usize) {
-    let stream = if index % 5 == 0 { "stderr" } else { "stdout" };
+    let stream = if index.is_multiple_of(5) { "stderr" } else { "stdout" };
     let mut rest = text.as_str();
-    if index % 7 == 0 {
+    if index.is_multiple_of(7) {
         let (piece, end) = text.split_at(text.len() / 2);
-        write!(bytes, "{time} {stream} P {piece}\n").unwrap();
+        writeln!(bytes, "{time} {stream} P {piece}").unwrap();
         rest = end;
     }
-    write!(bytes, "{time} {stream} F {rest}\n").unwrap();
+    writeln!(bytes, "{time} {stream} F {rest}").unwrap();
 }

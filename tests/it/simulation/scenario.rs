@@ -322,7 +322,7 @@ impl Scenario {
             Action::LagKubelet => self.lag_kubelet().await?,
             Action::CrashUnreported => self.crash_unreported().await?,
             Action::RemoveOldFiles | Action::AddGarbage | Action::ChangeDisk => self.disturb_files(action),
-            Action::CrashMachine => self.crash_machine().await?,
+            Action::CrashMachine => self.crash_machine(),
             other => self.disturb(other).await,
         }
         Ok(())
@@ -386,9 +386,9 @@ impl Scenario {
     }
 
     /// Ends the runs of all containers of the node, and all gateways. What was written last may be lost.
-    async fn crash_machine(&mut self) -> Result<(), Violation> {
+    fn crash_machine(&mut self) {
         if self.files_kind != FilesKind::Damaged {
-            return Ok(());
+            return;
         }
         self.fault(Action::CrashMachine);
         for site in 0..SITES {
@@ -410,7 +410,6 @@ impl Scenario {
                 self.crash(replica);
             }
         }
-        Ok(())
     }
 
     /// Disturbs connections, the API server or kubelets.
