@@ -564,11 +564,12 @@ impl Actor {
         self.reported_waiting = None;
         self.run = Some(CurrentRun::new(run));
         self.ring.begin_run(&run.instance, Event::started(run));
-        self.open(ReadFrom::Start);
         if skips_runs {
             // The runs in between started and ended between two views.
             self.push_unknown_gap(GapCause::Rotated);
         }
+        self.ring.expect_first_line(&run.instance);
+        self.open(ReadFrom::Start);
     }
 
     /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again

@@ -170,7 +170,7 @@ impl Ring {
         self.state.lock().open = streams.map(|is_open| is_open.then_some(BEFORE_RING));
     }
 
-    /// Pushes the event that a run has started. Its log is read from the first line.
+    /// Pushes the event that a run has started.
     pub(crate) fn begin_run(&self, instance: &Instance, event: Event) {
         let message = message::encode_event(Some(&self.replica), event.clone());
         let kind = EntryKind::Event(Box::new(event));
@@ -178,13 +178,18 @@ impl Ring {
         let span = (Position::START, Position::START);
         let mut state = self.state.lock();
         state.forget_lines();
-        if state.begun_runs.len() == BEGUN_RUNS_MAX {
-            state.begun_runs.pop_front();
-        }
-        state.begun_runs.push_back((instance.clone(), None));
         state.push(Some(instance.clone()), kind, span, message, Instant::now());
         state.set_head(instance, Position::START, Contiguity::Contiguous);
         self.evict_and_notify(state);
+    }
+
+    /// Remembers the time of the next line as that of the first line of the run, unless a gap comes before it.
+    pub(crate) fn expect_first_line(&self, instance: &Instance) {
+        let begun_runs = &mut self.state.lock().begun_runs;
+        if begun_runs.len() == BEGUN_RUNS_MAX {
+            begun_runs.pop_front();
+        }
+        begun_runs.push_back((instance.clone(), None));
     }
 
     /// Encodes chunks and pushes them, in order. Leaves `chunks` empty.
@@ -242,6 +247,10 @@ impl Ring {
         let mut state = self.state.lock();
         if !gap.exact {
             state.ambiguous.record_gap();
+        }
+        // The line after the gap is not the first one of the run.
+        if state.begun_runs.back().is_some_and(|(run, first)| run == instance && first.is_none()) {
+            state.begun_runs.pop_back();
         }
         let start = state.head_position();
         state.push(Some(instance.clone()), EntryKind::Gap(gap), (start, end), message, Instant::now());

@@ -822,6 +822,33 @@ async fn rest_of_next_run_is_taken_from_ring_if_its_log_is_gone() {
     assert_eq!(script.opened.lock()[2..], [(0, ReadFrom::After(Position::START)), (1, ReadFrom::Start)]);
 }
 
+/// The first line that the ring has of the run is not the run's first line. So a log that begins with it may
+/// lack lines, too.
+#[tokio::test(start_paused = true)]
+async fn refill_of_run_without_its_first_lines_begins_with_gap() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, views) = script.follow();
+    live.send(timed(0..10));
+    let mut frames = vec![polled.sent_bytes().await];
+    drop(live);
+    let live = script.add(1, None);
+    views.send_replace(runs(2, false));
+    live.unknown_gap(Position::START);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in ["ended", "started"] {
+        frames.extend(polled.fill_one_message().iter().map(|message| message.to_vec()));
+    }
+    live.flood(500..2_000).await;
+    let log = script.add(1, None);
+    log.unknown_gap(Position::START);
+    log.send(timed(500..2_000));
+    frames.push(polled.sent_bytes().await);
+    assert_eq!(transcript(&frames), ["0-9", "ended", "started", "gap 0 false", "500-1999"]);
+    // A source that is asked for lines after the start reports a gap if the log was rotated.
+    assert_eq!(script.opened.lock().last(), Some(&(1, ReadFrom::After(Position::START))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn refill_without_readable_run_gets_exact_gap() {
     let script = Arc::new(Script::default());
