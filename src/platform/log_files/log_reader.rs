@@ -23,7 +23,7 @@ use crate::platform::cri::{Parser, Record};
 
 use super::file_order::{Next, RotationPlace};
 use super::file_reader::{FileReadOutcome, FileReader, RawRecord};
-use super::listing::{Entry, LogFiles, OpenFile};
+use super::listing::{Entry, LogFiles, OpenFile, not_found};
 
 /// Most steps of one [`LogReader::read`], however little they read: many files may be empty.
 const STEPS_MAX: usize = 16;
@@ -172,6 +172,8 @@ impl LogReader {
         for _ in 0..STEPS_MAX {
             match self.step(is_ending, left)? {
                 Step::Progress(read) => left = left.saturating_sub(read),
+                // A runtime creates the file before the run, so it was removed.
+                Step::Idle if self.current.is_none() && limit == ReadLimit::End => return Err(not_found()),
                 Step::Idle => {
                     if is_ending {
                         self.report_removed_files();

@@ -253,6 +253,17 @@ async fn recreated_log_is_followed_after_gap() {
 }
 
 #[tokio::test]
+async fn log_that_was_removed_before_it_was_opened_is_not_found_at_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let end = CancellationToken::new();
+    let follow = FollowMode::UntilEnd(end.clone());
+    let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, follow).await.unwrap();
+    end.cancel();
+    let error = tail.items.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)), "{error}");
+}
+
+#[tokio::test]
 async fn removed_first_lines_of_needed_run_are_gap() {
     let second = 1_000_000_000;
     let started = LogTime::from_nanos(10 * second);
