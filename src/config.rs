@@ -38,6 +38,7 @@ mod start_checks;
 mod time_spec;
 mod token;
 mod token_source;
+mod ui;
 mod value;
 
 pub use self::canary::CanaryConfig;
@@ -54,6 +55,7 @@ pub use self::start_checks::StartChecks;
 pub use self::time_spec::TimeSpec;
 pub use self::token::{TokenCheckConfig, TokenNewConfig};
 pub use self::token_source::TokenSource;
+pub use self::ui::UiConfig;
 pub use self::value::Format;
 
 /// The command that reads a file.
@@ -72,6 +74,8 @@ pub enum Command {
     Status(Box<StatusConfig>),
     /// Restart a lease's services.
     Restart(Box<RestartConfig>),
+    /// Show a lease in a web page.
+    Ui(Box<UiConfig>),
     /// Create a tenant's identity.
     IdentityNew(IdentityConfig),
     /// Import a tenant's identity.
@@ -130,6 +134,7 @@ where
         ["logs"] => Command::Logs(resolver.checked(client::check_logs)?),
         ["status"] => Command::Status(resolver.checked(client::check_call)?),
         ["restart"] => Command::Restart(resolver.checked(client::check_restart)?),
+        ["ui"] => Command::Ui(resolver.checked(ui::check)?),
         ["identity", "new"] => Command::IdentityNew(resolver.checked(identity::check)?),
         ["identity", "import"] => Command::IdentityImport(resolver.checked(identity::check)?),
         ["token", "new"] => Command::TokenNew(resolver.checked(token::check_new)?),

@@ -23,3 +23,4 @@ pub mod serve;
 pub mod status;
 pub mod stream;
 pub mod sys;
+pub mod ui;

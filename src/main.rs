@@ -12,7 +12,7 @@ use leasemux::client::print::OutputStyle;
 use leasemux::client::{escape_json, escape_terminal, logs, restart, status, until_stdout_closed};
 use leasemux::config::{self, Command, Format, LoadError};
 use leasemux::platform::local::shim;
-use leasemux::{canary, demo, serve};
+use leasemux::{canary, demo, serve, ui};
 use tokio::runtime::Runtime;
 
 use self::commands::identity::Failure;
@@ -76,6 +76,13 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
             let terminal = io::stderr().is_terminal();
             runtime.block_on(restart::run(&config, io::stdout(), io::stderr(), terminal)).into()
         }
+        Command::Ui(config) => match runtime.block_on(ui::run(&config, io::stdout())) {
+            Ok(()) => Exit::Done.into(),
+            Err(error) => {
+                let (exit, reason) = error.into();
+                end(exit, &reason)
+            }
+        },
         Command::IdentityNew(config) => match identity::new(&config.dir) {
             Ok(address) => print(&address.to_string()),
             Err(reason) => fail(&reason),

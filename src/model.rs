@@ -2,6 +2,8 @@
 //! and no I/O.
 
 pub(crate) mod concurrency;
+pub(crate) mod cursor_text;
+pub(crate) mod entry_json;
 pub mod event;
 pub mod id;
 pub(crate) mod label;

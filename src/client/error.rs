@@ -113,7 +113,7 @@ fn trust_hint(error: &TlsError) -> &'static str {
 // === impl CallError ===
 
 impl CallError {
-    pub(super) fn is_retryable(&self) -> bool {
+    pub(crate) fn is_retryable(&self) -> bool {
         let may_be_retried = |status| is_lagged(status) || is_throttled(status);
         self.is_unavailable() || matches!(self, Self::Status(status) if may_be_retried(status))
     }
@@ -150,7 +150,7 @@ impl CallError {
     }
 
     /// Returns whether the lease itself is gone, not only a service or replica of it.
-    pub(super) fn is_lease_gone(&self) -> bool {
+    pub(crate) fn is_lease_gone(&self) -> bool {
         let Self::Status(status) = self else { return false };
         let is_part =
             status.get_details_error_info().is_some_and(|info| PART_GONE_REASONS.contains(&&*info.reason));
@@ -162,8 +162,22 @@ impl CallError {
         matches!(self, Self::Status(status) if status.code() == Code::Unimplemented)
     }
 
+    /// Returns the gateway's reason code; `None` if it sent none.
+    pub(crate) fn reason(&self) -> Option<String> {
+        let Self::Status(status) = self else { return None };
+        status.get_details_error_info().map(|info| info.reason)
+    }
+
+    /// Returns the code of the gateway's answer; `Unavailable` if there was none.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Status(status) => status.code(),
+            Self::Connect(_) | Self::Sink(_) | Self::Unresumable => Code::Unavailable,
+        }
+    }
+
     /// Returns the delay that the gateway asked for.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         let Self::Status(status) = self else { return None };
         status.get_details_retry_info()?.retry_delay
     }

@@ -11,14 +11,15 @@ use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::ReplicaKey;
-use super::lines::{Piece, split_time};
+use super::lines::Piece;
 use super::table::replica_state;
 use super::terminal::is_non_ascii_control;
+use crate::model::entry_json::{time_text, word};
 use crate::model::id::RequestId;
+use crate::model::line::split_time;
 use crate::model::proto::lease::{
     Gap, ReplicaEvent, ReplicaStatus, ServiceRestartResponse, ServiceStatus, ServiceStatusResponse,
 };
-use crate::model::time::LogTime;
 
 /// Formats compact JSON in which DEL and the characters of [`is_non_ascii_control`] are escaped. JSON itself
 /// requires escapes for the other control characters.
@@ -208,15 +209,6 @@ impl Serialize for Object {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, field)| (name, field)))
     }
-}
-
-/// Returns the last word of a name in the proto, in lower case: `CAUSE_UNSPECIFIED` is `unspecified`.
-fn word(name: &str) -> String {
-    name.rsplit('_').next().unwrap_or(name).to_ascii_lowercase()
-}
-
-fn time_text(stamp: Option<prost_types::Timestamp>) -> Option<String> {
-    LogTime::from_proto(&stamp?).map(|time| time.to_string())
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::ReplicaKey;
 use crate::model::proto::lease::{LinePart, line_part};
-use crate::model::time::LogTime;
 
 /// Replica and stream of an unfinished line.
 pub(super) type LineId = (ReplicaKey, i32);
@@ -169,15 +168,6 @@ impl Line {
         let first = !std::mem::replace(&mut self.started, true);
         emit(id, Piece { bytes: &held, first, last: false })
     }
-}
-
-/// Splits the time at the start of `line`, as text and as a value, from the text after it.
-pub(super) fn split_time(line: &[u8]) -> Option<(&str, LogTime, &[u8])> {
-    let space = memchr(b' ', line)?;
-    let text = std::str::from_utf8(&line[..space]).ok()?;
-    let time = text.parse::<jiff::Timestamp>().ok()?;
-    let time = LogTime::from_nanos(i64::try_from(time.as_nanosecond()).ok()?);
-    Some((text, time, &line[space + 1..]))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest, ServiceSta
 use crate::model::time::LogTime;
 
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the filters for the selected replicas of each selected service. One filter goes into the original
 /// field, which every gateway supports.
@@ -42,7 +42,7 @@ pub(super) async fn status(
 }
 
 /// Waits for the response of `call`. A timeout counts as an unavailable gateway.
-pub(super) async fn response<T>(
+pub(crate) async fn response<T>(
     timeout: Duration,
     call: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, CallError> {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
-use super::lines::split_time;
 use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::line::split_time;
 use crate::model::proto::lease::ServiceLogs;
 use crate::model::time::LogTime;
 

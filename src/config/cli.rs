@@ -12,6 +12,7 @@ use super::demo::DemoConfig;
 use super::identity::{IdentityConfig, ImportConfig};
 use super::serve::ServeConfig;
 use super::token::{TokenCheckConfig, TokenNewConfig};
+use super::ui::UiConfig;
 use super::value::{new_directory, switch};
 
 const PROGRAM_EXAMPLES: &str = include_str!("help/program.txt").trim_ascii_end();
@@ -57,6 +58,7 @@ pub(super) fn program() -> Command {
             command::<LogsConfig>("logs"),
             command::<StatusConfig>("status"),
             command::<RestartConfig>("restart"),
+            command::<UiConfig>("ui"),
             identity,
             token,
             command::<CanaryConfig>("canary"),

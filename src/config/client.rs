@@ -200,13 +200,7 @@ pub(super) fn check_restart(resolver: &mut Resolver<'_>) {
 
 /// Checks the settings that all calls have.
 pub(super) fn check_call(resolver: &mut Resolver<'_>) {
-    resolver.require("lease", LEASE);
-    if resolver.is_given("identity") && resolver.is_given("token") {
-        resolver.conflict("--identity and --token do not go together: a gateway takes one of them");
-    }
-    if resolver.is_given("ca") && resolver.is_on("insecure") {
-        resolver.conflict("--ca and --insecure do not go together: trust one certificate or any");
-    }
+    check_target(resolver);
     let services = resolver.list::<ServiceName>("services").len();
     let replicas = resolver.list::<u32>("replicas").len() * services;
     if services > FILTERS_MAX {
@@ -219,5 +213,16 @@ pub(super) fn check_call(resolver: &mut Resolver<'_>) {
     }
     if resolver.is_given("replicas") {
         resolver.require("services", "the service of --replica");
+    }
+}
+
+/// Checks the lease, the gateway and the credentials.
+pub(super) fn check_target(resolver: &mut Resolver<'_>) {
+    resolver.require("lease", LEASE);
+    if resolver.is_given("identity") && resolver.is_given("token") {
+        resolver.conflict("--identity and --token do not go together: a gateway takes one of them");
+    }
+    if resolver.is_given("ca") && resolver.is_on("insecure") {
+        resolver.conflict("--ca and --insecure do not go together: trust one certificate or any");
     }
 }

@@ -28,7 +28,7 @@ use super::peer_limits::PeerLimits;
 use super::service::{ConnectionInfo, LeaseService};
 use super::upstream::failure::Failure;
 use super::upstream::provider::{ResponseBody as UpstreamBody, UpstreamProvider};
-use super::websocket::handshake;
+use super::websocket::{UpgradeSlot, handshake};
 use crate::access::authenticator::{Authenticated, ClientCertificate};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::Refusal;
@@ -43,6 +43,7 @@ use crate::model::view::Filter;
 
 pub(crate) mod close;
 mod connection;
+pub(crate) mod entries_query;
 pub(crate) mod error;
 mod events;
 pub mod query;
@@ -50,7 +51,6 @@ pub(crate) mod route;
 pub(crate) mod status_json;
 mod stream;
 
-use self::connection::UpgradeSlot;
 use self::error::RestError;
 use self::query::{StreamKind, StreamQuery};
 use self::route::{LeasePath, LeaseRoute, Route};

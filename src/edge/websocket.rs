@@ -12,8 +12,10 @@ mod credit;
 pub(crate) mod handshake;
 mod outgoing;
 mod session;
+mod upgrade_slot;
 
 pub(crate) use self::session::{Close, CloseOf, Session};
+pub(crate) use self::upgrade_slot::UpgradeSlot;
 
 use crate::model::text::truncate;
 

@@ -1,6 +1,7 @@
 //! Lines as a platform delivers them.
 
 use bytes::Bytes;
+use memchr::memchr;
 
 use super::label::label;
 use super::position::Position;
@@ -106,4 +107,13 @@ impl LineBatch {
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
+}
+
+/// Splits the time at the start of `line`, as text and as a value, from the text after it.
+pub(crate) fn split_time(line: &[u8]) -> Option<(&str, LogTime, &[u8])> {
+    let space = memchr(b' ', line)?;
+    let text = std::str::from_utf8(&line[..space]).ok()?;
+    let time = text.parse::<jiff::Timestamp>().ok()?;
+    let time = LogTime::from_nanos(i64::try_from(time.as_nanosecond()).ok()?);
+    Some((text, time, &line[space + 1..]))
 }

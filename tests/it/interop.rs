@@ -19,7 +19,7 @@ use crate::support::process::{Done, Gateway, Program, Workspace};
 const PYTHON: (&str, &str) = ("LEASEMUX_INTEROP_PYTHON", ".ci/python");
 const REST_PYTHON: (&str, &str) =
     ("LEASEMUX_INTEROP_REST_PYTHON", ".ci/python tests/interop/rest/requirements.txt");
-const NODE: (&str, &str) = ("LEASEMUX_INTEROP_NODE", ".ci/node");
+pub(crate) const NODE: (&str, &str) = ("LEASEMUX_INTEROP_NODE", ".ci/node");
 const GO: (&str, &str) = ("LEASEMUX_INTEROP_GO", ".ci/go");
 
 /// Output lines of each replica of `web`, for the client of the draft.
@@ -62,7 +62,7 @@ struct Scenario {
 
 /// Returns the value of a variable, if it is set.
 #[expect(clippy::print_stderr, reason = "says what is not tested")]
-fn setting((variable, script): (&str, &str)) -> Option<OsString> {
+pub(crate) fn setting((variable, script): (&str, &str)) -> Option<OsString> {
     let value = std::env::var_os(variable).filter(|value| !value.is_empty());
     if value.is_none() {
         eprintln!("not tested: {variable} is not set ({script} prints a suitable value)");
@@ -82,7 +82,7 @@ fn python(interpreter: &OsString, client: &str) -> Command {
     command
 }
 
-fn node(modules: &OsString, client: &str) -> Command {
+pub(crate) fn node(modules: &OsString, client: &str) -> Command {
     let mut command = Command::new(Path::new(modules).join("node_modules/.bin/node"));
     command.arg(source(client)).arg(modules);
     command

@@ -45,3 +45,4 @@ mod support;
 mod surface;
 mod tls;
 mod tokens;
+mod ui;

@@ -1,16 +1,13 @@
 //! One connection of the REST port: HTTP/1.1 within our limits, then a websocket if a request asks for one.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 
-use futures_core::future::BoxFuture;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
@@ -18,6 +15,7 @@ use super::{RestBody, RestService};
 use crate::edge::connection::{PeerWatch, breaks_tls};
 use crate::edge::service::ConnectionInfo;
 use crate::edge::upstream::framing::FramingGuard;
+use crate::edge::websocket::UpgradeSlot;
 use crate::model::limits::ConnectionLimits;
 use crate::model::metrics::{ConnectionEnd, GaugeGuard};
 
@@ -27,24 +25,6 @@ const HEADERS_MAX: usize = 64;
 /// Least size of hyper's buffer for a head, which panics for a smaller one. A lower `--max-header-bytes` does
 /// not apply to this port.
 const BUFFER_MIN_BYTES: usize = 8 * 1024;
-
-/// The task that follows the last request of a connection: a websocket or a tunnel. It runs as a part of the
-/// connection, so that the connection's permits are held as long as it runs.
-#[derive(Clone, Default)]
-pub(super) struct UpgradeSlot(Arc<Mutex<Option<BoxFuture<'static, ()>>>>);
-
-// === impl UpgradeSlot ===
-
-impl UpgradeSlot {
-    /// Sets the task that takes the connection over after the response was sent.
-    pub(super) fn set(&self, task: impl Future<Output = ()> + Send + 'static) {
-        *self.0.lock() = Some(Box::pin(task));
-    }
-
-    fn take(&self) -> Option<BoxFuture<'static, ()>> {
-        self.0.lock().take()
-    }
-}
 
 /// Serves a connection until it ends. Returns why it ended. Dropping the future cuts the connection.
 pub(super) async fn serve<IO>(service: &RestService, io: IO, info: ConnectionInfo) -> ConnectionEnd

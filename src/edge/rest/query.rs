@@ -188,7 +188,7 @@ fn parse_on_lag(value: &str, kind: StreamKind) -> Result<LagPolicy, String> {
     }
 }
 
-fn invalid(parameter: &str, problem: &str) -> String {
+pub(super) fn invalid(parameter: &str, problem: &str) -> String {
     format!("parameter \"{parameter}\" {problem}")
 }
 

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::model::entry_json::time_text;
 use crate::model::id::{Address, ServiceName};
 use crate::model::proto::lease::replica_status::State;
 use crate::model::proto::lease::{
     ForwarderPortStatus, LeaseIpStatus, LeaseServiceStatus, ReplicaStatus, ServiceStatus,
+    ServiceStatusResponse,
 };
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
@@ -89,10 +91,16 @@ struct IpBody {
 
 /// Returns the status of the services that `filter` selects.
 pub(crate) fn lease(view: &LeaseView, filter: &Filter) -> String {
+    lease_status(status::response(view, filter))
+}
+
+/// Returns the status of a lease as gRPC has it.
+pub(crate) fn lease_status(response: ServiceStatusResponse) -> String {
+    let stale_since = time_text(response.stale_since);
     let mut services = BTreeMap::new();
     let mut forwarded_ports = BTreeMap::new();
     let mut ips = BTreeMap::new();
-    for mut service in status::response(view, filter).services {
+    for mut service in response.services {
         let name = service.name.clone();
         let (its_ports, its_ips) = (std::mem::take(&mut service.ports), std::mem::take(&mut service.ips));
         if !its_ports.is_empty() {
@@ -107,7 +115,7 @@ pub(crate) fn lease(view: &LeaseView, filter: &Filter) -> String {
         services,
         forwarded_ports: Some(forwarded_ports).filter(|ports| !ports.is_empty()),
         ips: Some(ips).filter(|ips| !ips.is_empty()),
-        stale_since: view.stale_since.map(|time| time.to_string()),
+        stale_since,
     })
 }
 
