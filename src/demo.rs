@@ -25,6 +25,7 @@ use crate::config::{DemoConfig, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
 use crate::sys::process::{self, any_signal};
+use crate::ui::{Page, UiError, browser};
 
 mod followers;
 mod gateway;
@@ -69,6 +70,8 @@ enum DemoError {
     Follower(#[from] CallError),
     #[error("the printing follower ended early")]
     EndedEarly,
+    #[error("cannot serve the page: {0}")]
+    Page(#[from] UiError),
     #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
     #[error("cannot write: {0}")]
@@ -172,6 +175,11 @@ async fn follow(
         return Err(DemoError::EndedEarly);
     };
     printer.message(&introduction(gateway, dir, lease))?;
+    let page = if config.ui { Some(Page::bind(&target, lease, 0).await?) } else { None };
+    if let Some(page) = &page {
+        printer.message(&format!("page at {}", page.url()))?;
+        browser::open(page.url());
+    }
     let before = gateway.usage();
     let stop = CancellationToken::new();
     let mut followers = Followers::start(&connector, &request, config.followers, printer, &stop);
@@ -180,6 +188,7 @@ async fn follow(
         ended = end => ended,
         error = gateway.exited() => Err(error),
         error = followers.printing_ended() => Err(error),
+        Some(()) = OptionFuture::from(page.map(Page::serve)) => Err(DemoError::EndedEarly),
     };
     let usage = gateway.usage();
     stop.cancel();
@@ -273,7 +282,7 @@ mod tests {
         };
         let program = program(&gateway, dir.path());
         let parts = Parts { program, sample: "", new_identity: &new_identity };
-        let config = DemoConfig { duration: None, followers: 0, sdl: None, verbose: false };
+        let config = DemoConfig { duration: None, followers: 0, sdl: None, verbose: false, ui: false };
         let (out, err) = (Shared::default(), Shared::default());
         let end = async {
             while !out.text().ends_with(last) {

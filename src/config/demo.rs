@@ -33,6 +33,9 @@ pub struct DemoConfig {
     /// SDL file of the services to run instead of the sample
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub sdl: Option<PathBuf>,
+    /// Show the lease in a web page, too, and open it in a browser
+    #[arg(long)]
+    pub ui: bool,
     /// Show the gateway's own log
     #[arg(short, long)]
     pub verbose: bool,

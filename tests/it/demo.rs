@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use rustix::process::Signal;
 
-use crate::support::process::{Program, Workspace};
+use crate::support::process::{Program, Workspace, get};
 
 /// Starts a demo and waits until it has printed lines of all three replicas.
 fn started(workspace: &Workspace) -> Program {
@@ -54,6 +54,26 @@ fn demo_ends_with_a_summary_and_leaves_nothing() {
     assert!(printed >= 200 && delivered > 3 * printed, "{delivered} of {printed}");
     workspace.until_nothing_is_left();
     assert_eq!(leftovers(&workspace), [""; 0]);
+}
+
+#[test]
+fn demo_with_ui_serves_the_page() {
+    let workspace = Workspace::new();
+    let mut command = workspace.command(&["demo", "--ui"]);
+    // No browser opens on the desktop of the developer.
+    command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+    let demo = Program::start(command, "demo --ui".to_owned());
+    demo.until_said("leasemux: page at http://127.0.0.1:");
+    demo.until_out("lines", |out| out.contains("web/0 | 1 ").then_some(()));
+    let said = demo.err.get();
+    let (_, url) = said.split_once("page at http://").unwrap();
+    let (address, path) = url.lines().next().unwrap().split_once('/').unwrap();
+    let (head, _) = get(address.parse().unwrap(), "HTTP/1.0", &format!("/{path}")).unwrap();
+    assert!(head.contains(" 303 ") && head.contains("set-cookie: leasemux-ui-"), "{head}");
+    demo.signal(Signal::INT);
+    let done = demo.done();
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    workspace.until_nothing_is_left();
 }
 
 #[test]
