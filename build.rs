@@ -20,6 +20,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let node_api =
         protox::compile(["akash/cert/v1/query.proto", "cosmos/auth/v1beta1/query.proto"], ["proto"])?;
     tonic_prost_build::configure().include_file("node_api.rs").compile_fds(node_api)?;
+    // Separate as well: clients of the gateway have no use for it.
+    let exchange = protox::compile(["leasemux/exchange/v1/exchange.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .bytes(".leasemux.exchange.v1")
+        .include_file("exchange_api.rs")
+        .compile_fds(exchange)?;
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
     let version = String::from_utf8(rustc.stdout)?;

@@ -13,6 +13,9 @@ use leasemux::edge::published::{self, RequestForm};
 use leasemux::edge::request;
 use leasemux::edge::rest::query::{StreamKind, StreamQuery};
 use leasemux::edge::websocket::client_frames::{ClientFrame, ClientFrames};
+use leasemux::exchange::codec;
+use leasemux::exchange::lines::Part;
+use leasemux::exchange::messages::{Content, Fetched, Message};
 use leasemux::model::id::ServiceName;
 use leasemux::model::limits::FILTERS_MAX;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
@@ -217,6 +220,40 @@ pub(crate) fn sdl(input: &[u8]) {
             }
         }
         Err(error) => assert!(!error.faults.is_empty()),
+    }
+}
+
+/// Header of a message between gateways: version, key, sender and counter.
+const EXCHANGE_HEADER: [u8; 26] =
+    [1, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// Fuzzes a message between gateways, and its body.
+pub(crate) fn exchange(input: &[u8]) {
+    read_exchange(Bytes::copy_from_slice(input));
+    read_exchange([&EXCHANGE_HEADER, input].concat().into());
+}
+
+/// Reads a message. Checks that an accepted one survives a round trip, and that its lines can be cut at each
+/// position.
+fn read_exchange(input: Bytes) {
+    let Ok(envelope) = codec::decode(input) else { return };
+    let bytes = codec::encode(&envelope);
+    assert!(bytes.len() <= codec::MESSAGE_MAX_BYTES);
+    assert_eq!(codec::decode(bytes).as_ref(), Ok(&envelope));
+    let frames = match &envelope.message {
+        Message::Frame(frame) => std::slice::from_ref(frame),
+        Message::Fetched(Fetched::Frames { frames, .. }) => frames,
+        _ => &[],
+    };
+    for frame in frames {
+        let Content::Lines { lines, .. } = &frame.content else { continue };
+        let mut at = lines.start();
+        for line in &lines.batch().lines {
+            let Part::Rest(rest) = lines.part_after(at) else { panic!("nothing after {at:?} in {lines:?}") };
+            assert!(lines.batch().data.ends_with(&rest.data));
+            at = line.after;
+        }
+        assert_eq!((at, lines.part_after(at)), (lines.end(), Part::Nothing));
     }
 }
 

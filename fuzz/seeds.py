@@ -76,3 +76,42 @@ put("certificate", "seed-content-long", der(0x30, long, der(0xa3, der(0x30, cons
 put("certificate", "seed-extensions", usage + server_too + no_authority + constraints)
 put("certificate", "seed-extensions-authority", client + authority)
 put("certificate", "seed-extensions-unknown", client + extension("2a0304", True, b"\x05\0") + extension("551d11", False, der(0x30, der(0x82, b"a"))))
+
+def varint(value):
+    return (bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7))
+def count(number, value):
+    return field(number, 0, varint(value))
+def fixed(number, value):
+    return field(number, 1, value.to_bytes(8, "little"))
+def part(number, *parts):
+    content = b"".join(parts)
+    return field(number, 2, varint(len(content)) + content)
+def position(number, time, ordinal, offset=0):
+    return part(number, fixed(1, time), count(2, ordinal), count(3, offset))
+rank = count(1, 3) + fixed(2, 99)
+totals, run = count(1, 10) + count(2, 100), b"uid/web/1"
+place = part(1, run) + position(2, 5, 1)
+lines = part(1, b"one\ntwo\n") + part(2, b"\4\4") + part(3, b"\0\2") + part(4, b"\1\2") + count(6, 1)
+def frame(number, *rest):
+    return part(1, rank) + count(2, number) + part(3, totals) + b"".join(rest)
+whole = frame(7, part(4, run), position(5, 5, 1), position(6, 6, 1), part(7, lines))
+piece = frame(8, part(4, run), position(5, 6, 1), position(6, 6, 1, 4), part(7, part(1, b"rest"), part(2, b"\4"), part(3, b"\2"), part(4, b"\2"), count(5, 1)))
+gap = frame(9, part(4, run), position(5, 6, 1), position(6, 6, 1), part(8, count(1, 2), count(2, 5), count(3, 50), count(4, 1)))
+head = part(1, rank) + count(2, 9) + part(3, totals) + part(4, place) + count(5, 1) + count(8, 1) + fixed(11, 77) + count(12, 2)
+delimited = b"".join(varint(len(one)) + one for one in [whole, piece, gap])
+for name, body in [
+    ("alive", part(1, count(1, 500), count(2, 1))),
+    ("lines", part(2, whole)),
+    ("piece", part(2, piece)),
+    ("gap", part(2, gap)),
+    ("event", part(2, frame(3))),
+    ("sync", part(3, head)),
+    ("claim", part(4, part(1, rank), count(2, 1), part(3, place))),
+    ("announcement", part(5, part(1, head), count(2, 1))),
+    ("release", part(6, part(1, rank), part(2, rank))),
+    ("fetch", part(9, part(1, rank), part(3, place), count(4, 9))),
+    ("fetched", part(10, part(1, rank), part(2, delimited))),
+    ("refused", part(10, part(1, rank), count(3, 1), part(4, count(1, 4), part(2, totals), part(3, place)))),
+    ("request", part(12, part(1, b"/".join([owner, b"7/1/1", provider])), part(2, b"web"), count(3, 1), part(4, b"space"), part(5, b"pod"), part(6, place), count(7, 3))),
+]:
+    put("exchange", f"seed-{name}", body)

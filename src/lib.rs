@@ -14,6 +14,7 @@ pub mod config;
 pub mod demo;
 pub mod edge;
 mod events;
+pub mod exchange;
 pub mod logs;
 pub mod loss_checker;
 pub mod model;

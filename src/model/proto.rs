@@ -5,6 +5,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use super::id::LeaseId;
 use super::time::LogTime;
 
+pub(crate) use self::generated::exchange_api::leasemux::exchange::v1 as exchange;
 pub use self::generated::lease_api::akash::market::v1 as market;
 pub use self::generated::lease_api::akash::provider::lease::v1 as lease;
 pub use self::generated::node_api::akash::cert::v1 as cert;
@@ -23,6 +24,9 @@ mod generated {
     }
     pub mod node_api {
         include!(concat!(env!("OUT_DIR"), "/node_api.rs"));
+    }
+    pub mod exchange_api {
+        include!(concat!(env!("OUT_DIR"), "/exchange_api.rs"));
     }
 }
 

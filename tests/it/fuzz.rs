@@ -31,7 +31,7 @@ fn replay(target: &str, body: Body) {
 /// The code of a fuzz target.
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 8] = [
+const TARGETS: [(&str, Body); 9] = [
     ("token", bodies::token),
     ("certificate", bodies::certificate),
     ("request", bodies::request),
@@ -40,6 +40,7 @@ const TARGETS: [(&str, Body); 8] = [
     ("cri", bodies::cri),
     ("sdl", bodies::sdl),
     ("websocket", bodies::websocket),
+    ("exchange", bodies::exchange),
 ];
 
 #[test]
