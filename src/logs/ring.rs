@@ -24,7 +24,7 @@ use super::message::{self, Event, Gap};
 use super::representation::Representation;
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
-use crate::model::position::Position;
+use crate::model::position::{AmbiguousRange, Position};
 use crate::model::time::LogTime;
 use crate::sys::sync::{Mutex, MutexGuard};
 
@@ -36,7 +36,7 @@ mod models;
 mod reader;
 
 pub use self::entry::Entry;
-pub(crate) use self::entry::{AmbiguousRange, EntryKind};
+pub(crate) use self::entry::EntryKind;
 pub(crate) use self::lag::LaggingFollower;
 pub use self::lag::{Backlog, LagReport};
 pub use self::reader::{Entries, ReadOutcome, RingReader};

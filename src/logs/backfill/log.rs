@@ -11,10 +11,10 @@ use super::{AfterFailure, Backfill, BackfillEvent, Failures, LOOKAHEAD, Stage};
 use crate::logs::actor::Subscription;
 use crate::logs::chunk::Chunker;
 use crate::logs::heartbeat::{Phase, SourceCell};
-use crate::logs::ring::{AmbiguousRange, JoinLimit, JoinOutcome};
+use crate::logs::ring::{JoinLimit, JoinOutcome};
 use crate::model::id::Instance;
 use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
-use crate::model::position::Position;
+use crate::model::position::{AmbiguousRange, Position};
 use crate::model::time::LogTime;
 use crate::platform::{self, ReadFrom, TailItem};
 

@@ -4,14 +4,14 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::entry::{AmbiguousRange, Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
+use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
 use super::lag::FollowerProgress;
 use super::{Head, LogPlace, Ring, State};
 use crate::logs::chunk::Chunk;
 use crate::logs::representation::Representation;
 use crate::model::id::Instance;
 use crate::model::line::{LineBatch, OutputStream};
-use crate::model::position::Position;
+use crate::model::position::{AmbiguousRange, Position};
 use crate::model::time::LogTime;
 use crate::platform::LinesAfter;
 use crate::stream::StreamControl;
