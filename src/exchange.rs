@@ -9,9 +9,32 @@
 //! meet, whoever read them. A loss on the bus is noticed by the number of a frame or by a position, and the
 //! lines are read again: from the publisher's ring, else from the source. Two publishers cost a second tail for
 //! a while and nothing else, so no consensus is needed.
+//!
+//! - [`messages`], their [`codec`], and the [`subjects`] that carry them.
+//! - [`participant`]: the state machine of one replica. [`rank`] has the order of claims.
+//! - [`liveness`]: which gateways are alive, and whether the bus can be used; one per gateway.
+//!
+//! **Boundary.** All of this is pure. A driver per replica connects it, which does not exist yet:
+//! - `logs::actor` opens its live tails through it instead of `Platform::tail`: an open becomes
+//!   [`Input::Open`](participant::Input::Open), and `Opened`, `Deliver`, `Ended` and `FailTail` of
+//!   [`Output`](participant::Output) become the returned tail. The actor's end is `Input::Stop`.
+//! - `OpenTail` is `Platform::tail`, with the driver's error kept for `FailTail`. Unless `is_publisher`, it
+//!   first waits for one of the gateway's permits for direct tails.
+//! - `ReadRing` makes a reader of the actor's ring: each entry is one `RingEvent::Entry` with the entry's
+//!   sequence number, and an event of the ring is `Content::Event`. The reader that lags sends `RingEvent::At`.
+//!   `KeepActor` holds a subscription to the actor. `ServeFetch` finds an entry by its number, or joins the
+//!   ring as a backfill does.
+//! - Requests, answers and messages go over the bus. Queues are bounded there: a message that does not fit is
+//!   dropped, and its number shows that.
 
 pub mod codec;
+mod delivery;
+pub mod gateway_id;
+mod jitter;
+pub mod kept;
 pub mod lines;
+pub mod liveness;
 pub mod messages;
+pub mod participant;
 pub mod rank;
 pub mod subjects;

@@ -6,7 +6,8 @@
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
 
-use super::messages::{Envelope, Frame, GatewayId};
+use super::gateway_id::GatewayId;
+use super::messages::{Envelope, Frame};
 use crate::model::proto::exchange as proto;
 
 mod frame;

@@ -15,7 +15,7 @@ const COUNT_MAX: u64 = 1 << 60;
 pub struct Lines {
     start: Position,
     batch: LineBatch,
-    /// Whether the source has lost lines directly before them.
+    /// Whether the source has lost lines directly before them, or before the line that they continue.
     pub after_gap: bool,
     /// Whether their positions cannot be compared with those of another reader: they follow a gap of unknown
     /// size.
@@ -112,6 +112,10 @@ impl Lines {
         for (index, line) in self.batch.lines.iter().enumerate() {
             let is_within = (at.time, at.ordinal) == (before.0.time, before.0.ordinal);
             if is_within && at.offset >= before.0.offset {
+                if self.after_gap && index == 0 && at != self.start {
+                    // Within a line that was lost here: the first line is another one.
+                    return Part::Unknown;
+                }
                 let skipped = usize::try_from(at.offset - before.0.offset).unwrap_or(usize::MAX);
                 let length = line.end - before.1;
                 return if skipped <= length {

@@ -1,19 +1,12 @@
 //! Messages between gateways, as values. [`codec`](super::codec) reads and writes them.
 
-use std::fmt;
-
-use data_encoding::HEXLOWER;
-
+use super::gateway_id::GatewayId;
 use super::lines::Lines;
 use super::rank::{Claim, Rank};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::SourceGap;
-use crate::model::position::Position;
+use crate::model::position::{Place, Position};
 use crate::model::time::LogTime;
-
-/// Identifies a running gateway. Random, and new at each start.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GatewayId(pub [u8; 16]);
 
 /// A message and its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,15 +117,6 @@ pub struct Totals {
     pub inexact_gaps: u64,
 }
 
-/// A place in a replica's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The run.
-    pub instance: Instance,
-    /// The position in its log.
-    pub position: Position,
-}
-
 /// The newest place of a publisher: after all frames that it has published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -240,20 +224,6 @@ pub struct PublishRequest {
     pub place: Option<Place>,
     /// The highest term that the sender knows.
     pub term: u64,
-}
-
-// === impl GatewayId ===
-
-impl fmt::Display for GatewayId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for GatewayId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 // === impl Frame ===

@@ -4,8 +4,9 @@ use std::cmp::Ordering;
 
 use sha2::{Digest as _, Sha256};
 
-use super::messages::{GatewayId, Place};
+use super::gateway_id::GatewayId;
 use crate::model::id::{LeaseId, Replica};
+use crate::model::position::Place;
 
 /// The rank of a publisher. A later term is better, and within a term the greater weight.
 ///

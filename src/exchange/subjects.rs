@@ -17,7 +17,7 @@ use aws_lc_rs::hmac;
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest as _, Sha256};
 
-use super::messages::GatewayId;
+use super::gateway_id::GatewayId;
 use crate::model::id::{LeaseId, Replica};
 
 /// Bytes of a hash that a name has: collisions of 2^64 replicas are unlikely.

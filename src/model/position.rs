@@ -23,6 +23,15 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// A place in the log of one replica, which is known from the context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The run of the replica's container.
+    pub instance: Instance,
+    /// The position in that run's log.
+    pub position: Position,
+}
+
 /// A position in the log of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {

@@ -17,6 +17,7 @@ mod demo;
 mod deploy;
 mod docs;
 mod draft_client;
+mod exchange;
 mod flow_control;
 mod front;
 mod fuzz;

@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::{DecodeError, countable, required};
 use crate::exchange::lines::{Lines, is_countable};
-use crate::exchange::messages::{Content, Frame, Place, Totals};
+use crate::exchange::messages::{Content, Frame, Totals};
 use crate::exchange::rank::Rank;
 use crate::model::id::Instance;
 use crate::model::limits::CHUNK_MAX_LINES;
 use crate::model::line::{GapCause, Line, LineBatch, OutputStream, SourceGap};
-use crate::model::position::Position;
+use crate::model::position::{Place, Position};
 use crate::model::proto::exchange as proto;
 use crate::model::time::LogTime;
 

@@ -3,13 +3,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::exchange::lines::Lines;
 use crate::exchange::messages::{
-    Alive, Content, Fetch, FetchFrom, Fetched, Head, Message, Oldest, Place, PublishRequest, RingEnd,
-    SourceState, Totals,
+    Alive, Content, Fetch, FetchFrom, Fetched, Head, Message, Oldest, PublishRequest, RingEnd, SourceState,
+    Totals,
 };
 use crate::exchange::rank::{Claim, Rank};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::{GapCause, Line, LineBatch, OutputStream, SourceGap};
-use crate::model::position::Position;
+use crate::model::position::{Place, Position};
 use crate::model::time::LogTime;
 
 fn envelope(message: Message) -> Envelope {

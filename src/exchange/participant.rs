@@ -1,0 +1,314 @@
+//! A gateway's part in the exchange of one replica: whether it publishes, follows a publisher or tails for
+//! itself, and which lines its actor gets next. Pure: inputs and the time go in, outputs come out.
+//!
+//! The driver (a task with the bus, the ring and the tail) passes all inputs, carries out the outputs in
+//! order, and calls [`Participant::handle`] with [`Input::Tick`] at [`Participant::deadline`]. Times are
+//! durations since any fixed moment.
+//!
+//! The *tail* is this gateway's own read of the log, by its platform. A publisher always has it; another
+//! gateway has it while no publisher's frames can be *attached* to what its actor was given: `covering`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::delivery::Delivery;
+use super::jitter::Jitter;
+use super::messages::SourceState;
+use super::rank::{Claim, Rank};
+use crate::model::id::Instance;
+use crate::model::position::Place;
+use crate::model::time::LogTime;
+use crate::platform::{ReadFrom, TailItem};
+
+use self::election::Direct;
+use self::following::Following;
+pub use self::io::{Config, Input, Output, ReplyId, RequestId, RingEvent, RoleName, Subject, TailEvent};
+use self::publisher::Publishing;
+use self::tail::Tail;
+
+mod attach;
+mod election;
+mod following;
+mod io;
+mod member;
+mod publisher;
+mod repair;
+mod tail;
+
+/// Runs that the actor has finished, of which late frames are ignored: more than a crash loop has between two
+/// frames.
+const FINISHED_RUNS_MAX: usize = 8;
+
+/// The participant of one replica.
+#[derive(Debug)]
+pub struct Participant {
+    config: Config,
+    jitter: Jitter,
+    role: Role,
+    /// The run that the actor reads.
+    run: Option<Delivery>,
+    /// Runs that the actor has read to their end, the newest ones.
+    finished: VecDeque<Instance>,
+    tail: Tail,
+    /// Whether it is subscribed to frames.
+    hears_frames: bool,
+    /// State of the own source.
+    source: SourceState,
+    /// The place where the last log has ended.
+    tail_end: Option<Place>,
+    /// Since when the own tail fails.
+    failing_since: Option<Duration>,
+    usable: bool,
+    draining: bool,
+    /// The highest term that any message had.
+    term: u64,
+    /// The highest rank of a publisher that no longer publishes.
+    dead: Option<Rank>,
+    /// The newest claim of another gateway.
+    heard_claim: Option<(Claim, Duration)>,
+    /// Until then it does not claim: its source has failed.
+    no_claim_until: Duration,
+    /// Members of the publisher that was followed last.
+    members: u32,
+    /// Claims in a row that were not followed by a publisher.
+    attempts: u32,
+    /// Times in a row that frames did not reach this gateway.
+    deaf: u32,
+    shown: Shown,
+    next_request: RequestId,
+    out: Vec<Output>,
+}
+
+/// What the actor knows of the source.
+#[derive(Debug, Default)]
+struct Shown {
+    /// Since when it cannot be read.
+    interrupted_since: Option<LogTime>,
+    /// It cannot be followed and is polled.
+    polled: bool,
+}
+
+/// What the participant does. Each variant waits for the messages and times that its methods name.
+#[derive(Debug)]
+enum Role {
+    /// The actor has opened no log yet.
+    Idle,
+    /// Waits for the answer to a join; becomes `Member`, or `Asking` or `Claiming` without one.
+    Finding {
+        request: RequestId,
+        deadline: Duration,
+    },
+    /// Waits for the answer of the gateway on the replica's node; becomes `Member` or `Claiming`.
+    Asking {
+        request: RequestId,
+        deadline: Duration,
+    },
+    /// A better claim was heard. Waits for its announcement, then becomes `Finding`.
+    HoldingBack {
+        until: Duration,
+    },
+    /// Waits for other claims; becomes `Publisher`, `HoldingBack`, or `Direct` if the bus is silent.
+    Claiming(election::Claiming),
+    Member(Box<Following>),
+    Publisher(Box<Publishing>),
+    /// Becomes `Finding` at a time, or when the bus can be used again.
+    Direct(Direct),
+}
+
+// === impl Participant ===
+
+impl Participant {
+    /// Creates a participant that follows nothing yet.
+    pub fn new(config: Config, usable: bool) -> Self {
+        Self {
+            config,
+            jitter: Jitter::new(config.seed),
+            role: Role::Idle,
+            run: None,
+            finished: VecDeque::new(),
+            tail: Tail::default(),
+            hears_frames: false,
+            source: SourceState::default(),
+            tail_end: None,
+            failing_since: None,
+            usable,
+            draining: false,
+            term: 0,
+            dead: None,
+            heard_claim: None,
+            no_claim_until: Duration::ZERO,
+            members: 0,
+            attempts: 0,
+            deaf: 0,
+            shown: Shown::default(),
+            next_request: 0,
+            out: Vec::new(),
+        }
+    }
+
+    /// Handles an input. Returns what to do, in this order.
+    pub fn handle(&mut self, input: Input, now: Duration) -> Vec<Output> {
+        match input {
+            Input::Open { instance, from } => self.open(instance, from, now),
+            Input::Tail(generation, event) => {
+                if generation == self.tail.generation && self.tail.is_open {
+                    self.tail_event(event, now);
+                }
+            }
+            Input::Ring(event) => self.ring_event(event, now),
+            Input::Received(sender, message) => self.received(sender, message, now),
+            Input::Asked(sender, message, reply) => self.asked(sender, &message, reply, now),
+            Input::Answered(request, sender, message) => self.answered(request, sender, message, now),
+            Input::NoResponders(request) => self.unanswered(Some(request), now),
+            Input::Silent(gateway) => self.silent(gateway, now),
+            Input::Appeared => self.appeared(now),
+            Input::Usable(usable) => self.set_usable(usable, now),
+            Input::Drain => self.drain(now),
+            Input::Stop => self.stop(),
+            Input::Tick => {}
+        }
+        self.due(now);
+        self.advance(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Returns when the next [`Input::Tick`] is due.
+    pub fn deadline(&self) -> Option<Duration> {
+        let role = match &self.role {
+            Role::Idle => None,
+            Role::Finding { deadline, .. } | Role::Asking { deadline, .. } => Some(*deadline),
+            Role::HoldingBack { until } => Some(*until),
+            Role::Claiming(claiming) => Some(claiming.deadline()),
+            Role::Member(following) => following.deadline(),
+            Role::Publisher(publishing) => publishing.deadline(),
+            Role::Direct(direct) => direct.retry_at,
+        };
+        [role, self.tail.retry_at].into_iter().flatten().min()
+    }
+
+    /// Returns how it gets its lines.
+    pub fn role(&self) -> RoleName {
+        match &self.role {
+            Role::Idle => RoleName::Idle,
+            Role::Finding { .. } | Role::Asking { .. } | Role::HoldingBack { .. } | Role::Claiming(_) => {
+                RoleName::Finding
+            }
+            Role::Member(_) => RoleName::Member,
+            Role::Publisher(_) => RoleName::Publisher,
+            Role::Direct(Direct { is_waiting: true, .. }) => RoleName::Waiting,
+            Role::Direct(_) => RoleName::Direct,
+        }
+    }
+
+    /// Returns the memory of kept frames in bytes.
+    pub fn kept_bytes(&self) -> usize {
+        if let Role::Member(following) = &self.role { following.kept.bytes() } else { 0 }
+    }
+
+    fn due(&mut self, now: Duration) {
+        if self.tail.retry_at.is_some_and(|at| at <= now) {
+            self.tail.retry_at = None;
+            if self.tail.covering {
+                self.open_tail();
+            }
+        }
+        self.role_due(now);
+    }
+
+    fn role_due(&mut self, now: Duration) {
+        match &mut self.role {
+            Role::Idle => {}
+            Role::Finding { deadline, .. } | Role::Asking { deadline, .. } => {
+                if *deadline <= now {
+                    self.unanswered(None, now);
+                }
+            }
+            Role::HoldingBack { until } => {
+                if *until <= now {
+                    self.find(now);
+                }
+            }
+            Role::Claiming(_) => self.claim_due(now),
+            Role::Member(_) => self.member_due(now),
+            Role::Publisher(_) => self.publisher_due(now),
+            Role::Direct(direct) => {
+                if direct.retry_at.is_some_and(|at| at <= now) {
+                    self.return_to_bus(now);
+                }
+            }
+        }
+    }
+
+    /// Subscribes to frames, or unsubscribes.
+    fn hear_frames(&mut self, wanted: bool) {
+        if wanted != std::mem::replace(&mut self.hears_frames, wanted) {
+            self.out.push(Output::Subscribe(Subject::Frames, wanted));
+        }
+    }
+
+    fn new_request(&mut self) -> RequestId {
+        self.next_request += 1;
+        self.next_request
+    }
+}
+
+// === impl Participant: the actor's log ===
+
+impl Participant {
+    fn open(&mut self, instance: Instance, from: ReadFrom, now: Duration) {
+        let is_same = |run: &Delivery| run.instance == instance && from == run.next_from();
+        if !self.run.as_ref().is_some_and(is_same) {
+            self.close_tail();
+            self.tail_end = None;
+            let old = self.run.replace(Delivery::new(instance, from));
+            if let Some(old) = old
+                && self.run.as_ref().is_some_and(|run| run.instance != old.instance)
+            {
+                self.remember_finished(old.instance);
+            }
+        }
+        self.shown = Shown::default();
+        if let Some(start) = self.run.as_ref().and_then(|run| run.at) {
+            self.out.push(Output::Opened { start, unfinished: [false; 2] });
+        }
+        if self.tail.covering && !self.tail.is_open {
+            self.open_tail();
+        }
+        match &mut self.role {
+            Role::Idle => self.start(now),
+            Role::Member(following) => following.wait_for_run(now),
+            _ => {}
+        }
+    }
+
+    /// The actor's log has ended.
+    fn end_run(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.tail_end = run.place();
+            self.remember_finished(run.instance);
+            self.close_tail();
+            self.out.push(Output::Ended);
+        }
+    }
+
+    fn remember_finished(&mut self, instance: Instance) {
+        if self.finished.len() == FINISHED_RUNS_MAX {
+            self.finished.pop_front();
+        }
+        self.finished.push_back(instance);
+    }
+
+    /// Whether `instance` is a run before the one that the actor reads.
+    fn is_earlier(&self, instance: &Instance) -> bool {
+        let Some(run) = &self.run else { return self.finished.contains(instance) };
+        run.instance != *instance
+            && (self.finished.contains(instance) || run.instance.is_later_than(instance))
+    }
+
+    fn deliver(&mut self, item: Option<TailItem>) {
+        self.out.extend(item.map(Output::Deliver));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,295 @@
+//! Publishing: frames from the ring's entries, members, announcements, and when to stop.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Output, Participant, ReplyId, RequestId, RingEvent, Role, Subject};
+use crate::exchange::gateway_id::GatewayId;
+use crate::exchange::messages::{Frame, Head, Message, RingEnd};
+use crate::exchange::rank::Rank;
+
+/// A member that was not heard for this time is forgotten: it renews its membership three times as often.
+const MEMBER_EXPIRY: Duration = Duration::from_secs(15);
+
+/// Maximum members of a replica that are remembered. Others are members, too, but not counted: frames are sent
+/// to all that listen.
+const MEMBERS_MAX: usize = 4_096;
+
+/// Time after the newest frame in which a [`Message::Sync`] follows, so that a loss of the last frames shows.
+const SYNC_AFTER: Duration = Duration::from_millis(300);
+
+/// Interval of announcements. Two publishers that do not know of each other hear of the other's gateway first
+/// (`Appeared`); only if the bus has forgotten a subscription do they depend on this. With 10,000 replicas of
+/// eight followers each, it makes 2,700 deliveries per second.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+
+/// Intervals of the first announcements of a new publisher: one may be lost.
+const FIRST_ANNOUNCEMENTS: [Duration; 3] =
+    [Duration::from_millis(250), Duration::from_millis(750), Duration::from_secs(2)];
+
+/// Announcements are not sent more often: others ask for them.
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time over which the publishers of all replicas spread their announcements when a gateway appears.
+const APPEARED_SPREAD: Duration = Duration::from_millis(500);
+
+/// A publisher with members whose source fails for this time stops: another gateway may reach the source.
+const SOURCE_FAILS_FOR: Duration = Duration::from_secs(5);
+
+/// Time for which it then does not claim.
+const NO_CLAIM_FOR: Duration = Duration::from_secs(60);
+
+/// Interval at which a publisher asks the gateway on the replica's node to take over.
+const ASK_NODE_EVERY: Duration = Duration::from_secs(30);
+
+/// The state of a publisher.
+#[derive(Debug)]
+pub(super) struct Publishing {
+    rank: Rank,
+    /// The end of the part of the ring that was published; `None` until the ring is read.
+    end: Option<RingEnd>,
+    /// When each member was heard last.
+    members: BTreeMap<GatewayId, Duration>,
+    sync_at: Option<Duration>,
+    announce_at: Duration,
+    announced_at: Option<Duration>,
+    /// Announcements so far.
+    announced: usize,
+    ask_node_at: Duration,
+    asked_node: Option<RequestId>,
+    was_complete: bool,
+}
+
+// === impl Publishing ===
+
+impl Publishing {
+    pub(super) fn new(rank: Rank) -> Self {
+        Self {
+            rank,
+            end: None,
+            members: BTreeMap::new(),
+            sync_at: None,
+            announce_at: Duration::ZERO,
+            announced_at: None,
+            announced: 0,
+            ask_node_at: Duration::ZERO,
+            asked_node: None,
+            was_complete: false,
+        }
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        let expiry = self.members.values().min().map(|heard| *heard + MEMBER_EXPIRY);
+        // Before the ring is read there is nothing to announce.
+        let announce = self.end.is_some().then_some(self.announce_at);
+        [expiry, announce, self.sync_at].into_iter().flatten().min()
+    }
+
+    /// Announces itself: somebody seems not to know of it.
+    pub(super) fn announce_soon(&mut self, now: Duration) {
+        let earliest = self.announced_at.map_or(now, |at| (at + ANNOUNCE_PAUSE).max(now));
+        self.announce_twice(earliest);
+    }
+
+    /// Announces itself then, and once more later: one announcement may be lost.
+    fn announce_twice(&mut self, at: Duration) {
+        self.announce_at = self.announce_at.min(at);
+        self.announced = self.announced.min(FIRST_ANNOUNCEMENTS.len() - 1);
+    }
+
+    /// Adds a member, or notes that it was heard. Returns whether it is the first one.
+    fn add_member(&mut self, member: GatewayId, now: Duration) -> bool {
+        let is_first = self.members.is_empty();
+        if self.members.len() < MEMBERS_MAX || self.members.contains_key(&member) {
+            self.members.insert(member, now);
+        }
+        is_first
+    }
+}
+
+// === impl Participant: publishing ===
+
+impl Participant {
+    /// Returns the newest place, if this gateway publishes.
+    fn head(&self) -> Option<Head> {
+        let Role::Publisher(publishing) = &self.role else { return None };
+        let end = publishing.end.clone().unwrap_or_default();
+        let mut source = self.source;
+        source.complete = self.tail_end.is_some() && end.place == self.tail_end;
+        let members = u32::try_from(publishing.members.len()).unwrap_or(u32::MAX);
+        Some(Head { rank: publishing.rank, end, source, members })
+    }
+
+    pub(super) fn ring_event(&mut self, event: RingEvent, now: Duration) {
+        let Role::Publisher(publishing) = &mut self.role else { return };
+        let rank = publishing.rank;
+        match event {
+            RingEvent::At(end) => {
+                if publishing.end.replace(end).is_none() {
+                    (publishing.announce_at, publishing.ask_node_at) = (now, now + ASK_NODE_EVERY);
+                } else if !publishing.members.is_empty() {
+                    // The reader has lagged. Members see that numbers are missing.
+                    publishing.sync_at = Some(now + SYNC_AFTER);
+                }
+            }
+            RingEvent::Entry { totals, content, end } => {
+                let number = end.number.saturating_sub(1);
+                publishing.end = Some(end);
+                if !publishing.members.is_empty() {
+                    publishing.sync_at = Some(now + SYNC_AFTER);
+                    let frame = Frame { rank, number, totals, content };
+                    self.out.push(Output::Publish(Subject::Frames, Message::Frame(frame)));
+                }
+            }
+        }
+        self.check_complete(now);
+    }
+
+    /// Tells members at once when the log has ended and all its lines are published.
+    pub(super) fn check_complete(&mut self, now: Duration) {
+        let Some(head) = self.head() else { return };
+        let Role::Publisher(publishing) = &mut self.role else { return };
+        let was_complete = std::mem::replace(&mut publishing.was_complete, head.source.complete);
+        if head.source.complete && !was_complete {
+            self.source_changed(now);
+        }
+    }
+
+    /// Tells members that the state of the source has changed. Repeats it once, since it may be lost.
+    pub(super) fn source_changed(&mut self, now: Duration) {
+        let Some(head) = self.head() else { return };
+        if let Role::Publisher(publishing) = &mut self.role
+            && !publishing.members.is_empty()
+        {
+            publishing.sync_at = Some(now + SYNC_AFTER);
+            self.out.push(Output::Publish(Subject::Frames, Message::Sync(head)));
+        }
+    }
+
+    pub(super) fn asked(&mut self, sender: GatewayId, message: &Message, reply: ReplyId, now: Duration) {
+        let Role::Publisher(publishing) = &mut self.role else { return };
+        match message {
+            Message::Join if sender != self.config.gateway => {
+                let is_first = publishing.add_member(sender, now);
+                if is_first {
+                    self.out.push(Output::KeepActor(true));
+                }
+                if let Some(head) = self.head() {
+                    self.out.push(Output::Reply(reply, Message::Joined(head)));
+                }
+            }
+            // Another publisher's members ask all that listen.
+            Message::Fetch(fetch) if fetch.rank == publishing.rank => {
+                publishing.add_member(sender, now);
+                self.out.push(Output::ServeFetch(reply, fetch.clone()));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn left(&mut self, member: GatewayId) {
+        if let Role::Publisher(publishing) = &mut self.role
+            && publishing.members.remove(&member).is_some()
+            && publishing.members.is_empty()
+        {
+            publishing.sync_at = None;
+            self.out.push(Output::KeepActor(false));
+        }
+    }
+
+    pub(super) fn appeared(&mut self, now: Duration) {
+        let delay = self.jitter.between(Duration::ZERO, APPEARED_SPREAD);
+        if let Role::Publisher(publishing) = &mut self.role {
+            publishing.announce_twice(now + delay);
+        }
+    }
+
+    pub(super) fn publisher_due(&mut self, now: Duration) {
+        let Some(head) = self.head() else { return };
+        let Role::Publisher(publishing) = &mut self.role else { return };
+        let is_expired = |heard: &Duration| *heard + MEMBER_EXPIRY <= now;
+        let had_members = !publishing.members.is_empty();
+        publishing.members.retain(|_, heard| !is_expired(heard));
+        if had_members && publishing.members.is_empty() {
+            publishing.sync_at = None;
+            self.out.push(Output::KeepActor(false));
+        }
+        if publishing.sync_at.is_some_and(|at| at <= now) {
+            publishing.sync_at = None;
+            self.out.push(Output::Publish(Subject::Frames, Message::Sync(head.clone())));
+        }
+        if publishing.end.is_some() && publishing.announce_at <= now {
+            let next = FIRST_ANNOUNCEMENTS.get(publishing.announced).copied().unwrap_or(ANNOUNCE_EVERY);
+            publishing.announced += 1;
+            (publishing.announced_at, publishing.announce_at) = (Some(now), now + next);
+            let ask_node = self.config.asks_node && !self.config.is_home && publishing.ask_node_at <= now;
+            let message = Message::Announcement { head, home: self.config.is_home };
+            self.out.push(Output::Publish(Subject::Claims, message));
+            if ask_node {
+                self.ask_node_to_take_over(now);
+            }
+        }
+    }
+
+    fn ask_node_to_take_over(&mut self, now: Duration) {
+        let request = self.new_request();
+        if let Role::Publisher(publishing) = &mut self.role {
+            (publishing.ask_node_at, publishing.asked_node) = (now + ASK_NODE_EVERY, Some(request));
+        }
+        self.ask_node(request);
+    }
+
+    /// Handles the answer of the gateway on the node; `false` if it was not asked.
+    pub(super) fn node_answered(
+        &mut self,
+        request: RequestId,
+        sender: GatewayId,
+        head: &Head,
+        now: Duration,
+    ) -> bool {
+        let Role::Publisher(publishing) = &self.role else { return false };
+        let is_answer = publishing.asked_node == Some(request);
+        if is_answer && head.rank > publishing.rank {
+            self.yield_to(sender, head.clone(), now);
+        }
+        is_answer
+    }
+
+    /// Becomes a member of a better publisher. The tail stays open until its frames are attached.
+    pub(super) fn yield_to(&mut self, sender: GatewayId, head: Head, now: Duration) {
+        self.stop_publishing(Some(head.rank));
+        self.follow(sender, head, now);
+        self.renew(false, now);
+    }
+
+    /// Stops publishing; the tail stays open. The caller sets the next role.
+    pub(super) fn stop_publishing(&mut self, successor: Option<Rank>) {
+        let Role::Publisher(publishing) = &self.role else { return };
+        let rank = publishing.rank;
+        let had_members = !publishing.members.is_empty();
+        self.out.push(Output::Publish(Subject::Claims, Message::Release { rank, successor }));
+        self.out.push(Output::Subscribe(Subject::Requests, false));
+        self.out.push(Output::ReadRing(false));
+        self.hear_frames(true);
+        if had_members {
+            self.out.push(Output::KeepActor(false));
+        }
+        self.dead = self.dead.max(Some(rank));
+        self.role = Role::Idle;
+    }
+
+    /// Stops publishing if the source fails for long and another gateway may reach it.
+    pub(super) fn yield_failing_source(&mut self, now: Duration) {
+        let Role::Publisher(publishing) = &self.role else { return };
+        let is_failing = self.failing_since.is_some_and(|since| now >= since + SOURCE_FAILS_FOR);
+        if is_failing && !publishing.members.is_empty() {
+            self.no_claim_until = now + NO_CLAIM_FOR;
+            self.stop_publishing(None);
+            self.find(now);
+        }
+    }
+}
