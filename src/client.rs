@@ -11,12 +11,17 @@ pub mod error;
 pub mod exit;
 pub mod follow;
 pub mod logs;
+pub mod output_style;
 pub mod print;
 pub mod restart;
 pub mod status;
 
 mod clock;
+mod highlighter;
 mod json;
+mod line_filter;
+mod line_options;
+mod line_writer;
 mod lines;
 mod live_line;
 mod live_region;

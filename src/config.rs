@@ -29,12 +29,15 @@ mod client;
 mod demo;
 mod file;
 mod identity;
+mod lines;
+mod pattern;
 pub(crate) mod published;
 mod resolver;
 mod rest;
 mod serve;
 mod shell;
 mod start_checks;
+mod template;
 mod time_spec;
 mod token;
 mod token_source;
@@ -47,11 +50,15 @@ pub use self::client::{CallConfig, LogsConfig, RestartConfig, StatusConfig, Targ
 pub use self::demo::DemoConfig;
 pub use self::file::is_file_key;
 pub use self::identity::{IdentityConfig, ImportConfig, MnemonicSource};
+pub use self::lines::{ColorChoice, FormConfig, LogsOutput, SelectionConfig};
+pub use self::pattern::Pattern;
 pub use self::resolver::ConfigErrors;
 pub(crate) use self::serve::PlatformKind;
 pub use self::serve::ServeConfig;
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::start_checks::StartChecks;
+pub(crate) use self::template::Part;
+pub use self::template::{Field, Template};
 pub use self::time_spec::TimeSpec;
 pub use self::token::{TokenCheckConfig, TokenNewConfig};
 pub use self::token_source::TokenSource;
@@ -364,7 +371,7 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!((config.follow, config.output), (false, Format::Json));
+        assert_eq!((config.follow, config.output), (false, LogsOutput::Json));
         let many: Vec<String> = (0..=1024).map(|n| format!("--replica={n}")).collect();
         let args: Vec<&str> =
             ["logs", LEASE, "--service=web"].into_iter().chain(many.iter().map(String::as_str)).collect();

@@ -8,9 +8,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use leasemux::client::exit::Exit;
-use leasemux::client::print::OutputStyle;
+use leasemux::client::output_style::OutputStyle;
 use leasemux::client::{escape_json, escape_terminal, logs, restart, status, until_stdout_closed};
-use leasemux::config::{self, Command, Format, LoadError};
+use leasemux::config::{self, ColorChoice, Command, Format, LoadError};
 use leasemux::platform::local::shim;
 use leasemux::{canary, demo, serve, ui};
 use tokio::runtime::Runtime;
@@ -63,7 +63,8 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
             print("the configuration is valid")
         }
         Command::Logs(config) => {
-            let style = OutputStyle::of_process(config.output, config.timestamps);
+            let style =
+                OutputStyle::of_process(config.output.format(), config.has_times(), config.form.color);
             let logs = logs::run(&config, io::stdout(), io::stderr(), style);
             runtime.block_on(until_stdout_closed(logs)).into()
         }
@@ -110,7 +111,7 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
                 Err(error) => return fail(&format!("failed to find the path of this program: {error}")),
             };
             let parts = demo::Parts { program, sample: SAMPLE, new_identity: &identity::new };
-            let style = OutputStyle::of_process(Format::Text, false);
+            let style = OutputStyle::of_process(Format::Text, false, ColorChoice::Auto);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), style)).into()
         }
         Command::Completions(shell) => write(&config::completions(shell)),

@@ -44,6 +44,8 @@ pub(super) enum PartialLines {
     PassOn,
     /// After `HELD_MAX`, or when they are too long to hold.
     Hold,
+    /// When they are too long to hold.
+    HoldAll,
 }
 
 /// Joins pieces into lines, separately for each replica and stream.
@@ -110,12 +112,18 @@ impl LineJoiner {
 
     /// Returns when [`LineJoiner::emit_overdue`] has to be called.
     pub(super) fn due(&self) -> Option<Instant> {
+        if self.mode == PartialLines::HoldAll {
+            return None;
+        }
         let held = self.unfinished.values().filter(|line| !line.held.is_empty());
         held.map(|line| line.arrived + HELD_MAX).min()
     }
 
     /// Passes on pieces that have been held for `HELD_MAX`.
     pub(super) fn emit_overdue(&mut self, now: Instant, emit: &mut Emit<'_>) -> io::Result<()> {
+        if self.mode == PartialLines::HoldAll {
+            return Ok(());
+        }
         for (id, line) in &mut self.unfinished {
             if !line.held.is_empty() && line.arrived + HELD_MAX <= now {
                 self.held -= line.held.len();
@@ -234,6 +242,19 @@ mod tests {
         }
         assert_eq!((out, lines.due()), (vec![(b"Password: ".to_vec(), true, false)], None));
         assert_eq!(push(&mut lines, "a", b"\n"), [(0, false, true)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unfinished_line_is_held_for_a_filter() {
+        let mut lines = LineJoiner::new(PartialLines::HoldAll);
+        assert_eq!(push(&mut lines, "a", b"connecting... "), []);
+        assert_eq!(lines.due(), None);
+        lines.emit_overdue(Instant::now() + 2 * HELD_MAX, &mut |_, _| panic!("held")).unwrap();
+        assert_eq!(push(&mut lines, "a", b"failed\n"), [(20, true, true)]);
+        assert_eq!(
+            push(&mut lines, "a", &vec![b'x'; HELD_LINE_MAX_BYTES + 1]),
+            [(HELD_LINE_MAX_BYTES + 1, true, false)]
+        );
     }
 
     #[test]

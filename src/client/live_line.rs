@@ -90,7 +90,7 @@ impl LiveLine {
 }
 
 /// Removes the text that a carriage return overwrites.
-fn drop_overwritten(text: &mut Vec<u8>) {
+pub(super) fn drop_overwritten(text: &mut Vec<u8>) {
     let end = text.len().saturating_sub(1);
     if let Some(at) = memrchr(b'\r', &text[..end]) {
         text.drain(..=at);

@@ -12,7 +12,9 @@ use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::exit::Exit;
 use super::follow::{Ended, Follower};
-use super::print::{OutputStyle, Printer};
+use super::line_options::LineOptions;
+use super::output_style::OutputStyle;
+use super::print::Printer;
 use super::request::{filters, status};
 use super::until::Until;
 use crate::config::{Format, LogsConfig, TimeSpec};
@@ -34,8 +36,10 @@ pub async fn run(
     err: impl Write + Send,
     style: OutputStyle,
 ) -> Exit {
-    let mut printer = Printer::new(out, err, style);
-    let ended = read(config, style.terminal, &mut printer).await;
+    let mut printer = Printer::with_lines(out, err, style, LineOptions::new(config));
+    let complete = printer.complete();
+    let ended = complete.run_until_cancelled(read(config, style.terminal, &mut printer)).await;
+    let ended = ended.unwrap_or(Ok(Ended::Complete));
     match conclude(ended, &mut printer) {
         Ok(exit) => exit,
         // The reader has all it wanted, as in `… | head`.
@@ -63,7 +67,7 @@ async fn read(config: &LogsConfig, is_terminal: bool, printer: &mut Printer<'_>)
         return Follower::new(connector, request).with_client(client).run(printer).await;
     };
     let replicas = replicas(&mut client, config).await;
-    let mut sink = Until::new(printer, until.resolve(now), config.timestamps, replicas);
+    let mut sink = Until::new(printer, until.resolve(now), config.has_times(), replicas);
     let complete = sink.complete();
     let follower = Follower::new(connector, request).with_client(client);
     complete.run_until_cancelled(follower.run(&mut sink)).await.unwrap_or(Ok(Ended::Complete))
@@ -106,7 +110,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
     let filter = filter.or_else(|| filters.is_empty().then(ServiceFilter::default));
     // A file or program must get every line. A person wants to see the newest ones.
     let default_on_lag = if config.follow && !is_terminal { OnLag::Refill } else { OnLag::Drop };
-    let shows_heartbeats = config.follow && config.output == Format::Text;
+    let shows_heartbeats = config.follow && config.output.format() == Format::Text;
     ServiceLogsRequest {
         lease_id: Some((&config.call.lease).into()),
         filter,
@@ -115,7 +119,7 @@ fn request(config: &LogsConfig, is_terminal: bool, now: LogTime) -> ServiceLogsR
         tail_lines: config.tail,
         since: config.since.map(|since| since.resolve(now).into()),
         // `--until` compares the times of lines.
-        timestamps: config.timestamps || config.until.is_some(),
+        timestamps: config.has_times() || config.until.is_some(),
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.unwrap_or(default_on_lag).into(),
@@ -133,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
-    use crate::config::{CallConfig, Target};
+    use crate::config::{CallConfig, FormConfig, LogsOutput, SelectionConfig, Target};
     use crate::model::proto::lease::replica_event::Kind;
     use crate::model::proto::lease::source_state::State;
     use crate::model::proto::lease::{Cursor, Gap, ReplicaEvent, ServiceLogs, SourceState};
@@ -156,7 +160,9 @@ mod tests {
             timestamps: false,
             previous: false,
             on_lag: None,
-            output: Format::Text,
+            output: LogsOutput::Text,
+            selection: SelectionConfig::default(),
+            form: FormConfig::default(),
         }
     }
 
@@ -571,7 +577,7 @@ mod tests {
         assert!(reachable.starts_with("web/0 * log reachable again after "), "{reachable}");
         // Not without follow, and not for programs.
         print(&config(gateway.target(), false)).await;
-        print(&LogsConfig { output: Format::Json, ..config(gateway.target(), true) }).await;
+        print(&LogsConfig { output: LogsOutput::Json, ..config(gateway.target(), true) }).await;
         let asked: Vec<_> = gateway.requests().into_iter().map(|request| request.heartbeat).collect();
         assert_eq!(asked, [Some(prost_types::Duration { seconds: 2, nanos: 0 }), None, None]);
     }

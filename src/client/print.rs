@@ -5,21 +5,23 @@
 //! a line, everything on the output. The output is buffered and flushed when the stream pauses.
 //!
 //! A terminal shows an unfinished line at once (`LiveLine`). Otherwise pieces are joined into whole lines,
-//! unless a line is very long or stays unfinished (`LineJoiner`).
+//! unless a line is very long or stays unfinished (`LineJoiner`). Filters and templates get whole lines, also
+//! on a terminal.
 
-use std::collections::BTreeMap;
-use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::follow::{ConnectionChange, Sink};
 use super::json::{Object, write_line};
-use super::lines::{LineId, LineJoiner, PartialLines, Piece};
-use super::live_line::LiveLine;
-use super::live_region::Size;
-use super::terminal::{escape_line, escape_to_line};
+use super::line_options::LineOptions;
+use super::line_writer::{LineWriter, Replica};
+use super::lines::{LineId, LineJoiner, PartialLines};
+use super::output_style::OutputStyle;
+use super::terminal::escape_to_line;
 use super::{Out, ReplicaKey};
 use crate::config::Format;
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -29,39 +31,9 @@ use crate::model::proto::lease::source_state::State as SourceStateKind;
 use crate::model::proto::lease::{Gap, ReplicaEvent, ServiceLogs};
 use crate::model::time::LogTime;
 
-/// Output buffer. It is written when full, even without a pause.
-const BUFFER_BYTES: usize = 64 * 1024;
-
 /// A log that cannot be read for longer is reported. Most interruptions, as by a kubelet that restarts its
 /// connections, are shorter.
 pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
-
-/// Colours of prefixes. Red and yellow are reserved for losses and failures.
-const PALETTE: [AnsiColor; 8] = [
-    AnsiColor::Cyan,
-    AnsiColor::Green,
-    AnsiColor::Magenta,
-    AnsiColor::Blue,
-    AnsiColor::BrightCyan,
-    AnsiColor::BrightGreen,
-    AnsiColor::BrightMagenta,
-    AnsiColor::BrightBlue,
-];
-
-/// Format of printed entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent properties of the outputs")]
-pub struct OutputStyle {
-    pub(super) format: Format,
-    /// Whether the output is coloured.
-    pub(super) colour: bool,
-    /// Whether the error output is coloured.
-    pub(super) colour_errors: bool,
-    /// Whether the output is a terminal, where control characters are escaped.
-    pub(super) terminal: bool,
-    /// Whether lines begin with their time.
-    pub(super) timestamps: bool,
-}
 
 /// Sink that prints entries. [`Printer::finish`] ends the output.
 pub(crate) struct Printer<'a> {
@@ -71,68 +43,33 @@ pub(crate) struct Printer<'a> {
     gaps: u64,
 }
 
-/// Output with prefixed lines.
-struct LineWriter<'a> {
-    out: BufWriter<Out<'a>>,
-    style: OutputStyle,
-    replicas: BTreeMap<ReplicaKey, Replica>,
-    /// Line at the end of the output that has no newline yet. Always `None` on a terminal.
-    open: Option<LineId>,
-    /// Set for text on a terminal.
-    live: Option<LiveLine>,
-}
-
-#[derive(Debug, Default)]
-struct Replica {
-    instance: String,
-    /// Text `service/replica`, with control characters escaped.
-    name: String,
-    style: Style,
-    /// Set while its log is reported as unreachable: the time of the report, and for how long it was then.
-    unreachable: Option<(Instant, Duration)>,
-}
-
-// === impl OutputStyle ===
-
-impl OutputStyle {
-    /// Plain text without colours.
-    #[cfg(test)]
-    pub(crate) const PLAIN: Self = Self {
-        format: Format::Text,
-        colour: false,
-        colour_errors: false,
-        terminal: false,
-        timestamps: false,
-    };
-
-    /// Detects the style of this process's outputs: colours on terminals, unless `NO_COLOR` is set.
-    pub fn of_process(format: Format, timestamps: bool) -> Self {
-        let has_colours = |choice| choice != anstream::ColorChoice::Never;
-        Self {
-            format,
-            colour: has_colours(anstream::AutoStream::choice(&io::stdout())),
-            colour_errors: has_colours(anstream::AutoStream::choice(&io::stderr())),
-            terminal: io::stdout().is_terminal(),
-            timestamps,
-        }
-    }
-}
-
 // === impl Printer ===
 
 impl<'a> Printer<'a> {
-    /// Creates a printer of entries to `out` and of notices to `err`.
+    /// Creates a printer of all entries to `out` and of notices to `err`.
     pub(crate) fn new(out: impl Write + Send + 'a, err: impl Write + Send + 'a, style: OutputStyle) -> Self {
-        let is_live = style.terminal && style.format == Format::Text;
-        let out = LineWriter {
-            out: BufWriter::with_capacity(BUFFER_BYTES, Box::new(out)),
-            style,
-            replicas: BTreeMap::new(),
-            open: None,
-            live: is_live.then(|| LiveLine::new(|| Size::of_output().columns)),
+        Self::with_lines(out, err, style, LineOptions::default())
+    }
+
+    /// Creates a printer of the lines that `options` selects, in the form that it describes.
+    pub(crate) fn with_lines(
+        out: impl Write + Send + 'a,
+        err: impl Write + Send + 'a,
+        style: OutputStyle,
+        options: LineOptions,
+    ) -> Self {
+        let partial = match (options.needs_whole_lines(), style.terminal && style.format == Format::Text) {
+            (true, _) => PartialLines::HoldAll,
+            (false, true) => PartialLines::PassOn,
+            (false, false) => PartialLines::Hold,
         };
-        let partial = if is_live { PartialLines::PassOn } else { PartialLines::Hold };
+        let out = LineWriter::new(Box::new(out), style, options);
         Self { out, err: Box::new(err), joiner: LineJoiner::new(partial), gaps: 0 }
+    }
+
+    /// Returns a token that is cancelled when the maximum number of lines is printed.
+    pub(super) fn complete(&self) -> CancellationToken {
+        self.out.complete.clone()
     }
 
     /// Returns the number of printed gaps.
@@ -176,7 +113,7 @@ impl<'a> Printer<'a> {
         }
         if let Some(first) = replicas.keys().next().cloned() {
             self.end_lines(&first)?;
-            self.out.replicas.remove(&first);
+            self.out.remove(&first);
         }
         Ok(())
     }
@@ -235,6 +172,9 @@ impl<'a> Printer<'a> {
 
 impl Sink for Printer<'_> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
+        if self.out.complete.is_cancelled() {
+            return Ok(());
+        }
         if entry.name.is_empty() && self.out.style.format == Format::Text {
             // An entry without a service concerns the whole lease.
             return self.message("nothing is deployed under this lease");
@@ -248,6 +188,10 @@ impl Sink for Printer<'_> {
         // The entry does not continue the unfinished line, which lacks its newline.
         if is_other_run || entry.gap.is_some() || entry.event.is_some() {
             self.end_lines(&key)?;
+        }
+        // Lines after it are no context of lines before it.
+        if is_other_run || entry.gap.is_some() {
+            self.out.end_group(&key);
         }
         if let (Some(instance), Some(replica)) = (instance, self.out.replicas.get_mut(&key)) {
             instance.clone_into(&mut replica.instance);
@@ -318,91 +262,6 @@ impl Sink for Printer<'_> {
                  skipped and reported",
             ),
         }
-    }
-}
-
-// === impl LineWriter ===
-
-impl LineWriter<'_> {
-    /// Removes the drawn unfinished line from a terminal.
-    fn erase(&mut self) -> io::Result<()> {
-        match &mut self.live {
-            Some(live) => live.erase(&mut self.out),
-            None => Ok(()),
-        }
-    }
-
-    /// Draws the unfinished line on a terminal.
-    fn draw(&mut self) -> io::Result<()> {
-        let Self { live: Some(live), out, replicas, .. } = self else { return Ok(()) };
-        live.draw(out, |(key, _)| replicas.get(key).map(Replica::prefix).unwrap_or_default())
-    }
-
-    fn piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
-        let Self { out, style, replicas, open, live } = self;
-        let Some(replica) = replicas.get(&id.0) else {
-            return Ok(());
-        };
-        if let Some(live) = live {
-            let Some(mut line) = live.push(id, piece) else {
-                return Ok(());
-            };
-            live.erase(out)?;
-            // With the newline, so that a preceding carriage return counts as part of the line's end.
-            line.push(b'\n');
-            let mut row = replica.prefix().0;
-            escape_line(&line, &mut row);
-            return out.write_all(&row);
-        }
-        if style.format == Format::Json {
-            return write_line(out, &Object::line(&id.0, &replica.instance, piece, style.timestamps));
-        }
-        if open.as_ref() != Some(id) {
-            if open.take().is_some() {
-                out.write_all(b"\n")?;
-            }
-            out.write_all(&replica.prefix().0)?;
-        }
-        out.write_all(piece.bytes)?;
-        if piece.last {
-            out.write_all(b"\n")?;
-        }
-        *open = (!piece.last).then(|| id.clone());
-        Ok(())
-    }
-
-    /// Makes the output visible before something is written to the error output, which may be the same
-    /// terminal.
-    fn flush_for_stderr(&mut self) -> io::Result<()> {
-        self.erase()?;
-        self.out.flush()
-    }
-}
-
-// === impl Replica ===
-
-impl Replica {
-    fn new(key: &ReplicaKey, colour: bool) -> Self {
-        let (service, index) = key;
-        // Depends on the name alone: a replica keeps its colour in every run, and neighbours differ.
-        let hash =
-            service.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-        let at = hash.wrapping_add(*index as usize) % PALETTE.len();
-        let style = PALETTE.get(at).filter(|_| colour).map(|colour| colour.on_default());
-        // A heartbeat without a service concerns the whole lease.
-        let name = if service.is_empty() { "lease".to_owned() } else { format!("{service}/{index}") };
-        Self {
-            instance: String::new(),
-            name: escape_to_line(&name),
-            style: style.unwrap_or_default(),
-            unreachable: None,
-        }
-    }
-
-    /// Returns the text before each of its lines, and an upper bound of its width in columns.
-    fn prefix(&self) -> (Vec<u8>, usize) {
-        let Self { style, name, .. } = self;
-        (format!("{style}{name} |{style:#} ").into_bytes(), name.len() + 3)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use http::Uri;
 
+use super::lines::{self, FormConfig, LogsOutput, SelectionConfig};
 use super::resolver::Resolver;
 use super::time_spec::TimeSpec;
 use super::token_source::TokenSource;
@@ -31,6 +32,7 @@ const RESTART_EXAMPLES: &str = include_str!("help/restart.txt").trim_ascii_end()
     after_help = LOGS_EXAMPLES,
     after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}")
 )]
+#[expect(clippy::struct_excessive_bools, reason = "independent flags")]
 pub struct LogsConfig {
     /// The lease, the gateway, and the selected replicas.
     #[command(flatten)]
@@ -42,7 +44,7 @@ pub struct LogsConfig {
     #[arg(short = 'n', long, value_name = "N", default_value = "all", hide_default_value = true, value_parser = tail)]
     pub tail: TailLines,
     /// Start at this time: 5m or 2d (ago), 2026-01-31, '2026-01-31 12:00', 12:00, RFC 3339 or Unix seconds
-    #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
+    #[arg(long, visible_alias = "since-time", value_name = "TIME", value_parser = TimeSpec::parse_local)]
     pub since: Option<TimeSpec>,
     /// End at this time, in the formats of --since; not with --follow or --tail
     #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
@@ -57,9 +59,15 @@ pub struct LogsConfig {
     /// 'close' reconnects and reads them again; default: drop on a terminal, otherwise refill
     #[arg(long, value_name = "WHAT", value_parser = choice(LAG_POLICIES, "drop, refill or close"))]
     pub on_lag: Option<OnLag>,
-    /// Output format: text or json; 'table' is an alias of text
-    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = choice(FORMATS, "text or json"))]
-    pub output: Format,
+    /// Output format: text, json, or template=TEXT with {service}, {replica}, {instance}, {time} and {line}
+    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = LogsOutput::parse)]
+    pub output: LogsOutput,
+    /// Which lines are printed, of those that the gateway sends.
+    #[command(flatten)]
+    pub selection: SelectionConfig,
+    /// How lines are printed.
+    #[command(flatten)]
+    pub form: FormConfig,
 }
 
 /// A number of last lines; `None` = all. An alias, because clap would treat an `Option` as an optional flag.
@@ -107,6 +115,13 @@ pub struct RestartConfig {
     /// Output format: table or json; 'text' is an alias of table
     #[arg(short, long, value_name = "FORM", default_value = "table", value_parser = choice(FORMATS, "table or json"))]
     pub output: Format,
+}
+
+impl LogsConfig {
+    /// Returns whether the printed lines begin with their times or contain them.
+    pub fn has_times(&self) -> bool {
+        self.timestamps || self.output.has_time()
+    }
 }
 
 pub(super) const LAG_POLICIES: &[(&str, OnLag)] =
@@ -163,6 +178,7 @@ fn identity(text: &str) -> Result<PathBuf, String> {
 
 pub(super) fn check_logs(resolver: &mut Resolver<'_>) {
     check_call(resolver);
+    lines::check(resolver);
     let (follow, until) = (resolver.is_on("follow"), resolver.get::<TimeSpec>("until").copied());
     if follow && resolver.is_on("previous") {
         resolver.conflict("--previous and --follow do not go together: a previous run has no new lines");

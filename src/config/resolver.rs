@@ -11,9 +11,10 @@ use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 
 use super::LoadError;
 use super::file::File;
+use super::pattern::REGEX;
 
 /// Flags of which a command takes only one. A typed flag overrides the environment variable of the other.
-const ALTERNATIVES: [[&str; 2]; 2] = [["identity", "token"], ["key", "trust_dir"]];
+const ALTERNATIVES: [[&str; 2]; 3] = [["identity", "token"], ["key", "trust_dir"], ["utc", "local"]];
 
 /// Everything that is wrong with one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,8 +201,8 @@ impl<'a> Resolver<'a> {
         Err(LoadError::Invalid(ConfigErrors { command: self.path.to_owned(), all }))
     }
 
-    /// Returns the values of `arg` as text. In the environment, those of a list are separated by commas, and
-    /// empty ones are skipped. A variable of nothing but commas is an error, because an empty list often
+    /// Returns the values of `arg` as text. In the environment, those of a list are separated by commas
+    /// (except regular expressions), and empty ones are skipped. A variable of nothing but commas is an error, because an empty list often
     /// means everything.
     fn texts(&mut self, arg: &Arg) -> Vec<String> {
         let id = arg.get_id().as_str();
@@ -210,7 +211,7 @@ impl<'a> Resolver<'a> {
         let given = given.map(|text| text.to_string_lossy().into_owned());
         match origin {
             _ if self.is_overridden(id) => Vec::new(),
-            Origin::Environment if matches!(arg.get_action(), ArgAction::Append) => {
+            Origin::Environment if is_comma_list(arg) => {
                 let text = given.collect::<Vec<_>>().join(",");
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
                 let parts: Vec<_> = parts.map(str::to_owned).collect();
@@ -280,6 +281,12 @@ impl<'a> Resolver<'a> {
     fn variable(&self, id: &str) -> Option<String> {
         self.definition(id)?.get_env().map(|name| name.to_string_lossy().into_owned())
     }
+}
+
+/// Returns whether the variable of `arg` holds several values. A regular expression may have commas.
+fn is_comma_list(arg: &Arg) -> bool {
+    let is_regex = arg.get_value_names().is_some_and(|names| names.iter().any(|name| *name == REGEX));
+    matches!(arg.get_action(), ArgAction::Append) && !is_regex
 }
 
 /// Returns why the parser of `arg` rejects `text`.

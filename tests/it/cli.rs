@@ -21,7 +21,8 @@ fn command(args: &[&str], environment: &[(&str, &str)]) -> Command {
             command.env_remove(name);
         }
     }
-    command.args(args).envs(environment.iter().copied());
+    // Without the contexts of the person who runs the tests.
+    command.env("XDG_CONFIG_HOME", "/none").args(args).envs(environment.iter().copied());
     command
 }
 

@@ -1,18 +1,17 @@
 //! `identity import` in the whole program: from a mnemonic, and from files of Akash's own tools.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use leasemux::model::id::LeaseId;
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::account;
 use crate::support::process::{Done, Workspace};
+use crate::support::terminal::OnTerminal;
 
 /// The first account in `tests/vectors/wallets.json`, which is also in the certificates of
 /// `tests/vectors/certificates`.
@@ -51,48 +50,6 @@ fn import(args: &[&str], input: &str) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The program on its own terminal.
-struct OnTerminal {
-    child: Child,
-    master: File,
-    /// Held so that the terminal outlives the program.
-    slave: File,
-    shown: String,
-}
-
-impl OnTerminal {
-    fn start(args: &[&str]) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
-        let slave = File::options().read(true).write(true).open(name).unwrap();
-        let side = || Stdio::from(slave.try_clone().unwrap());
-        let child = command(args).stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        Self { child, master: master.into(), slave, shown: String::new() }
-    }
-
-    /// Reads until the terminal shows `expected`.
-    fn until(&mut self, expected: &str) {
-        let mut bytes = [0; 1024];
-        while !self.shown.contains(expected) {
-            let length = self.master.read(&mut bytes).unwrap();
-            self.shown.push_str(&text(&bytes[..length]));
-        }
-    }
-
-    fn echoes(&self) -> bool {
-        tcgetattr(&self.slave).unwrap().local_modes.contains(LocalModes::ECHO)
-    }
-}
-
-impl Drop for OnTerminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]
@@ -184,14 +141,15 @@ fn import_without_a_terminal_names_the_flag() {
 fn mnemonic_is_asked_for_without_echo() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("tenant");
-    let mut terminal = OnTerminal::start(&["--dir", dir.to_str().unwrap()]);
-    terminal.until("Mnemonic (not shown): ");
+    let mut terminal = OnTerminal::start(command(&["--dir", dir.to_str().unwrap()]), 80);
+    terminal.until_shown("Mnemonic (not shown): ");
     assert!(!terminal.echoes());
-    terminal.master.write_all(format!("{}\n", mnemonic()).as_bytes()).unwrap();
-    terminal.until(ADDRESS);
-    assert_eq!(terminal.child.wait().unwrap().code(), Some(0), "{}", terminal.shown);
+    terminal.type_in(&format!("{}\n", mnemonic()));
+    terminal.until_shown(ADDRESS);
+    assert_eq!(terminal.wait().code(), Some(0));
     assert!(terminal.echoes());
-    assert!(!terminal.shown.contains("market"), "{}", terminal.shown);
+    let (_, shown) = terminal.finish();
+    assert!(!shown.contains("market"), "{shown}");
     assert_eq!(fs::read_to_string(dir.join("mnemonic")).unwrap(), format!("{}\n", mnemonic()));
 }
 
@@ -199,9 +157,9 @@ fn mnemonic_is_asked_for_without_echo() {
 fn ctrl_c_at_the_prompt_restores_the_echo() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("tenant");
-    let mut terminal = OnTerminal::start(&["--dir", dir.to_str().unwrap()]);
-    terminal.until("Mnemonic (not shown): ");
-    kill_process(Pid::from_child(&terminal.child), Signal::INT).unwrap();
-    assert_eq!(terminal.child.wait().unwrap().code(), Some(130), "{}", terminal.shown);
+    let mut terminal = OnTerminal::start(command(&["--dir", dir.to_str().unwrap()]), 80);
+    terminal.until_shown("Mnemonic (not shown): ");
+    terminal.signal(Signal::INT);
+    assert_eq!(terminal.wait().code(), Some(130));
     assert!(terminal.echoes() && !dir.exists());
 }

@@ -32,6 +32,7 @@ mod metrics;
 mod modules;
 mod output;
 mod platform;
+mod printing;
 mod prometheus;
 mod published;
 mod quotas;

@@ -14,6 +14,7 @@ pub(crate) mod rest;
 pub(crate) mod seeds;
 pub(crate) mod source;
 pub(crate) mod statuses;
+pub(crate) mod terminal;
 
 use tonic_types::StatusExt as _;
 

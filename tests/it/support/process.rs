@@ -230,6 +230,8 @@ impl Workspace {
             command.process_group(0);
         }
         command.args(args).env("TMPDIR", self.path("tmp")).env("NO_COLOR", "1").stdin(Stdio::null());
+        // Contexts of the person who runs the tests have no effect.
+        command.env("XDG_CONFIG_HOME", self.path("config"));
         command
     }
 
@@ -472,7 +474,7 @@ impl Drop for Program {
 // === impl Text ===
 
 impl Text {
-    fn read(mut from: impl Read + Send + 'static) -> Arc<Self> {
+    pub(crate) fn read(mut from: impl Read + Send + 'static) -> Arc<Self> {
         let text = Arc::new(Self::default());
         let reader = Arc::clone(&text);
         std::thread::spawn(move || {
@@ -492,7 +494,7 @@ impl Text {
     }
 
     /// Returns `None` if the output ends or the deadline passes first.
-    fn until<T>(&self, mut found: impl FnMut(&str) -> Option<T>) -> Option<T> {
+    pub(crate) fn until<T>(&self, mut found: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock().unwrap();
         loop {
@@ -507,7 +509,7 @@ impl Text {
         }
     }
 
-    fn until_end(&self) -> bool {
+    pub(crate) fn until_end(&self) -> bool {
         let state = self.state.lock().unwrap();
         let (state, _) = self.changed.wait_timeout_while(state, PATIENCE, |state| !state.ended).unwrap();
         state.ended

@@ -1,0 +1,66 @@
+//! Which lines are printed, and how, as the flags of `logs` say.
+
+use jiff::tz::TimeZone;
+
+use super::highlighter::Highlighter;
+use super::line_filter::LineFilter;
+use super::output_style::OutputStyle;
+use crate::config::{LogsConfig, LogsOutput, Template};
+
+/// Selection and form of printed lines. The default prints all lines with their prefixes.
+#[derive(Debug)]
+pub(crate) struct LineOptions {
+    /// `None` prints all lines.
+    pub(super) filter: Option<LineFilter>,
+    /// Maximum number of printed lines.
+    pub(super) max_lines: Option<u64>,
+    pub(super) highlighter: Highlighter,
+    /// `None` prints lines as text or JSON.
+    pub(super) template: Option<Template>,
+    pub(super) has_prefix: bool,
+    /// Time zone of printed times; `None` prints them as the gateway sends them, in UTC.
+    pub(super) zone: Option<TimeZone>,
+}
+
+// === impl LineOptions ===
+
+impl LineOptions {
+    pub(super) fn new(config: &LogsConfig) -> Self {
+        let LogsConfig { selection, form, output, .. } = config;
+        let template = match output {
+            LogsOutput::Template(template) => Some(template.clone()),
+            LogsOutput::Text | LogsOutput::Json => None,
+        };
+        Self {
+            filter: LineFilter::new(selection, config.has_times()),
+            max_lines: selection.max_lines,
+            highlighter: Highlighter::new(selection, form),
+            template,
+            has_prefix: !form.no_prefix,
+            zone: form.local.then(TimeZone::system),
+        }
+    }
+
+    /// Returns whether lines that are neither JSON nor on a terminal are printed otherwise than written.
+    pub(super) fn changes_text(&self, style: OutputStyle) -> bool {
+        style.colour && !self.highlighter.is_empty() || style.timestamps && self.zone.is_some()
+    }
+
+    /// Returns whether unfinished lines are held until they end, or are too long to hold.
+    pub(super) fn needs_whole_lines(&self) -> bool {
+        self.filter.is_some() || self.template.is_some()
+    }
+}
+
+impl Default for LineOptions {
+    fn default() -> Self {
+        Self {
+            filter: None,
+            max_lines: None,
+            highlighter: Highlighter::default(),
+            template: None,
+            has_prefix: true,
+            zone: None,
+        }
+    }
+}
