@@ -3,7 +3,7 @@
 //! Each flag is defined once, by a field that clap's derive macros read: its help, default and parser. `cli`
 //! adds the environment variable, which is `LEASEMUX_` and the flag's name in capitals, and `file` the key of
 //! the same name. A flag overrides its variable, the variable overrides the file, and the file overrides the
-//! default.
+//! default. For commands of tenants, a context (`contexts`) takes the place of the file.
 //!
 //! `resolver` parses every value, runs the command's checks of values that depend on each other, and reports
 //! all errors at once. A configuration that [`read`] returns is valid: its files were readable, its numbers
@@ -26,9 +26,12 @@ mod access;
 mod canary;
 mod cli;
 mod client;
+mod context;
+mod contexts;
 mod demo;
 mod file;
 mod identity;
+mod lease_parts;
 mod lines;
 mod pattern;
 pub(crate) mod published;
@@ -47,9 +50,12 @@ mod value;
 pub use self::canary::CanaryConfig;
 pub use self::cli::commands;
 pub use self::client::{CallConfig, LogsConfig, RestartConfig, StatusConfig, Target};
+pub use self::context::{ContextCommand, ContextSetConfig};
+pub use self::contexts::{Context, ContextChange, Contexts, ContextsError};
 pub use self::demo::DemoConfig;
 pub use self::file::is_file_key;
 pub use self::identity::{IdentityConfig, ImportConfig, MnemonicSource};
+pub use self::lease_parts::LeaseSource;
 pub use self::lines::{ColorChoice, FormConfig, LogsOutput, SelectionConfig};
 pub use self::pattern::Pattern;
 pub use self::resolver::ConfigErrors;
@@ -67,6 +73,9 @@ pub use self::value::Format;
 
 /// The command that reads a file.
 const SERVE: &str = "serve";
+
+/// The flag that names a context, of the commands that use one.
+const CONTEXT: &str = "context";
 
 /// A command with its settings.
 #[derive(Debug)]
@@ -91,6 +100,8 @@ pub enum Command {
     TokenNew(TokenNewConfig),
     /// Report whether a gateway would accept a token.
     TokenCheck(TokenCheckConfig),
+    /// Show or change the contexts.
+    Context(ContextCommand),
     /// Measure a gateway by following a service that counts.
     Canary(Box<CanaryConfig>),
     /// Run a gateway with sample services and followers.
@@ -128,7 +139,11 @@ where
         (command, given) = (found, inner);
         names.push(name);
     }
-    let file = file_named(&names, given).map(|path| File::read(path, command)).unwrap_or_default();
+    let file = match file_named(&names, given) {
+        Some(path) => File::read(path, command),
+        None if command.get_arguments().any(|arg| arg.get_id() == CONTEXT) => context_file(given),
+        None => File::default(),
+    };
     let path = names.join(" ");
     let mut resolver = Resolver::new(&path, command, given, &file)?;
     Ok(match names.get(1..).unwrap_or_default() {
@@ -146,6 +161,19 @@ where
         ["identity", "import"] => Command::IdentityImport(resolver.checked(identity::check)?),
         ["token", "new"] => Command::TokenNew(resolver.checked(token::check_new)?),
         ["token", "check"] => Command::TokenCheck(resolver.checked(token::check_check)?),
+        ["context", "set"] => Command::Context(ContextCommand::Set(resolver.checked(context::check_set)?)),
+        ["context", "use"] => {
+            let args: context::NamedArgs = resolver.checked(context::check_name)?;
+            Command::Context(ContextCommand::Use(args.name))
+        }
+        ["context", "delete"] => {
+            let args: context::NamedArgs = resolver.checked(context::check_name)?;
+            Command::Context(ContextCommand::Delete(args.name))
+        }
+        ["context", "list"] => Command::Context(ContextCommand::List),
+        ["context", "show"] => {
+            Command::Context(ContextCommand::Show(resolver.finish::<context::ShowArgs>()?.name))
+        }
         ["canary"] => Command::Canary(resolver.checked(canary::check)?),
         ["demo"] => Command::Demo(resolver.finish()?),
         ["completions"] => Command::Completions(resolver.finish::<cli::CompletionsArgs>()?.shell),
@@ -159,6 +187,28 @@ fn file_named<'a>(names: &[&str], given: &'a ArgMatches) -> Option<&'a str> {
     let name = given.try_get_one::<String>("config").ok().flatten()?;
     let is_typed = || given.value_source("config") == Some(ValueSource::CommandLine);
     (names.last() == Some(&SERVE) && (!name.is_empty() || is_typed())).then_some(name)
+}
+
+/// Returns the values of the context that a command uses. Without a name, that is the current one, if there
+/// is one.
+fn context_file(given: &ArgMatches) -> File {
+    let name = given.try_get_one::<String>(CONTEXT).ok().flatten().filter(|name| !name.is_empty());
+    if name.is_some_and(|name| contexts::name(name).is_err()) {
+        // The flag's parser reports it.
+        return File::unusable(None);
+    }
+    let contexts = match Contexts::read() {
+        Err(ContextsError::NoPlace) if name.is_none() => return File::default(),
+        Err(error) => return File::unusable(Some(error.to_string())),
+        Ok(contexts) => contexts,
+    };
+    if name.is_none() && contexts.current().is_none() {
+        return File::default();
+    }
+    match contexts.get(name.map(String::as_str)) {
+        Ok((_, context)) => contexts.file_of(context),
+        Err(error) => File::unusable(Some(error.to_string())),
+    }
 }
 
 // === impl LoadError ===

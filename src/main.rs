@@ -16,7 +16,7 @@ use leasemux::{canary, demo, serve, ui};
 use tokio::runtime::Runtime;
 
 use self::commands::identity::Failure;
-use self::commands::{identity, token};
+use self::commands::{context, identity, token};
 
 mod commands;
 
@@ -100,6 +100,10 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
         Command::TokenCheck(config) => match token::check(&config) {
             Ok(claims) => print(&escape_json(&claims)),
             Err((exit, reason)) => end(exit, &reason),
+        },
+        Command::Context(command) => match context::run(&command) {
+            Ok(text) => write(escape_terminal(&text).as_bytes()),
+            Err(error) => end(context::exit(&error), &error.to_string()),
         },
         Command::Canary(config) => match runtime.block_on(canary::run(&config, io::stdout())) {
             Ok(exit) => exit.into(),

@@ -41,6 +41,7 @@ fn config(target: Target, duration: Duration) -> CanaryConfig {
     CanaryConfig {
         call: CallConfig {
             lease: LEASE.parse().unwrap(),
+            source: crate::config::LeaseSource::default(),
             target,
             services: vec!["counter".parse().unwrap()],
             replicas: Vec::new(),

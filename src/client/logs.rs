@@ -149,6 +149,7 @@ mod tests {
         LogsConfig {
             call: CallConfig {
                 lease: LEASE.parse().unwrap(),
+                source: crate::config::LeaseSource::default(),
                 target,
                 services: vec!["web".parse().unwrap()],
                 replicas: vec![0, 1],

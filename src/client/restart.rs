@@ -185,6 +185,7 @@ mod tests {
         RestartConfig {
             call: CallConfig {
                 lease: LEASE.parse().unwrap(),
+                source: crate::config::LeaseSource::default(),
                 target: gateway.target(),
                 services: vec!["web".parse().unwrap()],
                 replicas: vec![0, 1],

@@ -178,6 +178,7 @@ mod tests {
         let config = StatusConfig {
             call: CallConfig {
                 lease: LEASE.parse().unwrap(),
+                source: crate::config::LeaseSource::default(),
                 target: gateway.target(),
                 services: Vec::new(),
                 replicas: Vec::new(),

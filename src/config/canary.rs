@@ -23,7 +23,7 @@ const DURATIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// as metrics for Prometheus.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux canary <LEASE> --service <NAME> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    override_usage = "leasemux canary [LEASE] --service <NAME> [--identity <DIR> | --token <TOKEN|@FILE>] [--ca <FILE> | --insecure] [OPTIONS]",
     after_help = EXAMPLES,
     after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
 )]

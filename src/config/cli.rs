@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use super::canary::CanaryConfig;
 use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
+use super::context::{ContextSetConfig, ListArgs, NamedArgs, ShowArgs};
 use super::demo::DemoConfig;
 use super::identity::{IdentityConfig, ImportConfig};
 use super::serve::ServeConfig;
@@ -20,6 +21,8 @@ const PROGRAM_EXAMPLES: &str = include_str!("help/program.txt").trim_ascii_end()
 const IDENTITY_EXAMPLES: &str = include_str!("help/identity.txt").trim_ascii_end();
 
 const TOKEN_EXAMPLES: &str = include_str!("help/token.txt").trim_ascii_end();
+
+const CONTEXT_EXAMPLES: &str = include_str!("help/context.txt").trim_ascii_end();
 
 const COMPLETIONS_EXAMPLES: &str = include_str!("help/completions.txt").trim_ascii_end();
 
@@ -50,6 +53,15 @@ pub(super) fn program() -> Command {
     let token = group("token", "Create or check tokens (AEP-64)", TOKEN_EXAMPLES)
         .subcommands([command::<TokenNewConfig>("new"), command::<TokenCheckConfig>("check")]);
     let about = "Follow the logs of Akash leases: a gateway that reads each log once, however many follow it";
+    let named = |name, about| command::<NamedArgs>(name).about(about);
+    let context = group("context", "Store gateways, credentials and leases under names", CONTEXT_EXAMPLES)
+        .subcommands([
+            command::<ContextSetConfig>("set"),
+            named("use", "Make a context the current one"),
+            command::<ListArgs>("list"),
+            command::<ShowArgs>("show").about("Print a context"),
+            named("delete", "Delete a context"),
+        ]);
     let program = group("leasemux", about, PROGRAM_EXAMPLES)
         .version(env!("LEASEMUX_VERSION"))
         .after_long_help(format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"))
@@ -61,6 +73,7 @@ pub(super) fn program() -> Command {
             command::<UiConfig>("ui"),
             identity,
             token,
+            context,
             command::<CanaryConfig>("canary"),
             command::<DemoConfig>("demo"),
             command::<CompletionsArgs>("completions"),

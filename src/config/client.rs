@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::Args;
 use http::Uri;
 
+use super::lease_parts::{self, LeaseSource};
 use super::lines::{self, FormConfig, LogsOutput, SelectionConfig};
 use super::resolver::Resolver;
 use super::time_spec::TimeSpec;
 use super::token_source::TokenSource;
-use super::value::{Format, LEASE, choice, directory, file, gateway, lease, parsed, tail};
+use super::value::{Format, LEASE, choice, file, gateway, identity, lease, parsed, tail};
 use crate::model::id::{LeaseId, RequestId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::parse::{duration, number};
@@ -28,7 +29,7 @@ const RESTART_EXAMPLES: &str = include_str!("help/restart.txt").trim_ascii_end()
 /// Print the logs of a lease's services
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux logs <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    override_usage = "leasemux logs [LEASE] [--identity <DIR> | --token <TOKEN|@FILE>] [--ca <FILE> | --insecure] [OPTIONS]",
     after_help = LOGS_EXAMPLES,
     after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}")
 )]
@@ -76,7 +77,7 @@ type TailLines = Option<u64>;
 /// Print the status of a lease's services
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux status <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    override_usage = "leasemux status [LEASE] [--identity <DIR> | --token <TOKEN|@FILE>] [--ca <FILE> | --insecure] [OPTIONS]",
     after_help = STATUS_EXAMPLES,
     after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}")
 )]
@@ -95,7 +96,7 @@ pub struct StatusConfig {
 /// Restart a lease's services, one replica at a time
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux restart <LEASE> <--service <NAME> | --all> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    override_usage = "leasemux restart [LEASE] <--service <NAME> | --all> [--identity <DIR> | --token <TOKEN|@FILE>] [--ca <FILE> | --insecure] [OPTIONS]",
     after_help = RESTART_EXAMPLES,
     after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}")
 )]
@@ -132,9 +133,12 @@ const FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("table", Format::T
 /// The settings that all calls have: the lease, the gateway, and the selected replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct CallConfig {
-    /// The lease: owner/dseq/gseq/oseq/provider
+    /// The lease: owner/dseq/gseq/oseq/provider; default: that of the context
     #[arg(value_name = "LEASE", required = false, value_parser = lease)]
     pub lease: LeaseId,
+    /// The parts of the lease, or a context that has one. Resolved: `lease` has the result.
+    #[command(flatten)]
+    pub source: LeaseSource,
     /// The gateway, and the credentials for it.
     #[command(flatten)]
     pub target: Target,
@@ -165,15 +169,6 @@ pub struct Target {
     /// Do not verify the gateway's certificate (insecure)
     #[arg(long)]
     pub insecure: bool,
-}
-
-/// Parses the path of an identity's directory.
-fn identity(text: &str) -> Result<PathBuf, String> {
-    let dir = directory(text)?;
-    for name in ["cert.pem", "key.pem"] {
-        file(&dir.join(name).to_string_lossy()).map_err(|reason| format!("its {name} {reason}"))?;
-    }
-    Ok(dir)
 }
 
 pub(super) fn check_logs(resolver: &mut Resolver<'_>) {
@@ -234,7 +229,10 @@ pub(super) fn check_call(resolver: &mut Resolver<'_>) {
 
 /// Checks the lease, the gateway and the credentials.
 pub(super) fn check_target(resolver: &mut Resolver<'_>) {
-    resolver.require("lease", LEASE);
+    lease_parts::resolve(resolver);
+    if !resolver.is_given("dseq") {
+        resolver.require("lease", &format!("{LEASE}; or give --dseq, or use a context with a lease"));
+    }
     if resolver.is_given("identity") && resolver.is_given("token") {
         resolver.conflict("--identity and --token do not go together: a gateway takes one of them");
     }

@@ -37,6 +37,8 @@ pub(super) struct File {
     pub(super) unreadable: Option<String>,
     /// Whether only a part could be parsed.
     pub(super) is_broken: bool,
+    /// Whether it is a context, which has values of few flags.
+    pub(super) is_context: bool,
 }
 
 /// The values of one key.
@@ -75,6 +77,24 @@ impl File {
                 ..Self::default()
             },
         }
+    }
+
+    /// Returns the values of a context as a file: each with the id of its flag, and its line in the file at
+    /// `path`.
+    pub(super) fn of_context(
+        path: &str,
+        values: impl Iterator<Item = (&'static str, String, usize)>,
+    ) -> Self {
+        let entry = |(id, text, line): (&str, _, _)| {
+            (id.to_owned(), Entry { line, values: vec![(text, line)], has_invalid: false })
+        };
+        let entries = values.map(entry).collect();
+        Self { name: Some(path.to_owned()), entries, is_context: true, ..Self::default() }
+    }
+
+    /// Returns a file of which only this is known: it cannot be used.
+    pub(super) fn unusable(error: Option<String>) -> Self {
+        Self { errors: error.into_iter().collect(), is_broken: true, is_context: true, ..Self::default() }
     }
 
     fn parse(name: &str, text: &str, command: &Command) -> Self {

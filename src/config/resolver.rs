@@ -12,9 +12,12 @@ use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
 use super::LoadError;
 use super::file::File;
 use super::pattern::REGEX;
+use super::value::switch;
 
-/// Flags of which a command takes only one. A typed flag overrides the environment variable of the other.
-const ALTERNATIVES: [[&str; 2]; 3] = [["identity", "token"], ["key", "trust_dir"], ["utc", "local"]];
+/// Flags of which a command takes only one. A typed flag overrides the other's variable and file, a variable
+/// overrides the other's file.
+const ALTERNATIVES: [[&str; 2]; 4] =
+    [["identity", "token"], ["key", "trust_dir"], ["utc", "local"], ["ca", "insecure"]];
 
 /// Everything that is wrong with one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +44,17 @@ pub(super) struct Resolver<'a> {
     /// The command line and the environment, as text.
     given: &'a ArgMatches,
     file: &'a File,
-    /// The valid values, as typed values.
+    /// The valid values as text, by id.
+    valid: Vec<(String, String)>,
+    /// The same, as typed values.
     values: ArgMatches,
     rejected: BTreeSet<String>,
     /// Each with the position of its flag in the help, which is the order of the report.
     errors: Vec<(usize, String)>,
 }
 
-/// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a value comes from. Earlier ones override later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     CommandLine,
     Environment,
@@ -80,25 +85,46 @@ impl<'a> Resolver<'a> {
         given: &'a ArgMatches,
         file: &'a File,
     ) -> Result<Self, LoadError> {
-        let (values, rejected) = (ArgMatches::default(), BTreeSet::new());
+        let (valid, values, rejected) = (Vec::new(), ArgMatches::default(), BTreeSet::new());
         let errors = file.errors.iter().map(|error| (0, error.clone())).collect();
-        let mut resolver = Self { path, command, given, file, values, rejected, errors };
+        let mut resolver = Self { path, command, given, file, valid, values, rejected, errors };
         if let Some((name, reason)) = file.name.as_deref().zip(file.unreadable.as_deref()) {
             resolver.reject("config", name, reason);
         }
-        let (mut options, mut positionals) = (Vec::new(), vec![OsString::from("--")]);
         for arg in command.get_arguments() {
             for text in resolver.texts(arg) {
                 match rejection(arg, &text) {
                     Some(reason) => resolver.reject(arg.get_id().as_str(), &text, &reason),
-                    None if arg.is_positional() => positionals.push(text.into()),
-                    None => options.push(option(arg, &text)),
+                    None => resolver.valid.push((arg.get_id().to_string(), text)),
                 }
             }
         }
-        options.extend(positionals);
-        resolver.values = explicit(command.get_arguments()).try_get_matches_from(options)?;
+        resolver.evaluate()?;
         Ok(resolver)
+    }
+
+    /// Parses the valid texts.
+    fn evaluate(&mut self) -> Result<(), clap::Error> {
+        let (mut options, mut positionals) = (Vec::new(), vec![OsString::from("--")]);
+        for (id, text) in &self.valid {
+            match self.definition(id) {
+                Some(arg) if arg.is_positional() => positionals.push(text.into()),
+                Some(arg) => options.push(option(arg, text)),
+                None => {}
+            }
+        }
+        options.extend(positionals);
+        self.values = explicit(self.command.get_arguments()).try_get_matches_from(options)?;
+        Ok(())
+    }
+
+    /// Sets the value of `id`, which follows from other values.
+    pub(super) fn supply(&mut self, id: &str, text: &str) {
+        self.valid.retain(|(known, _)| known != id);
+        self.valid.push((id.to_owned(), text.to_owned()));
+        if let Err(error) = self.evaluate() {
+            self.errors.push((self.position(id), error.to_string()));
+        }
     }
 
     /// Returns the value of `id`, if there is one and all of them are valid.
@@ -127,6 +153,11 @@ impl<'a> Resolver<'a> {
     /// Returns whether `id` has a value, valid or not, that is not its default.
     pub(super) fn is_given(&self, id: &str) -> bool {
         self.origin(id) != Origin::Default && !self.is_overridden(id)
+    }
+
+    /// Returns whether `id` is on the command line.
+    pub(super) fn is_typed(&self, id: &str) -> bool {
+        self.origin(id) == Origin::CommandLine
     }
 
     /// Rejects each value of `id` that `check` returns an error for.
@@ -162,7 +193,13 @@ impl<'a> Resolver<'a> {
             return;
         }
         let variable = self.variable(id);
-        let key = self.file.name.as_deref().zip(self.key(id)).map(|(name, key)| format!("{key} in {name}"));
+        let key = self
+            .file
+            .name
+            .as_deref()
+            .filter(|_| !self.file.is_context)
+            .zip(self.key(id))
+            .map(|(name, key)| format!("{key} in {name}"));
         let others: Vec<_> = variable.into_iter().chain(key).collect();
         let others =
             if others.is_empty() { String::new() } else { format!(" (or {})", others.join(", or ")) };
@@ -244,11 +281,21 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Returns whether `id` is set by its variable while its alternative is typed.
+    /// Returns whether an alternative of `id` has an origin that overrides it. A switch that is off does not.
     fn is_overridden(&self, id: &str) -> bool {
-        let of_typed = |[one, other]: [&str; 2]| one == id && self.origin(other) == Origin::CommandLine;
-        self.origin(id) == Origin::Environment
-            && ALTERNATIVES.into_iter().any(|[one, other]| of_typed([one, other]) || of_typed([other, one]))
+        let origin = self.origin(id);
+        let is_over =
+            |[one, other]: [&str; 2]| one == id && self.origin(other) < origin && !self.is_off(other);
+        origin != Origin::Default
+            && ALTERNATIVES.into_iter().any(|[one, other]| is_over([one, other]) || is_over([other, one]))
+    }
+
+    /// Returns whether `id` is a switch that is given, and off.
+    fn is_off(&self, id: &str) -> bool {
+        let is_switch =
+            self.definition(id).and_then(Arg::get_num_args).is_some_and(|range| range.min_values() == 0);
+        let mut texts = self.given.try_get_raw(id).ok().flatten().into_iter().flatten();
+        is_switch && texts.any(|text| switch(&text.to_string_lossy()) == Ok(false))
     }
 
     /// Describes the origin of the value `text` of `id`, unless it is the command line or a default.

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::client::{EXIT_CODES, Target, check_target};
+use super::lease_parts::LeaseSource;
 use super::resolver::Resolver;
 use super::value::lease;
 use crate::model::id::LeaseId;
@@ -15,14 +16,17 @@ const EXAMPLES: &str = include_str!("help/ui.txt").trim_ascii_end();
 /// Serves the page on this machine only (127.0.0.1). The printed address is good for one browser.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
-    override_usage = "leasemux ui <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    override_usage = "leasemux ui [LEASE] [--identity <DIR> | --token <TOKEN|@FILE>] [--ca <FILE> | --insecure] [OPTIONS]",
     after_help = EXAMPLES,
     after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}")
 )]
 pub struct UiConfig {
-    /// The lease: owner/dseq/gseq/oseq/provider
+    /// The lease: owner/dseq/gseq/oseq/provider; default: that of the context
     #[arg(value_name = "LEASE", required = false, value_parser = lease)]
     pub lease: LeaseId,
+    /// The parts of the lease, or a context that has one. Resolved: `lease` has the result.
+    #[command(flatten)]
+    pub source: LeaseSource,
     /// The gateway, and the credentials for it.
     #[command(flatten)]
     pub target: Target,

@@ -165,6 +165,15 @@ pub(super) fn new_directory(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// Parses the path of an identity's directory.
+pub(super) fn identity(text: &str) -> Result<PathBuf, String> {
+    let dir = directory(text)?;
+    for name in ["cert.pem", "key.pem"] {
+        file(&dir.join(name).to_string_lossy()).map_err(|reason| format!("its {name} {reason}"))?;
+    }
+    Ok(dir)
+}
+
 /// The format of a lease.
 pub(super) const LEASE: &str = "owner/dseq/gseq/oseq/provider";
 

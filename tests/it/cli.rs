@@ -253,7 +253,10 @@ fn lease_argument_must_be_canonical_and_without_sdl() {
         assert!(text.contains(&format!("error: LEASE \"{for_serve}\": {alone}\n")), "{text}");
         // These commands do not read the variable.
         let text = usage_error(&[command], &[("LEASEMUX_LEASE", &for_serve)]);
-        assert!(text.contains("error: LEASE is missing: owner/dseq/gseq/oseq/provider\n"), "{text}");
+        assert!(
+            text.contains("error: LEASE is missing: owner/dseq/gseq/oseq/provider; or give --dseq"),
+            "{text}"
+        );
     }
     let text = usage_error(&["token", "new"], &[("LEASEMUX_LEASE", &for_serve)]);
     assert!(

@@ -11,6 +11,7 @@ mod certificates;
 mod chain;
 mod cli;
 mod commands;
+mod contexts;
 mod contract;
 mod crash;
 mod demo;
