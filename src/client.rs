@@ -29,6 +29,7 @@ mod output;
 mod progress;
 mod reconnect;
 mod request;
+mod services;
 mod table;
 mod terminal;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rustls::{CertificateError, Error as TlsError, InconsistentKeys};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::model::limits::CURSORS_MAX;
+use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX};
 use crate::sys::pem::PemError;
 
 /// Reason, in the error details, of a stream that was closed because its follower lagged (`on_lag` = CLOSE).
@@ -72,6 +72,17 @@ pub enum CallError {
         "the connection was lost, and a follow of more than {CURSORS_MAX} replicas cannot be resumed: select services with --service"
     )]
     Unresumable,
+    /// A pattern matches none of these services.
+    #[error("--service {0:?} matches none of the lease's services: {names}", names = .1.join(", "))]
+    NoService(String, Vec<String>),
+    /// Patterns match this many services.
+    #[error(
+        "--service selects {0} services: at most {FILTERS_MAX}, and {FILTER_REPLICAS_MAX} with --replica"
+    )]
+    TooManyServices(usize),
+    /// The services that this pattern may match could not be listed.
+    #[error("--service {0:?} needs the status of the lease: {1}")]
+    Services(String, #[source] Box<CallError>),
 }
 
 // === impl ConnectError ===
@@ -123,7 +134,11 @@ impl CallError {
         match self {
             Self::Connect(error) => error.is_retryable(),
             Self::Status(status) => self.is_disconnect() || status.code() == Code::Unavailable,
-            Self::Sink(_) | Self::Unresumable => false,
+            Self::Sink(_)
+            | Self::Unresumable
+            | Self::NoService(..)
+            | Self::TooManyServices(_)
+            | Self::Services(..) => false,
         }
     }
 
@@ -134,7 +149,11 @@ impl CallError {
             Self::Status(status) => {
                 matches!(status.code(), Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented)
             }
-            Self::Sink(_) | Self::Unresumable => true,
+            Self::Sink(_)
+            | Self::Unresumable
+            | Self::NoService(..)
+            | Self::TooManyServices(_)
+            | Self::Services(..) => true,
         }
     }
 

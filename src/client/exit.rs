@@ -48,7 +48,8 @@ impl From<&CallError> for Exit {
                 | ConnectError::Pem(..)
                 | ConnectError::Token(_)
                 | ConnectError::Setup(_),
-            ) => Self::Usage,
+            )
+            | CallError::TooManyServices(_) => Self::Usage,
             CallError::Connect(ConnectError::Untrusted(..)) => Self::Rejected,
             CallError::Connect(_) | CallError::Unresumable => Self::Unavailable,
             // The status code of a lost connection tells how it was noticed, not its cause.
@@ -62,6 +63,8 @@ impl From<&CallError> for Exit {
                 _ => Self::Failed,
             },
             CallError::Sink(_) => Self::Failed,
+            CallError::NoService(..) => Self::NotFound,
+            CallError::Services(_, error) => Self::from(&**error),
         }
     }
 }

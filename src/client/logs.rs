@@ -16,6 +16,7 @@ use super::line_options::LineOptions;
 use super::output_style::OutputStyle;
 use super::print::Printer;
 use super::request::{filters, status};
+use super::services::expand_with;
 use super::until::Until;
 use crate::config::{Format, LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -55,13 +56,15 @@ pub async fn run(
 async fn read(config: &LogsConfig, is_terminal: bool, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
     let connector = Connector::new(&config.call.target)?;
     let is_relative = |time: Option<TimeSpec>| matches!(time, Some(TimeSpec::Ago(_)));
-    if !is_relative(config.since) && config.until.is_none() {
+    if !is_relative(config.since) && config.until.is_none() && !config.call.has_patterns() {
         // The request does not depend on the current time.
         return Follower::new(connector, request(config, is_terminal, LogTime::MIN)).run(printer).await;
     }
     // Boxed: the future that connects is far larger than the one that follows, and short-lived.
     let (mut client, clock) = Box::pin(connector.connect_with_clock()).await?;
     let now = clock.now();
+    let call = expand_with(&config.call, &mut client).await?;
+    let config = &LogsConfig { call, ..config.clone() };
     let request = request(config, is_terminal, now);
     let Some(until) = config.until else {
         return Follower::new(connector, request).with_client(client).run(printer).await;

@@ -7,19 +7,20 @@ use tonic::{Status, Streaming};
 use super::clock::ClockOffset;
 use super::connect::Client;
 use super::error::CallError;
-use crate::config::CallConfig;
-use crate::model::id::ServiceName;
+use crate::config::{CallConfig, ServiceSelector};
 use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest, ServiceStatusResponse};
 use crate::model::time::LogTime;
 
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the filters for the selected replicas of each selected service. One filter goes into the original
+/// Returns the filters for the selected replicas of each selected service, which must be names. One filter goes into the original
 /// field, which every gateway supports.
 pub(crate) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
-    let filter =
-        |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: call.replicas.clone() };
+    let filter = |service: &ServiceSelector| ServiceFilter {
+        name: service.to_string(),
+        replicas: call.replicas.clone(),
+    };
     match call.services.as_slice() {
         [] => (None, Vec::new()),
         [service] => (Some(filter(service)), Vec::new()),

@@ -17,6 +17,7 @@ use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{self, ANSWER_TIMEOUT, filters, response};
+use super::services::expand;
 use super::table::Table;
 use super::terminal::write_message;
 use crate::config::{CallConfig, Format, RestartConfig};
@@ -62,12 +63,14 @@ impl Restart<'_> {
     /// Calls until there is a response or a final error.
     async fn call(&mut self) -> Result<ServiceRestartResponse, CallError> {
         let connector = Connector::new(&self.config.call.target)?;
+        // Once, so that all attempts make the same request.
+        let call = expand(&self.config.call, &connector).await?;
         let deadline = Instant::now() + self.config.timeout;
         let mut reconnect = ReconnectState::new(Retries::Unlimited);
         loop {
             let started = Instant::now();
             let left = deadline.saturating_duration_since(started);
-            let error = match self.attempt(&connector, &mut reconnect, left).await {
+            let error = match self.attempt(&connector, &call, &mut reconnect, left).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -86,12 +89,12 @@ impl Restart<'_> {
     async fn attempt(
         &mut self,
         connector: &Connector,
+        call: &CallConfig,
         reconnect: &mut ReconnectState,
         left: Duration,
     ) -> Result<ServiceRestartResponse, CallError> {
         let mut client = Box::pin(connector.connect()).await?;
         reconnect.was_connected = true;
-        let call = &self.config.call;
         let (filter, filters) = filters(call);
         let request = ServiceRestartRequest {
             lease_id: Some((&call.lease).into()),

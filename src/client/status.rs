@@ -17,6 +17,7 @@ use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request;
+use super::services::expand;
 use super::table::{Table, stale_line, summaries};
 use super::terminal::write_message;
 use crate::config::{Format, StatusConfig};
@@ -68,6 +69,7 @@ async fn watch(
     err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let connector = Connector::new(&config.call.target)?;
+    let config = &StatusConfig { call: expand(&config.call, &connector).await?, ..config.clone() };
     let retries = if config.follow { Retries::Unlimited } else { Retries::Left(0) };
     let mut reconnect = ReconnectState::new(retries);
     loop {

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::client::{CallConfig, EXIT_CODES, LAG_POLICIES, check_call};
 use super::resolver::Resolver;
+use super::service_selector::ServiceSelector;
 use super::value::{Format, LOG_FORMATS, choice, listen_address};
 use crate::model::parse::duration;
 use crate::model::proto::lease::OnLag;
@@ -48,6 +49,10 @@ pub struct CanaryConfig {
 
 pub(super) fn check(resolver: &mut Resolver<'_>) {
     check_call(resolver);
+    resolver.verify("services", |service: &ServiceSelector| match service {
+        ServiceSelector::Name(_) => Ok(()),
+        ServiceSelector::Pattern(_) => Err("must be a name: a canary does not expand patterns".to_owned()),
+    });
     // `check_call` reports replicas without a service.
     if !resolver.is_given("replicas") {
         resolver.require("services", "the service that counts");

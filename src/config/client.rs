@@ -9,10 +9,11 @@ use http::Uri;
 use super::lease_parts::{self, LeaseSource};
 use super::lines::{self, FormConfig, LogsOutput, SelectionConfig};
 use super::resolver::Resolver;
+use super::service_selector::ServiceSelector;
 use super::time_spec::TimeSpec;
 use super::token_source::TokenSource;
 use super::value::{Format, LEASE, choice, file, gateway, identity, lease, parsed, tail};
-use crate::model::id::{LeaseId, RequestId, ServiceName};
+use crate::model::id::{LeaseId, RequestId};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::parse::{duration, number};
 use crate::model::proto::lease::OnLag;
@@ -118,6 +119,13 @@ pub struct RestartConfig {
     pub output: Format,
 }
 
+impl CallConfig {
+    /// Returns whether a service is selected by a pattern.
+    pub(crate) fn has_patterns(&self) -> bool {
+        self.services.iter().any(|service| service.pattern().is_some())
+    }
+}
+
 impl LogsConfig {
     /// Returns whether the printed lines begin with their times or contain them.
     pub fn has_times(&self) -> bool {
@@ -142,9 +150,10 @@ pub struct CallConfig {
     /// The gateway, and the credentials for it.
     #[command(flatten)]
     pub target: Target,
-    /// Only this service. Repeatable
-    #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceName>)]
-    pub services: Vec<ServiceName>,
+    /// Only this service; or a pattern such as 'web-*' (quoted), which selects the lease's services when the
+    /// command starts. Repeatable
+    #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceSelector>)]
+    pub services: Vec<ServiceSelector>,
     /// Only this replica of each --service, counted from 0. Repeatable
     #[arg(long = "replica", value_name = "N", value_parser = number(0..=u32::MAX))]
     pub replicas: Vec<u32>,
@@ -212,7 +221,7 @@ pub(super) fn check_restart(resolver: &mut Resolver<'_>) {
 /// Checks the settings that all calls have.
 pub(super) fn check_call(resolver: &mut Resolver<'_>) {
     check_target(resolver);
-    let services = resolver.list::<ServiceName>("services").len();
+    let services = resolver.list::<ServiceSelector>("services").len();
     let replicas = resolver.list::<u32>("replicas").len() * services;
     if services > FILTERS_MAX {
         resolver.conflict(&format!("--service is given {services} times: at most {FILTERS_MAX}"));

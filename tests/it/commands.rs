@@ -162,3 +162,27 @@ fn failed_restart_is_reported_and_skips_the_others() {
     let status = call(&workspace, &gateway, &lease, "status", &["--service", "web", "-o", "json"]);
     assert_eq!(replicas(&status.out)["web/0"]["restarts"], 0);
 }
+
+#[test]
+fn patterns_of_services_are_expanded() {
+    let quiet = "echo up; exec sleep 1000";
+    let (workspace, lease, gateway) =
+        serve(&[("api", quiet, 1), ("web-a", quiet, 1), ("web-b", quiet, 1)], &[]);
+    until_ready(&workspace, &gateway, &lease, 3);
+    let logs = call(&workspace, &gateway, &lease, "logs", &["--service", "web-*", "-f", "--max-lines", "2"]);
+    assert_code(&logs, 0);
+    let mut lines: Vec<&str> = logs.out.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["web-a/0 | up", "web-b/0 | up"]);
+    let status = call(&workspace, &gateway, &lease, "status", &["--service", "*-b", "-o", "json"]);
+    assert_eq!(replicas(&status.out).into_keys().collect::<Vec<_>>(), ["web-b/0"]);
+    let restart = call(&workspace, &gateway, &lease, "restart", &["--service", "web-?"]);
+    assert_code(&restart, 0);
+    assert_eq!(restart.out, "REPLICA  STATE   MESSAGE\nweb-a/0  active\nweb-b/0  active\n");
+    for command in ["logs", "status", "restart"] {
+        let none = call(&workspace, &gateway, &lease, command, &["--service", "db-*"]);
+        assert_code(&none, 4);
+        let expected = "leasemux: --service \"db-*\" matches none of the lease's services: api, web-a, web-b\n";
+        assert_eq!(none.err, expected, "{command}");
+    }
+}
