@@ -18,6 +18,7 @@ pub mod status;
 
 mod clock;
 mod highlighter;
+mod interrupt;
 mod json;
 mod line_filter;
 mod line_options;
@@ -27,8 +28,10 @@ mod live_line;
 mod live_region;
 mod output;
 mod progress;
+mod progress_row;
 mod reconnect;
 mod request;
+mod restart_progress;
 mod services;
 mod table;
 mod terminal;

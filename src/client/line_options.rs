@@ -18,6 +18,8 @@ pub(crate) struct LineOptions {
     /// `None` prints lines as text or JSON.
     pub(super) template: Option<Template>,
     pub(super) has_prefix: bool,
+    /// Whether progress may be drawn.
+    pub(super) may_draw: bool,
     /// Time zone of printed times; `None` prints them as the gateway sends them, in UTC.
     pub(super) zone: Option<TimeZone>,
 }
@@ -37,6 +39,8 @@ impl LineOptions {
             highlighter: Highlighter::new(selection, form),
             template,
             has_prefix: !form.no_prefix,
+            // A follow has no end, and prints what it receives.
+            may_draw: !config.follow && !config.quiet,
             zone: form.local.then(TimeZone::system),
         }
     }
@@ -44,6 +48,12 @@ impl LineOptions {
     /// Returns whether lines that are neither JSON nor on a terminal are printed otherwise than written.
     pub(super) fn changes_text(&self, style: OutputStyle) -> bool {
         style.colour && !self.highlighter.is_empty() || style.timestamps && self.zone.is_some()
+    }
+
+    /// Returns whether progress is drawn. Unfiltered lines on a terminal show it themselves, and a pipe's
+    /// reader may use the terminal.
+    pub(super) fn has_progress(&self, style: OutputStyle) -> bool {
+        self.may_draw && style.terminal_errors && !style.piped && (!style.terminal || self.filter.is_some())
     }
 
     /// Returns whether unfinished lines are held until they end, or are too long to hold.
@@ -60,6 +70,7 @@ impl Default for LineOptions {
             highlighter: Highlighter::default(),
             template: None,
             has_prefix: true,
+            may_draw: false,
             zone: None,
         }
     }

@@ -17,6 +17,7 @@ use super::lines::{LineId, Piece, split_time};
 use super::live_line::{LiveLine, drop_overwritten};
 use super::live_region::Size;
 use super::output_style::OutputStyle;
+use super::progress_row::ProgressRow;
 use super::terminal::{escape_marked, escape_to_line, mark};
 use super::{Out, ReplicaKey};
 use crate::config::{Field, Format, Part, Template};
@@ -46,6 +47,10 @@ const PALETTE: [AnsiColor; 8] = [
 /// Output of lines.
 pub(super) struct LineWriter<'a> {
     pub(super) out: BufWriter<Out<'a>>,
+    /// For notices and progress.
+    pub(super) err: Out<'a>,
+    /// Set if progress may be drawn, on the error output.
+    pub(super) progress: Option<ProgressRow>,
     pub(super) style: OutputStyle,
     pub(super) replicas: BTreeMap<ReplicaKey, Replica>,
     options: LineOptions,
@@ -73,10 +78,12 @@ pub(super) struct Replica {
 // === impl LineWriter ===
 
 impl<'a> LineWriter<'a> {
-    pub(super) fn new(out: Out<'a>, style: OutputStyle, options: LineOptions) -> Self {
+    pub(super) fn new(out: Out<'a>, err: Out<'a>, style: OutputStyle, options: LineOptions) -> Self {
         let is_live = style.terminal && style.format == Format::Text && options.template.is_none();
         Self {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
+            err,
+            progress: options.has_progress(style).then(|| ProgressRow::new(|| Size::of_errors().columns)),
             style,
             replicas: BTreeMap::new(),
             left: options.max_lines,
@@ -87,12 +94,31 @@ impl<'a> LineWriter<'a> {
         }
     }
 
-    /// Removes the drawn unfinished line from a terminal.
+    /// Removes the drawn progress and the drawn unfinished line from a terminal.
     pub(super) fn erase(&mut self) -> io::Result<()> {
+        self.erase_progress()?;
         match &mut self.live {
             Some(live) => live.erase(&mut self.out),
             None => Ok(()),
         }
+    }
+
+    fn erase_progress(&mut self) -> io::Result<()> {
+        match &mut self.progress {
+            Some(progress) => progress.erase(&mut self.err),
+            None => Ok(()),
+        }
+    }
+
+    /// Draws the progress, if it is time to.
+    pub(super) fn draw_progress(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        let Some(progress) = self.progress.as_mut().filter(|progress| progress.is_due(now)) else {
+            return Ok(());
+        };
+        // Both may be the same terminal.
+        self.out.flush()?;
+        progress.draw(&mut self.err, now)
     }
 
     /// Draws the unfinished line on a terminal.
@@ -156,6 +182,9 @@ impl<'a> LineWriter<'a> {
     fn write(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
         if self.left == Some(0) {
             return Ok(());
+        }
+        if self.style.terminal {
+            self.erase_progress()?;
         }
         self.write_piece(id, piece)?;
         if let Some(left) = self.left.as_mut().filter(|_| piece.last) {
@@ -344,7 +373,7 @@ mod tests {
     /// Returns the output for these lines of the replica `web/1`.
     fn written(style: OutputStyle, options: LineOptions, lines: &[&[u8]]) -> (String, bool) {
         let mut out = Vec::new();
-        let mut writer = LineWriter::new(Box::new(&mut out), style, options);
+        let mut writer = LineWriter::new(Box::new(&mut out), Box::new(io::sink()), style, options);
         let id = (("web".to_owned(), 1), 0);
         let mut replica = Replica::new(&id.0, style.colour);
         "run-1".clone_into(&mut replica.instance);

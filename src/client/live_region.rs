@@ -1,7 +1,9 @@
 //! Region at the end of a terminal that is redrawn in place.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::Out;
@@ -22,8 +24,8 @@ pub(super) struct Size {
 pub(super) struct LiveRegion<'a> {
     out: Out<'a>,
     size: fn() -> Size,
-    /// Number of drawn lines, which the next drawing replaces.
-    drawn: usize,
+    /// Number of drawn lines, which the next drawing replaces. Shared with [`super::interrupt`].
+    drawn: Arc<Mutex<usize>>,
 }
 
 // === impl Size ===
@@ -50,26 +52,28 @@ impl Size {
 impl<'a> LiveRegion<'a> {
     /// Creates an empty region on a terminal of this size, which may change.
     pub(super) fn new(out: impl Write + Send + 'a, size: fn() -> Size) -> Self {
-        Self { out: Box::new(out), size, drawn: 0 }
+        Self { out: Box::new(out), size, drawn: Arc::default() }
     }
 
     /// Replaces the drawn lines by as many of `lines` as fit on the terminal. `lines` must be escaped. Lines
     /// that scroll out of sight could not be erased.
     pub(super) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         let size = (self.size)();
-        self.erase()?;
+        // Held while writing, so that Ctrl-C erases all that is drawn.
+        let mut drawn = self.drawn.lock();
+        let mut picture = if *drawn > 0 { Self::erasure(*drawn) } else { Vec::new() };
         // The cursor needs the row below.
         let room = size.rows.saturating_sub(1).max(1);
         let shown = if lines.len() > room { room.saturating_sub(1) } else { lines.len() };
         for line in &lines[..shown] {
-            writeln!(self.out, "{}", cut(line, size.columns))?;
+            writeln!(picture, "{}", cut(line, size.columns))?;
         }
-        self.drawn = shown;
         if shown < lines.len() {
             let more = format!("… and {} more", lines.len() - shown);
-            writeln!(self.out, "{}", cut(&more, size.columns))?;
-            self.drawn += 1;
+            writeln!(picture, "{}", cut(&more, size.columns))?;
         }
+        *drawn = shown + usize::from(shown < lines.len());
+        self.out.write_all(&picture)?;
         self.out.flush()
     }
 
@@ -96,15 +100,22 @@ impl<'a> LiveRegion<'a> {
 
     /// Makes the drawn lines permanent.
     pub(super) fn keep(&mut self) {
-        self.drawn = 0;
+        *self.drawn.lock() = 0;
+    }
+
+    /// Keeps the number of drawn lines in `drawn`.
+    pub(super) fn counted_in(self, drawn: &Arc<Mutex<usize>>) -> Self {
+        Self { drawn: Arc::clone(drawn), ..self }
+    }
+
+    /// Returns what erases this many drawn lines.
+    pub(super) fn erasure(drawn: usize) -> Vec<u8> {
+        format!("\x1b[{drawn}A\r\x1b[J").into_bytes()
     }
 
     fn erase(&mut self) -> io::Result<()> {
-        if self.drawn > 0 {
-            write!(self.out, "\x1b[{}A\r\x1b[J", self.drawn)?;
-            self.drawn = 0;
-        }
-        Ok(())
+        let drawn = std::mem::take(&mut *self.drawn.lock());
+        if drawn > 0 { self.out.write_all(&Self::erasure(drawn)) } else { Ok(()) }
     }
 }
 

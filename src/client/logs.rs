@@ -1,7 +1,6 @@
 //! `leasemux logs`: prints the log of one request.
 //!
-//! Ctrl-C keeps its default action: nothing needs to be cleaned up, and a process that is blocked on a full
-//! pipe could not run a handler.
+//! Ctrl-C keeps its default action unless progress is drawn, which [`super::interrupt`] erases first.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -39,6 +38,7 @@ pub async fn run(
 ) -> Exit {
     let mut printer = Printer::with_lines(out, err, style, LineOptions::new(config));
     let complete = printer.complete();
+    let _interrupts = printer.erase_on_interrupt();
     let ended = complete.run_until_cancelled(read(config, style.terminal, &mut printer)).await;
     let ended = ended.unwrap_or(Ok(Ended::Complete));
     match conclude(ended, &mut printer) {
@@ -162,6 +162,7 @@ mod tests {
             since: None,
             until: None,
             timestamps: false,
+            quiet: false,
             previous: false,
             on_lag: None,
             output: LogsOutput::Text,

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal as _};
 
+use rustix::fs::{FileType, fstat};
+
 use crate::config::{ColorChoice, Format};
 
 /// Format of printed entries.
@@ -15,6 +17,10 @@ pub struct OutputStyle {
     pub(super) colour_errors: bool,
     /// Whether the output is a terminal, where control characters are escaped.
     pub(super) terminal: bool,
+    /// Whether the output has a reader, which may write to the terminal itself.
+    pub(super) piped: bool,
+    /// Whether the error output is a terminal.
+    pub(super) terminal_errors: bool,
     /// Whether lines begin with their time.
     pub(super) timestamps: bool,
 }
@@ -29,6 +35,8 @@ impl OutputStyle {
         colour: false,
         colour_errors: false,
         terminal: false,
+        piped: false,
+        terminal_errors: false,
         timestamps: false,
     };
 
@@ -45,7 +53,15 @@ impl OutputStyle {
             colour: has_colours(anstream::AutoStream::choice(&io::stdout())),
             colour_errors: has_colours(anstream::AutoStream::choice(&io::stderr())),
             terminal: io::stdout().is_terminal(),
+            piped: is_piped(),
+            terminal_errors: io::stderr().is_terminal(),
             timestamps,
         }
     }
+}
+
+/// Returns whether standard output is a pipe or a socket.
+fn is_piped() -> bool {
+    let kind = fstat(rustix::stdio::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    kind.is_ok_and(|kind| matches!(kind, FileType::Fifo | FileType::Socket))
 }

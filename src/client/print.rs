@@ -12,17 +12,20 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
+use super::interrupt::erase_on_interrupt;
 use super::json::{Object, write_line};
 use super::line_options::LineOptions;
 use super::line_writer::{LineWriter, Replica};
 use super::lines::{LineId, LineJoiner, PartialLines};
 use super::output_style::OutputStyle;
+use super::progress_row::ProgressRow;
 use super::terminal::escape_to_line;
-use super::{Out, ReplicaKey};
 use crate::config::Format;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::gap::Cause;
@@ -38,7 +41,6 @@ pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
 /// Sink that prints entries. [`Printer::finish`] ends the output.
 pub(crate) struct Printer<'a> {
     out: LineWriter<'a>,
-    err: Out<'a>,
     joiner: LineJoiner,
     gaps: u64,
 }
@@ -63,8 +65,15 @@ impl<'a> Printer<'a> {
             (false, true) => PartialLines::PassOn,
             (false, false) => PartialLines::Hold,
         };
-        let out = LineWriter::new(Box::new(out), style, options);
-        Self { out, err: Box::new(err), joiner: LineJoiner::new(partial), gaps: 0 }
+        let out = LineWriter::new(Box::new(out), Box::new(err), style, options);
+        Self { out, joiner: LineJoiner::new(partial), gaps: 0 }
+    }
+
+    /// Erases drawn progress on Ctrl-C from now on, if progress may be drawn. Returns the owner of the task,
+    /// which has to live as long as the command.
+    pub(super) fn erase_on_interrupt(&self) -> Option<JoinSet<()>> {
+        let progress = self.out.progress.as_ref()?;
+        Some(erase_on_interrupt(progress.drawn(), ProgressRow::erasure))
     }
 
     /// Returns a token that is cancelled when the maximum number of lines is printed.
@@ -83,6 +92,7 @@ impl<'a> Printer<'a> {
             self.end_line(&id)?;
         }
         self.out.erase()?;
+        self.out.progress = None;
         self.out.out.flush()
     }
 
@@ -97,11 +107,11 @@ impl<'a> Printer<'a> {
     pub(crate) fn message(&mut self, text: &str) -> io::Result<()> {
         // The message may report that this very output fails, so it is written even then.
         let flushed = self.out.flush_for_stderr();
-        write!(self.err, "leasemux: ")?;
+        write!(self.out.err, "leasemux: ")?;
         for line in text.lines() {
-            writeln!(self.err, "{}", escape_to_line(line))?;
+            writeln!(self.out.err, "{}", escape_to_line(line))?;
         }
-        self.err.flush()?;
+        self.out.err.flush()?;
         flushed
     }
 
@@ -162,11 +172,12 @@ impl<'a> Printer<'a> {
     /// Writes a line about a replica to the error output.
     fn notice(&mut self, key: &ReplicaKey, mark: char, style: Style, text: &str) -> io::Result<()> {
         self.out.flush_for_stderr()?;
-        let Some(replica) = self.out.replicas.get(key) else {
+        let LineWriter { replicas, err, style: output, .. } = &mut self.out;
+        let Some(replica) = replicas.get(key) else {
             return Ok(());
         };
-        let style = if self.out.style.colour_errors { style } else { Style::new() };
-        writeln!(self.err, "{style}{} {mark} {}{style:#}", replica.name, escape_to_line(text))
+        let style = if output.colour_errors { style } else { Style::new() };
+        writeln!(err, "{style}{} {mark} {}{style:#}", replica.name, escape_to_line(text))
     }
 }
 
@@ -208,7 +219,11 @@ impl Sink for Printer<'_> {
         }
         self.reachable(&key)?;
         let out = &mut self.out;
-        self.joiner.push(&key, entry.part.as_ref(), &entry.logs, &mut |id, piece| out.piece(id, piece))
+        if let Some(progress) = &mut out.progress {
+            progress.count(&entry.logs);
+        }
+        self.joiner.push(&key, entry.part.as_ref(), &entry.logs, &mut |id, piece| out.piece(id, piece))?;
+        self.out.draw_progress()
     }
 
     fn heartbeat(&mut self, heartbeat: &ServiceLogs, now: LogTime) -> io::Result<()> {
@@ -239,15 +254,18 @@ impl Sink for Printer<'_> {
 
     fn pause(&mut self) -> io::Result<()> {
         self.out.draw()?;
+        self.out.draw_progress()?;
         self.out.out.flush()
     }
 
     fn due(&self) -> Option<Instant> {
-        self.joiner.due()
+        let progress = self.out.progress.as_ref().map(ProgressRow::due);
+        self.joiner.due().into_iter().chain(progress).min()
     }
 
     fn on_due(&mut self) -> io::Result<()> {
         self.joiner.emit_overdue(Instant::now(), &mut |id, piece| self.out.piece(id, piece))?;
+        self.out.draw_progress()?;
         self.out.out.flush()
     }
 

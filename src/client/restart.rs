@@ -1,22 +1,27 @@
 //! `leasemux restart`: requests a restart, shows its progress and reports its outcome.
 //!
 //! A call that is lost is made again under the same request id, which identifies it to the gateway. Ctrl-C
-//! ends the wait and not the restart. A closed output ends neither: the exit code still reports the outcome.
+//! ends the wait, erases the drawn progress, and does not end the restart. A closed output ends neither: the
+//! exit code still reports the outcome.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::Out;
-use super::connect::{Client, Connector};
+use super::connect::Connector;
 use super::error::CallError;
 use super::exit::Exit;
+use super::interrupt::erase_on_interrupt;
 use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
-use super::request::{self, ANSWER_TIMEOUT, filters, response};
+use super::request::{ANSWER_TIMEOUT, filters, response};
+use super::restart_progress::show_progress;
 use super::services::expand;
 use super::table::Table;
 use super::terminal::write_message;
@@ -32,8 +37,10 @@ struct Restart<'a> {
     id: RequestId,
     out: Out<'a>,
     err: Out<'a>,
-    /// Whether `err` is a terminal, on which the progress is drawn.
-    terminal: bool,
+    /// Whether progress is drawn on `err`.
+    has_progress: bool,
+    /// Number of its lines that are drawn.
+    drawn: Arc<Mutex<usize>>,
 }
 
 /// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well
@@ -45,7 +52,9 @@ pub async fn run(
     terminal: bool,
 ) -> Exit {
     let id = config.request_id.clone().unwrap_or_else(RequestId::unique);
-    let mut restart = Restart { config, id, out: Box::new(out), err: Box::new(err), terminal };
+    let (has_progress, drawn) = (terminal && !config.quiet, Arc::default());
+    let _interrupts = has_progress.then(|| erase_on_interrupt(Arc::clone(&drawn), LiveRegion::erasure));
+    let mut restart = Restart { config, id, out: Box::new(out), err: Box::new(err), has_progress, drawn };
     let done = match restart.call().await {
         Ok(response) => restart.conclude(&response).map_err(CallError::Sink),
         Err(error) => Err(error),
@@ -103,8 +112,8 @@ impl Restart<'_> {
             request_id: self.id.to_string(),
             filters,
         };
-        let has_progress = self.terminal && self.config.output == Format::Text && !left.is_zero();
-        let mut region = LiveRegion::new(&mut self.err, Size::of_errors);
+        let has_progress = self.has_progress && !left.is_zero();
+        let mut region = LiveRegion::new(&mut self.err, Size::of_errors).counted_in(&self.drawn);
         let progress_client = client.clone();
         let progress = async {
             if has_progress {
@@ -153,19 +162,6 @@ impl Restart<'_> {
     }
 }
 
-/// Draws the state of the replicas on every change.
-async fn show_progress(
-    call: &CallConfig,
-    mut client: Client,
-    region: &mut LiveRegion<'_>,
-) -> Result<(), CallError> {
-    let (mut responses, clock) = request::status(&mut client, call, true).await?;
-    while let Some(response) = responses.message().await? {
-        region.draw(&Table::of_status(&response, clock.now()).lines())?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use tonic::Code;
@@ -195,6 +191,7 @@ mod tests {
             },
             all: false,
             timeout: Duration::from_secs(60),
+            quiet: false,
             request_id: request_id.map(|id| id.parse().unwrap()),
             output: format,
         }

@@ -9,6 +9,7 @@ use std::io;
 
 use memchr::memchr;
 use prost_types::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ReplicaKey;
@@ -140,6 +141,14 @@ impl<S: Sink> Sink for Until<'_, S> {
 
     fn pause(&mut self) -> io::Result<()> {
         self.inner.pause()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.inner.due()
+    }
+
+    fn on_due(&mut self) -> io::Result<()> {
+        self.inner.on_due()
     }
 
     fn heartbeat(&mut self, heartbeat: &ServiceLogs, now: LogTime) -> io::Result<()> {

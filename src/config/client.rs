@@ -54,6 +54,9 @@ pub struct LogsConfig {
     /// Print the time of each line before it
     #[arg(short = 't', long)]
     pub timestamps: bool,
+    /// Draw no progress on a terminal
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Read the previous run of each container; not with --follow
     #[arg(long)]
     pub previous: bool,
@@ -111,6 +114,9 @@ pub struct RestartConfig {
     /// Maximum wait until the replicas are ready, at most 1h; 0 = do not wait
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration(Duration::ZERO..=RESTART_TIMEOUT_MAX))]
     pub timeout: Duration,
+    /// Draw no progress on a terminal
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Name of this restart: the same command with the same name joins it for an hour; random if not given
     #[arg(long, value_name = "ID", value_parser = parsed::<RequestId>)]
     pub request_id: Option<RequestId>,

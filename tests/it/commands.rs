@@ -182,7 +182,8 @@ fn patterns_of_services_are_expanded() {
     for command in ["logs", "status", "restart"] {
         let none = call(&workspace, &gateway, &lease, command, &["--service", "db-*"]);
         assert_code(&none, 4);
-        let expected = "leasemux: --service \"db-*\" matches none of the lease's services: api, web-a, web-b\n";
+        let expected =
+            "leasemux: --service \"db-*\" matches none of the lease's services: api, web-a, web-b\n";
         assert_eq!(none.err, expected, "{command}");
     }
 }

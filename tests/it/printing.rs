@@ -1,6 +1,11 @@
 //! Filters and forms of `leasemux logs`, over a real gateway.
 
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+
 use leasemux::model::id::LeaseId;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::process::{Done, Gateway, Workspace};
@@ -10,6 +15,13 @@ use crate::support::terminal::OnTerminal;
 const NINE: &str = r#"for n in 1 2 3; do echo "line $n"; done
     printf 'line 4 \033]0;title\007\033[31mERROR\033[0m\n'
     for n in 5 6 7 8; do echo "line $n"; done; echo 'line 9 ERROR'; exec sleep 1000"#;
+
+/// Prints ten megabytes, then nothing.
+const LARGE: &str =
+    "yes 123456789012345678901234567890123456789 | head -c 10000000; echo 1 >$GATES/done; exec sleep 1000";
+
+/// Erases the row of the cursor.
+const ERASE: &str = "\r\x1b[K";
 
 struct Scenario {
     workspace: Workspace,
@@ -137,4 +149,64 @@ fn colours_and_matches_on_a_terminal_are_safe() {
     let always = scenario.printed(&["--color", "always", "--include", "line 9", "--no-prefix"]);
     assert_eq!(always, "\x1b[7mline 9\x1b[27m ERROR\n");
     assert_eq!(scenario.printed(&["--include", "line 9", "--no-prefix"]), "line 9 ERROR\n");
+}
+
+/// Reads older lines so slowly that a read of [`LARGE`] takes several seconds.
+const SLOW: &[&str] = &["--history-rate=1MiB", "--history-rate-per-owner=1MiB"];
+
+#[test]
+fn progress_of_a_download_is_drawn_and_erased() {
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", LARGE, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], SLOW);
+    workspace.until_number("done", 1);
+    let start = |more: &[&str], name: &str| {
+        let mut args = workspace.logs_args(gateway.address, "alice", &lease);
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = Stdio::from(File::create(workspace.path(name)).unwrap());
+        OnTerminal::start_with_output(workspace.command(&args), 80, output)
+    };
+    let rows = |shown: &str| shown.matches(" lines, ").count();
+    let terminal = start(&[], "all");
+    terminal.until("two rows", |shown| (rows(shown) >= 2).then_some(()));
+    let (status, shown) = terminal.finish();
+    assert_eq!(status.code(), Some(0), "{shown}");
+    assert!(shown.contains(" MB, ") && shown.trim_end().ends_with(ERASE.trim_end()), "{shown:?}");
+    let printed = std::fs::read_to_string(workspace.path("all")).unwrap();
+    assert_eq!(printed.lines().count(), 250_000);
+
+    // Ctrl-C erases the row, and ends the program as without progress.
+    let terminal = start(&[], "some");
+    terminal.until("a row", |shown| (rows(shown) >= 1).then_some(()));
+    terminal.signal(Signal::INT);
+    let (status, shown) = terminal.finish();
+    assert_eq!(status.signal(), Some(2), "{shown:?}");
+    assert!(shown.ends_with(ERASE), "{shown:?}");
+
+    let (status, shown) = start(&["-q"], "quiet").finish();
+    assert_eq!((status.code(), rows(&shown)), (Some(0), 0), "{shown:?}");
+}
+
+#[test]
+fn progress_of_a_restart_names_the_replica() {
+    let scenario = Scenario::start(&[("web", NINE, 2)]);
+    let args = scenario.workspace.call_args("restart", scenario.gateway.address, "alice", &scenario.lease);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(["--service", "web"]).collect();
+    let terminal = OnTerminal::start(scenario.workspace.command(&args), 100);
+    for replica in ["web/0", "web/1"] {
+        terminal.until_shown(&format!("{replica} in progress, "));
+    }
+    let (status, shown) = terminal.finish();
+    assert_eq!(status.code(), Some(0), "{shown}");
+    let (_, last) = shown.rsplit_once("\x1b[J").unwrap();
+    assert_eq!(last, "REPLICA  STATE   MESSAGE\r\nweb/0    active\r\nweb/1    active\r\n");
+
+    let terminal = OnTerminal::start(scenario.workspace.command(&args), 100);
+    terminal.until_shown(" in progress, ");
+    terminal.signal(Signal::INT);
+    let (status, shown) = terminal.finish();
+    assert_eq!(status.signal(), Some(2), "{shown:?}");
+    assert!(shown.ends_with("\x1b[J"), "{shown:?}");
 }

@@ -31,6 +31,13 @@ impl OnTerminal {
         Self::spawn(command, master, slave)
     }
 
+    /// The same, with another standard output.
+    pub(crate) fn start_with_output(mut command: Command, columns: u16, output: Stdio) -> Self {
+        let (master, slave) = terminal(columns);
+        command.stdout(output);
+        Self::spawn(command, master, slave)
+    }
+
     fn spawn(mut command: Command, master: File, slave: File) -> Self {
         let side = || Stdio::from(slave.try_clone().unwrap());
         // Colours depend on them.
