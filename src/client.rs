@@ -44,6 +44,7 @@ pub use self::json::escape as escape_json;
 pub(crate) use self::output::stdout_closed;
 pub use self::output::until_stdout_closed;
 pub(crate) use self::request::{ANSWER_TIMEOUT, filters as service_filters, response};
+pub use self::services::service_names;
 pub use self::terminal::escape as escape_terminal;
 
 /// Service and number of a replica.

@@ -1,5 +1,6 @@
-//! The commands `context`, `identity` and `token`, which need no gateway.
+//! Commands that follow no gateway: `context`, `identity`, `token`, and the answers to shells.
 
+pub(super) mod complete;
 pub(super) mod context;
 pub(super) mod identity;
 pub(super) mod token;

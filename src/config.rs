@@ -63,7 +63,7 @@ pub use self::resolver::ConfigErrors;
 pub(crate) use self::serve::PlatformKind;
 pub use self::serve::ServeConfig;
 pub use self::service_selector::{ServicePattern, ServiceSelector};
-pub use self::shell::{Shell, completions, man, man_pages};
+pub use self::shell::{COMPLETE_VARIABLE, Shell, completions, man, man_pages};
 pub use self::start_checks::StartChecks;
 pub(crate) use self::template::Part;
 pub use self::template::{Field, Template};
@@ -182,6 +182,19 @@ where
         ["man"] => Command::Man(resolver.finish::<cli::ManArgs>()?.dir),
         _ => return Err(clap::Error::new(ErrorKind::MissingSubcommand).into()),
     })
+}
+
+/// Returns the call of a line that is being typed, if it names a lease and a gateway. For completions, so
+/// everything that is missing or invalid is ignored.
+pub fn call_of(words: &[OsString]) -> Option<CallConfig> {
+    let matches = cli::commands().ignore_errors(true).try_get_matches_from(words).ok()?;
+    let (name, given) = matches.subcommand()?;
+    let program = cli::program();
+    let command = program.find_subcommand(name)?;
+    let file = context_file(given);
+    let mut resolver = Resolver::new(name, command, given, &file).ok()?;
+    lease_parts::resolve(&mut resolver);
+    resolver.group()
 }
 
 /// Returns the path of the file that `serve` is to read. An empty variable counts as not set.

@@ -16,7 +16,7 @@ use leasemux::{canary, demo, serve, ui};
 use tokio::runtime::Runtime;
 
 use self::commands::identity::Failure;
-use self::commands::{context, identity, token};
+use self::commands::{complete, context, identity, token};
 
 mod commands;
 
@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == SHIM) {
         // Before any other thread starts: the shim forks.
         return shim::main(arguments.into_iter().skip(2));
+    }
+    if let Some(exit) = complete::answer(&arguments) {
+        return exit;
     }
     let command = match config::read(arguments, &serve::START_CHECKS) {
         Ok(command) => command,
@@ -118,7 +121,10 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
             let style = OutputStyle::of_process(Format::Text, false, ColorChoice::Auto);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), style)).into()
         }
-        Command::Completions(shell) => write(&config::completions(shell)),
+        Command::Completions(shell) => match config::completions(shell) {
+            Ok(script) => write(&script),
+            Err(error) => fail(&error.to_string()),
+        },
         Command::Man(None) => match config::man() {
             Ok(page) => write(&page),
             Err(error) => fail(&error.to_string()),

@@ -15,24 +15,35 @@ pub(super) async fn expand(call: &CallConfig, connector: &Connector) -> Result<C
     expand_with(call, &mut client).await
 }
 
-/// The same, by an open connection.
+/// Returns the names of the services of a lease.
+///
+/// # Errors
+/// [`CallError`]. Nothing is tried again.
+pub async fn service_names(call: &CallConfig) -> Result<Vec<String>, CallError> {
+    let mut client = Box::pin(Connector::new(&call.target)?.connect()).await?;
+    names(call, &mut client).await
+}
+
+/// As [`expand`], by an open connection.
 pub(super) async fn expand_with(call: &CallConfig, client: &mut Client) -> Result<CallConfig, CallError> {
     let Some(first) = call.services.iter().find(|selector| selector.pattern().is_some()) else {
         return Ok(call.clone());
     };
-    let of_lease = CallConfig { services: Vec::new(), replicas: Vec::new(), ..call.clone() };
-    let names = async {
-        let (mut responses, _) = status(client, &of_lease, false).await?;
-        let response = responses.message().await?.unwrap_or_default();
-        Ok(response.services.into_iter().map(|service| service.name).collect::<Vec<String>>())
-    };
-    let names = names.await.map_err(|error| CallError::Services(first.to_string(), Box::new(error)))?;
+    let names = names(call, client).await;
+    let names = names.map_err(|error| CallError::Services(first.to_string(), Box::new(error)))?;
     let services = select(&call.services, &names)?;
     let replicas = services.len() * call.replicas.len();
     if services.len() > FILTERS_MAX || replicas > FILTER_REPLICAS_MAX {
         return Err(CallError::TooManyServices(services.len()));
     }
     Ok(CallConfig { services, ..call.clone() })
+}
+
+async fn names(call: &CallConfig, client: &mut Client) -> Result<Vec<String>, CallError> {
+    let of_lease = CallConfig { services: Vec::new(), replicas: Vec::new(), ..call.clone() };
+    let (mut responses, _) = status(client, &of_lease, false).await?;
+    let response = responses.message().await?.unwrap_or_default();
+    Ok(response.services.into_iter().map(|service| service.name).collect())
 }
 
 /// Returns the selected services, each once.

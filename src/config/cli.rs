@@ -28,7 +28,7 @@ const COMPLETIONS_EXAMPLES: &str = include_str!("help/completions.txt").trim_asc
 
 const MAN_EXAMPLES: &str = include_str!("help/man.txt").trim_ascii_end();
 
-/// Print a script that completes commands and flags in a shell
+/// Print a script that completes commands, flags, services and contexts in a shell
 #[derive(Debug, Args)]
 #[command(after_help = COMPLETIONS_EXAMPLES)]
 pub(super) struct CompletionsArgs {

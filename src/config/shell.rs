@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use clap_complete::env::Shells;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
@@ -11,13 +12,23 @@ pub use clap_complete::Shell;
 
 use super::cli::commands;
 
-/// Returns the script that completes the program's commands and flags in `shell`.
-pub fn completions(shell: Shell) -> Vec<u8> {
-    let mut command = commands();
-    let name = command.get_name().to_owned();
+/// Variable that names the shell while it asks the program for completions.
+pub const COMPLETE_VARIABLE: &str = "LEASEMUX_COMPLETE";
+
+/// Returns the script with which `shell` asks the program for completions.
+///
+/// # Errors
+/// None in practice, because it is written to memory.
+pub fn completions(shell: Shell) -> io::Result<Vec<u8>> {
+    let command = commands();
+    let name = command.get_name();
+    let shells = Shells::builtins();
+    let completer = shells.completer(&shell.to_string());
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, name, &mut script);
-    script
+    let completer = completer.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+    // The program is found by its name, as on the line that is completed.
+    completer.write_registration(COMPLETE_VARIABLE, name, name, name, &mut script)?;
+    Ok(script)
 }
 
 /// Returns the program's man page.

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use leasemux::model::id::LeaseId;
 
+use crate::support::completion;
 use crate::support::process::{Done, Gateway, Workspace};
 
 struct Scenario {
@@ -194,4 +195,33 @@ fn lease_is_given_by_its_parts() {
     // The provider of the context's lease.
     scenario.set("shop", &["--identity", &identity, "--lease", &lease.replace("/7/", "/8/")]);
     assert!(scenario.succeeds(&["status", "--dseq", "7"]).contains("web/0"));
+}
+
+#[test]
+fn bash_completes_services_and_contexts() {
+    let scenario = Scenario::start();
+    let (identity, lease) = (scenario.text("alice"), scenario.lease.to_string());
+    let complete = |words: &[&str]| {
+        let mut bash = completion::bash(&scenario.workspace.path("leasemux"), words);
+        completion::candidates(bash.env("XDG_CONFIG_HOME", scenario.workspace.path("config")))
+    };
+    // bash splits the URL at its colons.
+    let (ca, port) = (scenario.text("data/server.pem"), scenario.gateway.address.port().to_string());
+    let target = ["--gateway", "https", ":", "//127.0.0.1", ":", &port, "--ca", &ca, "--identity", &identity];
+    let words = |command, rest: &[&'static str]| [&[command, lease.as_str()], &target[..], rest].concat();
+    assert_eq!(complete(&words("logs", &["--service", ""])), ["web"]);
+    assert_eq!(complete(&words("restart", &["-q", "--service", "w"])), ["web"]);
+    assert_eq!(complete(&words("status", &["--service", "x"])), [""; 0]);
+    // Nothing is known without a lease, or without a gateway.
+    assert_eq!(complete(&["logs", "--service", ""]), [""; 0]);
+    assert_eq!(complete(&["logs", &lease, "--gateway", "https://127.0.0.1:1", "--service", ""]), [""; 0]);
+    scenario.set("shop", &["--identity", &identity, "--lease", &lease]);
+    scenario.set("blog", &["--identity", &identity]);
+    assert_eq!(complete(&["logs", "--service", ""]), ["web"]);
+    assert_eq!(complete(&["logs", "--context", "b"]), ["blog"]);
+    assert_eq!(complete(&["context", "use", "s"]), ["shop"]);
+    // A gateway that accepts connections and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    assert_eq!(complete(&["logs", "--gateway", &url, "--service", ""]), [""; 0]);
 }

@@ -268,7 +268,7 @@ const SHORT_CODES: [&str; 4] = ["DRAINING", "INTERNAL", "ES256K", "ES256KADR36"]
 /// Whether a string literal of the source has the form of a reason code, such as `LEASE_NOT_FOUND`.
 fn is_code(text: &str) -> bool {
     let is_word = text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-    let of_build = ["LEASEMUX_", "CARGO_", "OUT_DIR"].iter().any(|prefix| text.starts_with(prefix));
+    let of_build = ["LEASEMUX_", "CARGO_", "OUT_DIR", "XDG_"].iter().any(|prefix| text.starts_with(prefix));
     (text.contains('_') && text.len() > 3 && is_word && !of_build) || SHORT_CODES.contains(&text)
 }
 

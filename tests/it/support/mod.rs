@@ -1,6 +1,7 @@
 //! Helpers of all tests.
 
 pub(crate) mod chain;
+pub(crate) mod completion;
 pub(crate) mod counting;
 pub(crate) mod fake_platform;
 pub(crate) mod gateway;
