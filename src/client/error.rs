@@ -187,10 +187,13 @@ impl CallError {
         status.get_details_error_info().map(|info| info.reason)
     }
 
-    /// Returns the code of the gateway's answer; `Unavailable` if there was none.
+    /// Returns the code of the gateway's answer. Without one: the code that a gateway would answer.
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Status(status) => status.code(),
+            Self::Services(_, error) => error.code(),
+            Self::NoService(..) => Code::NotFound,
+            Self::TooManyServices(_) => Code::InvalidArgument,
             Self::Connect(_) | Self::Sink(_) | Self::Unresumable => Code::Unavailable,
         }
     }

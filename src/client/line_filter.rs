@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use super::ReplicaKey;
-use super::lines::{LineId, Piece, split_time};
+use super::lines::{LineId, Piece};
 use crate::config::{Pattern, SelectionConfig};
+use crate::model::line::split_time;
 
 /// Most bytes held of lines before a possible match, for all replicas. Beyond it, the replica's oldest lines
 /// are forgotten.

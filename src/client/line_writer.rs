@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::json::{Object, write_line};
 use super::line_filter::{LineFilter, Selected};
 use super::line_options::LineOptions;
-use super::lines::{LineId, Piece, split_time};
+use super::lines::{LineId, Piece};
 use super::live_line::{LiveLine, drop_overwritten};
 use super::live_region::Size;
 use super::output_style::OutputStyle;
@@ -21,6 +21,7 @@ use super::progress_row::ProgressRow;
 use super::terminal::{escape_marked, escape_to_line, mark};
 use super::{Out, ReplicaKey};
 use crate::config::{Field, Format, Part, Template};
+use crate::model::line::split_time;
 use crate::model::time::LogTime;
 
 /// Output buffer. It is written when full, even without a pause.
