@@ -63,9 +63,9 @@ const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
 const RUN_WAIT: Duration = Duration::from_secs(6 * 60);
 
 /// The same if the run of its cursor is in a pod that is not known, and its position is later than the start
-/// of the newest known run. The pod may also be one that is gone, whose follower waits in vain: longer than a
-/// working watch lags, its longest back-off included.
-const POD_WAIT: Duration = Duration::from_secs(30);
+/// of the newest known run. The pod may also be one that is gone, whose follower waits in vain. So it is short,
+/// but longer than a working watch lags, its first attempts to reconnect included.
+const POD_WAIT: Duration = Duration::from_secs(10);
 
 /// A refill lets others use its permit after this time. Longer than most refills take, so that few logs are
 /// opened again.
