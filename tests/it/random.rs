@@ -111,12 +111,18 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
+/// Before an action, logs that cannot be read for this long become readable. The longest wait is 2.5 s, and a
+/// follower gives up the log of an older run after 5 s, with a gap of unknown size. That cannot be checked.
+const FAILING_MAX: Duration = Duration::from_secs(2);
+
 struct Scenario {
     setup: Setup,
     runs: Vec<Vec<Instance>>,
     running: Vec<bool>,
     /// Whether the log could not be read at some time: then it takes a while until it is read again.
     has_failed: Vec<bool>,
+    /// Since when some log cannot be read.
+    failing_since: Option<Instant>,
     followers: Vec<Follower>,
     printed: usize,
 }
@@ -156,6 +162,7 @@ impl Scenario {
             runs: vec![Vec::new(); REPLICAS as usize],
             running: vec![false; REPLICAS as usize],
             has_failed: vec![false; REPLICAS as usize],
+            failing_since: None,
             followers: Vec::new(),
             printed: 0,
         };
@@ -202,6 +209,9 @@ impl Scenario {
     }
 
     async fn act(&mut self, action: Action) {
+        if self.failing_since.is_some_and(|since| since.elapsed() >= FAILING_MAX) {
+            self.make_readable();
+        }
         let platform = self.setup.gateway.platform.clone();
         match action {
             Action::Print { replica, lines, length } => self.print(replica, lines, length),
@@ -216,6 +226,9 @@ impl Scenario {
                 if let Some(run) = self.runs[replica as usize].last() {
                     platform.fail(run, failing);
                     self.has_failed[replica as usize] |= failing;
+                    if failing {
+                        self.failing_since.get_or_insert_with(Instant::now);
+                    }
                 }
             }
             Action::Open { on_lag, protocol, heartbeats } => self.open(on_lag, protocol, heartbeats).await,
@@ -387,13 +400,15 @@ impl Scenario {
         follower.received().checked(&self.setup.gateway.platform, "web", replica, &runs).0
     }
 
-    async fn finish(mut self) {
-        let platform = self.setup.gateway.platform.clone();
-        for runs in &self.runs {
-            for run in runs {
-                platform.fail(run, false);
-            }
+    fn make_readable(&mut self) {
+        for run in self.runs.iter().flatten() {
+            self.setup.gateway.platform.fail(run, false);
         }
+        self.failing_since = None;
+    }
+
+    async fn finish(mut self) {
+        self.make_readable();
         let followers = std::mem::take(&mut self.followers);
         // Concurrently: a follower may wait for the permit of another.
         join_all(followers.into_iter().map(|follower| self.drain(follower))).await;
@@ -508,6 +523,23 @@ fn gap_ends_within_line_that_ring_cannot_hold() {
         print(12, 32_717),
     ];
     run(actions, 1, Duration::from_millis(20));
+}
+
+/// The log of the first run fails for longer than a follower would wait for it after the next one has started.
+#[test]
+fn log_that_fails_for_long_becomes_readable() {
+    let wait = |millis| Action::Wait { millis };
+    let actions = vec![
+        Action::Fail { replica: 0, failing: true },
+        Action::Open { on_lag: OnLag::Drop, protocol: Protocol::Draft, heartbeats: false },
+        wait(2_499),
+        wait(2_499),
+        Action::StartOrEnd { replica: 0 },
+        wait(1_077),
+        Action::StartOrEnd { replica: 0 },
+        wait(950),
+    ];
+    run(actions, 1, Duration::ZERO);
 }
 
 /// Runs a scenario on one thread, with the clock paused.
