@@ -8,8 +8,8 @@ import { report } from "./loss_check.mjs";
 
 const page = process.argv[3];
 const load = (name) => import(join(page, name));
-const { plainText, visible } = await load("ansi.js");
-const { Reader, cursorText, logQuery, parseCursor } = await load("connection.js");
+const { SHOWN_MAX, appendLine, plainText, visible, visibleText } = await load("ansi.js");
+const { GapReader, LogStream, Reader, cursorText, logQuery, parseCursor } = await load("connection.js");
 const { View, compile, matches } = await load("filter.js");
 const { Ordering } = await load("order.js");
 const { CHARACTERS_MAX, ROWS_MAX, Store, lineText } = await load("store.js");
@@ -21,6 +21,43 @@ const random = (below) => {
   seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
   return seed % below;
 };
+
+/** As much of an element as the modules need. */
+class FakeElement {
+  constructor(tag) {
+    Object.assign(this, { tag, children: [], style: {}, dataset: {}, className: "", parts: {}, listeners: {} });
+    this.classList = { add: (name) => (this.className = `${this.className} ${name}`.trim()) };
+  }
+  append(...children) {
+    this.children.push(...children);
+  }
+  replaceChildren(...children) {
+    this.children = children;
+  }
+  get textContent() {
+    return this.children.map((child) => (typeof child === "string" ? child : child.textContent)).join("");
+  }
+  set textContent(text) {
+    this.children = [text];
+  }
+  get elements() {
+    const own = this.children.filter((child) => typeof child !== "string");
+    return own.concat(own.flatMap((child) => child.elements));
+  }
+  addEventListener(type, action) {
+    this.listeners[type] = action;
+  }
+  querySelector(selector) {
+    return (this.parts[selector] ??= new FakeElement("part"));
+  }
+  setAttribute() {}
+  focus() {}
+  showModal() {}
+  close() {}
+}
+globalThis.document = { createElement: (tag) => new FakeElement(tag) };
+const frames = [];
+globalThis.requestAnimationFrame = (action) => frames.push(action);
 
 const row = (source, seconds, data) => ({ source, seconds, nanos: 0, ordinal: 1, data });
 const texts = (store) => {
@@ -124,8 +161,7 @@ for (let round = 0; round < 100; round += 1) {
       store.append(one);
       all.push(one);
     }
-    view.step();
-    assert.ok(view.isCurrent);
+    while (!view.isCurrent) view.step();
     const shown = all.map((one, number) => ({ ...one, number })).filter((one) => !(view.hidden.has("web/1") && one.source === 1));
     const lines = shown.filter((one) => typeof one.data === "string");
     const isHit = (one) => view.expression === null || one.data.includes("\x1b");
@@ -142,6 +178,51 @@ for (let round = 0; round < 100; round += 1) {
 assert.deepEqual(matches(compile("o", false, false), "\x1b[1mfoo\x1b[0m O"), [[1, 2], [2, 3], [4, 5]]);
 assert.deepEqual(matches(compile("x*", true, false), "abc"), [], "empty matches");
 assert.throws(() => compile("(", true, false));
+for (const slow of ["(a+)+$", "(?:\\w+\\s?)*x", "((ab*)c)+", "(a{2,})*", "(a+){20}", "([)]a*)+"]) {
+  assert.throws(() => compile(slow, true, false), /repetition/, slow);
+}
+for (const usual of ["(foo|bar)+", "a+b*", "(\\d+)\\.(\\d+)", "[(a+)]+", "\\(a+\\)+", "(\\d{3}-)+", "(a+) b+", "(a+)?", "(\\S+ ){3}"]) compile(usual, true, false);
+compile("(a+)+", false, false);
+{
+  // A line that matches once it has grown, also between other rows.
+  const store = new Store();
+  store.source("web", 0, "a");
+  const view = new View(store);
+  view.expression = compile("100 %", false, false);
+  view.context = 3;
+  view.reset();
+  const line = { kind: "line", text: "50 %", version: 0 };
+  for (const data of ["100 % a", line, "other"]) store.append(row(0, 0, data));
+  view.context = 0;
+  const shown = () => {
+    view.step();
+    return Array.from({ length: view.count }, (_, index) => view.number(index));
+  };
+  assert.deepEqual(shown(), [0]);
+  store.grow(line, " 100 %");
+  store.append(row(0, 0, "100 % b"));
+  assert.deepEqual([shown(), view.matched], [[0, 1, 3], 3]);
+  store.grow(line, " more");
+  assert.deepEqual([shown(), view.matched], [[0, 1, 3], 3]);
+}
+{
+  // A line whose test takes too long stops the filter: here the clock goes on for a minute with each look at it.
+  const store = new Store();
+  store.source("web", 0, "a");
+  const view = new View(store);
+  view.expression = compile("a", false, false);
+  view.reset();
+  for (let number = 0; number < 10; number += 1) store.append(row(0, 0, "a"));
+  const { now } = performance;
+  let time = 0;
+  performance.now = () => (time += 60_000);
+  view.step();
+  performance.now = now;
+  assert.deepEqual([view.isTooSlow, view.isCurrent, view.count], [true, true, 1]);
+  view.reset();
+  view.step();
+  assert.deepEqual([view.isTooSlow, view.count], [false, 10]);
+}
 assert.equal(compile("(", false, true).flags, "gu");
 
 // === Entries ===
@@ -206,7 +287,114 @@ const entry = (ordinal, lines, more = {}) => ({
   assert.equal(logQuery({ previous: true }, []).has("follow"), false);
 }
 
+// === Refills ===
+
+const cursorAt = (nanos, ordinal = 1, run = 0) => `web:0:u/web/${run}:1767225600.00000000${nanos}:${ordinal}:0`;
+const gapReader = (store, marker, events = [], limits = {}) => {
+  const source = { service: "web", replica: 0 };
+  return new GapReader(store, marker, source, events, { rowsMax: 100, charactersMax: 1000, ...limits });
+};
+const found = (reader) => reader.rows.map((one) => lineText(one.data) ?? one.data.kind);
+{
+  const store = new Store();
+  store.source("web", 0, "u/web/0");
+  const marker = { before: cursorAt(2), after: cursorAt(6) };
+  const known = [{ kind: "started", instance: "u/web/0" }];
+  const reader = gapReader(store, marker, known);
+  // The event was shown before; the lines after the gap are on the page; the clock went back.
+  assert.ok(reader.read({ service: "web", replica: 0, instance: "u/web/0", event: { kind: "started" } }));
+  assert.ok(reader.read(entry("4:2", [[1, "a"], [4, "b"], [4, "c"]])));
+  assert.equal(reader.read(entry("7:1", [[6, "d"], [7, "e"]])), false);
+  assert.deepEqual([found(reader), reader.isComplete], [["a", "b", "c", "d"], true]);
+  assert.deepEqual(reader.rows.map((one) => [one.nanos, one.ordinal]), [[2, 2], [4, 1], [4, 2], [6, 1]]);
+  assert.equal(known.length, 1);
+
+  // A part of a gap: the rest begins after the last entry, also if that was a marker.
+  const part = gapReader(store, marker, [], { rowsMax: 2 });
+  assert.ok(part.read(entry("3:1", [[3, "a"]])));
+  const event = { service: "web", replica: 0, instance: "u/web/0", event: { kind: "waiting" }, cursor: cursorAt(4) };
+  assert.equal(part.read(event), false);
+  assert.deepEqual([found(part), part.isComplete, part.cursor], [["a", "event"], false, cursorAt(4)]);
+  const long = gapReader(store, marker, [], { charactersMax: 10 });
+  assert.equal(long.read(entry("3:1", [[3, "a line of more characters"]])), false);
+  assert.equal(long.isComplete, false);
+}
+{
+  // The last run of the gap has left the log: the lines of the next run are on the page already.
+  const store = new Store();
+  for (const run of [0, 1, 2]) store.source("web", 0, `u/web/${run}`);
+  const reader = gapReader(store, { before: cursorAt(2), after: cursorAt(6, 1, 1) });
+  assert.ok(reader.read(entry("3:1", [[3, "a"]])));
+  reader.read(entry("7:1", [[7, "known"]], { instance: "u/web/2", cursor: cursorAt(7, 1, 2) }));
+  assert.deepEqual([found(reader), reader.isComplete], [["a"], true]);
+}
+
+// === Streams ===
+
+{
+  const store = new Store();
+  const rows = [];
+  const reader = new Reader(store, (_, one) => rows.push(lineText(one.data)));
+  const piece = (instance, text, continues) => ({ instance, part: { continues, more: true }, cursor: undefined, lines: [{ text }] });
+  reader.read(entry("1:1", [[1, "whole"]]));
+  reader.read(entry("1:1", [], piece("u/web/0", "first run", false)));
+  reader.read(entry("1:1", [], piece("u/web/1", "second run", true)));
+  assert.deepEqual(rows, ["whole", "first run", "second run"], "a line does not continue in another run");
+}
+{
+  const sockets = [];
+  globalThis.location = { host: "127.0.0.1:1" };
+  globalThis.WebSocket = class {
+    constructor(url) {
+      this.query = new URL(url).searchParams;
+      sockets.push(this);
+    }
+    close() {}
+  };
+  const timers = [];
+  const { setTimeout: realTimeout } = globalThis;
+  globalThis.setTimeout = (action) => timers.push(action);
+  for (const [selection, repeats, resumes] of [[{ previous: true }, 1, 0], [{ tail: "5" }, 0, 1]]) {
+    sockets.length = 0;
+    timers.length = 0;
+    let repeated = 0;
+    const reader = new Reader(new Store(), () => {});
+    const stream = new LogStream("/lease", selection, reader, () => {}, () => {}, () => (repeated += 1));
+    sockets[0].onmessage({ data: JSON.stringify(entry("5:1", [[5, "a"]])) });
+    sockets[0].onmessage({ data: JSON.stringify({ end: { message: "x", retry_after_ms: 1 } }) });
+    sockets[0].onclose({ code: 1001 });
+    timers[0]();
+    assert.deepEqual([repeated, sockets[1].query.getAll("resume").length], [repeats, resumes]);
+    stream.close();
+  }
+  globalThis.setTimeout = realTimeout;
+}
+
 // === Texts ===
+
+{
+  const drawn = (text, ranges = []) => {
+    const line = new FakeElement("span");
+    appendLine(line, text, ranges);
+    return line;
+  };
+  const classes = (text) => drawn(text).elements.map((one) => [one.className, one.style.color ?? one.style.backgroundColor ?? ""].join("").trim());
+  assert.deepEqual(classes("\x1b[38;2;1;2;3mx"), ["rgb(1 2 3)"]);
+  assert.deepEqual(classes("\x1b[0;38:2::1:2:3mx"), ["rgb(1 2 3)"]);
+  assert.deepEqual(classes("\x1b[48:2:1:2:3mx"), ["rgb(1 2 3)"]);
+  assert.deepEqual(classes("\x1b[4:3mx\x1b[4:0my"), ["underline"]);
+  assert.deepEqual(classes("\x1b[38;5;99999999999999999999mx"), ["rgb(238 238 238)"]);
+  assert.deepEqual(classes("\x1b[38;2mx"), ["rgb(0 0 0)"]);
+  assert.deepEqual(classes("\x1b[99999999999999999999;1mx"), ["bold"]);
+  // A hostile line costs a bounded number of elements, and hides nothing.
+  for (const unit of ["\x1b[1ma\x1b[0mb", "\x01", "a\x02"]) {
+    const text = unit.repeat(SHOWN_MAX).slice(0, SHOWN_MAX - (SHOWN_MAX % unit.length));
+    const line = drawn(text, [[0, 1]]);
+    assert.ok(line.elements.length <= 2002, `${line.elements.length}`);
+    assert.equal(line.textContent, visibleText(text));
+  }
+}
+assert.equal(visibleText("\x1b[31mred\x1b]0;t\x07\u00ad\ttab"), "red^[]0;t^G<U+00AD>\ttab");
 
 assert.equal(plainText("\x1b[1;31mred\x1b[0m \x1b]0;t\x07"), "red \x1b]0;t\x07");
 assert.deepEqual(["\x1b", "\x7f", "\x00", "\u202e", "\u{e0041}"].map(visible), ["^[", "^?", "^@", "<U+202E>", "<U+E0041>"]);

@@ -152,7 +152,7 @@ await until("three rows", (app) => app.view.isCurrent && app.view.count >= 3);
 const around = await page.locator(".row .text").allTextContents();
 check(around.slice(0, 3).map((line) => line.slice(0, 9)).join() === "HOSTILE 2,HOSTILE 3,HOSTILE 4", `context: ${around}`);
 await page.locator("#filter").fill("(");
-await page.locator("#error", { hasText: "no regular expression" }).waitFor();
+await page.locator("#error", { hasText: "no usable regular expression" }).waitFor();
 await page.locator("#filter").fill("");
 await page.locator("#regex").click();
 await page.locator("#context").fill("0");

@@ -6,12 +6,15 @@
 /** Longest part of a line that is shown. Copies and downloads have all of it. */
 export const SHOWN_MAX = 20000;
 
+/** Most elements of a line: colours and control characters. A hostile line has one for each character, and would stop the page. */
+const ELEMENTS_MAX = 1000;
+
 const SGR = /\x1b\[([0-9;:]{0,60})m/g;
 
 // C0 without tab, DEL, C1; directional marks, embeddings, overrides and isolates; separators and invisible
-// characters that can hide text. Joiners of emoji and scripts (U+200C, U+200D) stay.
+// characters, blank letters among them, that can hide text. Joiners of emoji and scripts (U+200C, U+200D) stay.
 const SPECIAL =
-  /[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/u;
+  /[\x00-\x08\x0a-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\u3164\ufeff\uffa0\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/u;
 const SPECIALS = new RegExp(SPECIAL.source, "gu");
 
 /** Returns the text without colours, which filters and copies use. */
@@ -26,15 +29,25 @@ export function visible(character) {
   return `<U+${code.toString(16).toUpperCase().padStart(4, "0")}>`;
 }
 
+/** Returns the text without colours, and with every other control character as text. */
+export function visibleText(text) {
+  return plainText(text).replace(SPECIALS, visible);
+}
+
+/** Returns a line without the carriage return at its end, which belongs to the line break. */
+export function withoutReturn(text) {
+  return text.endsWith("\r") ? text.slice(0, -1) : text;
+}
+
 /**
  * Appends the text of a line to `parent`. `ranges` are the matches to highlight, as pairs of positions in the
  * plain text.
  */
 export function appendLine(parent, text, ranges) {
-  const line = text.endsWith("\r") ? text.slice(0, -1) : text;
+  const line = withoutReturn(text);
   const shown = line.length > SHOWN_MAX ? line.slice(0, SHOWN_MAX) : line;
   if (ranges.length === 0 && !shown.includes("\x1b")) {
-    appendPlain(parent, shown);
+    appendPlain(parent, shown, { left: ELEMENTS_MAX });
   } else {
     appendStyled(parent, shown, ranges);
   }
@@ -46,6 +59,7 @@ export function appendLine(parent, text, ranges) {
 
 function appendStyled(parent, text, ranges) {
   const style = new Style();
+  const budget = { left: ELEMENTS_MAX };
   let plainAt = 0;
   let next = 0;
   const run = (from, to) => {
@@ -57,7 +71,8 @@ function appendStyled(parent, text, ranges) {
       const inside = start <= at + offset;
       const until = Math.min(to, (inside ? end : start) - offset);
       const target = style.wrap(parent);
-      appendPlain(inside ? appended(target, element("mark")) : target, text.slice(at, until));
+      budget.left -= 1;
+      appendPlain(inside ? appended(target, element("mark")) : target, text.slice(at, until), budget);
       at = until;
     }
     plainAt += to - from;
@@ -67,22 +82,28 @@ function appendStyled(parent, text, ranges) {
     run(from, found.index);
     style.apply(found[1]);
     from = found.index + found[0].length;
+    if (budget.left <= 0) {
+      parent.append(visibleText(text.slice(from)));
+      return;
+    }
   }
   run(from, text.length);
 }
 
-function appendPlain(parent, text) {
+function appendPlain(parent, text, budget) {
   if (!SPECIAL.test(text)) {
     parent.append(text);
     return;
   }
   let from = 0;
   for (const found of text.matchAll(SPECIALS)) {
+    if (budget.left <= 0) break;
+    budget.left -= 1;
     if (found.index > from) parent.append(text.slice(from, found.index));
     parent.append(element("span", "control", visible(found[0])));
     from = found.index + found[0].length;
   }
-  if (from < text.length) parent.append(text.slice(from));
+  if (from < text.length) parent.append(text.slice(from).replace(SPECIALS, visible));
 }
 
 function element(name, className, text) {
@@ -111,10 +132,13 @@ class Style {
 
   /** Applies the parameters of one sequence. */
   apply(parameters) {
-    const codes = parameters.split(/[;:]/).map((code) => (code === "" ? 0 : Number(code)));
+    // A parameter with colons is complete by itself, as `38:2::255:0:0` and `4:3`.
+    const groups = parameters.split(";").map((group) => group.split(":").map((code) => (code === "" ? 0 : Number(code))));
+    const codes = groups.map(([code]) => code);
     for (let at = 0; at < codes.length; at += 1) {
       const code = codes[at];
-      if (code === 0) this.reset();
+      if (groups[at].length > 1) this.applyGroup(groups[at]);
+      else if (code === 0) this.reset();
       else if (code === 1) this.flags.add("bold");
       else if (code === 2) this.flags.add("dim");
       else if (code === 3) this.flags.add("italic");
@@ -139,6 +163,15 @@ class Style {
         at += used;
       }
     }
+  }
+
+  /** Applies a parameter with its parts. The colour space before the three values of a colour is optional. */
+  applyGroup([code, kind, ...values]) {
+    if (code === 4) this.flags[kind === 0 ? "delete" : "add"]("underline");
+    if (code !== 38 && code !== 48) return;
+    const [color] = extended([kind, ...(kind === 2 && values.length > 3 ? values.slice(1) : values)], 0);
+    if (code === 38) this.foreground = color;
+    else this.background = color;
   }
 
   /** Returns `parent`, or a new child of it that has the style. */

@@ -18,6 +18,9 @@ const EVENTS_REMEMBERED = 16;
 /** Seconds between heartbeats of a silent replica. */
 const HEARTBEAT = 2;
 
+/** The message if the program that serves the page has ended. */
+const UNANSWERED = "leasemux ui does not answer";
+
 /** Delay with a random part, so that pages do not reconnect together. */
 function jittered(delay) {
   return delay * (0.5 + Math.random() / 2);
@@ -75,6 +78,11 @@ export class Reader {
     return replica;
   }
 
+  /** Forgets all replicas, before the same log is read again from its beginning. */
+  clear() {
+    this.replicas.clear();
+  }
+
   /** Returns the cursors from which a stream resumes. */
   cursors() {
     return [...this.replicas.values()].map((replica) => replica.cursor).filter((cursor) => cursor !== null);
@@ -102,6 +110,8 @@ export class Reader {
     const source = this.store.source(entry.service, entry.replica, entry.instance ?? "");
     const end = entry.cursor === undefined ? null : parseCursor(entry.cursor);
     const position = this.startOf(replica, entry, end);
+    // No line continues in another run.
+    if (replica.position !== null && replica.position.instance !== entry.instance) replica.unfinished = {};
     for (const line of entry.lines) {
       const time = parseTime(line.time);
       if (time !== null) this.advance(replica, time);
@@ -246,7 +256,7 @@ export class Channel {
       this.handlers.state({ kind: "failed", reason: refusal.reason, message: refusal.message });
       return;
     }
-    const message = end === null ? "leasemux ui does not answer" : end.message;
+    const message = end === null ? UNANSWERED : end.message;
     const delay = Math.max(jittered(this.delay), Math.min(end?.retry_after_ms ?? 0, DELAY_MAX));
     this.delay = Math.min(this.delay * 2, DELAY_MAX);
     this.handlers.state({ kind: "reconnecting", message, delay });
@@ -278,11 +288,17 @@ export function logQuery(selection, cursors) {
   return query;
 }
 
-/** Follows the log of the lease. */
+/** Follows the log of the lease. Calls `onRepeat` before it reads everything again: previous runs cannot be resumed. */
 export class LogStream {
-  constructor(path, selection, reader, onState, onEntry) {
-    this.reader = reader;
-    this.channel = new Channel(`${path}/logs`, () => logQuery(selection, selection.previous ? [] : reader.cursors()), {
+  constructor(path, selection, reader, onState, onEntry, onRepeat) {
+    let attempts = 0;
+    const query = () => {
+      attempts += 1;
+      if (!selection.previous) return logQuery(selection, reader.cursors());
+      if (attempts > 1) onRepeat();
+      return logQuery(selection, []);
+    };
+    this.channel = new Channel(`${path}/logs`, query, {
       message: (entry) => {
         reader.read(entry);
         onEntry(entry);
@@ -297,48 +313,73 @@ export class LogStream {
 }
 
 /**
- * Reads the lines of a gap again. Calls `done` with the rows, and with whether all were read: at most `max` rows.
+ * Collects the rows of a gap from a stream that begins before it: those up to the cursor after it. `events` are
+ * those that the page has shown: a resumed stream repeats some.
  */
-export function refill(path, store, marker, source, max, done) {
-  const { service, replica } = source;
-  const until = parseCursor(marker.after);
-  const rows = [];
-  let isComplete = false;
-  const reader = new Reader(store, (_, row) => {
-    if (isComplete) return;
-    const run = store.sources[row.source];
-    if (run.instance === until.instance && typeof row.data === "string" && isAfter(row, until) > 0) {
-      isComplete = true;
-      return;
-    }
-    rows.push(row);
-  });
-  const own = reader.replica(service, replica);
-  own.cursor = marker.before;
-  own.position = parseCursor(marker.before);
-  const query = new URLSearchParams({ format: "entries", service, replica, resume: marker.before });
+export class GapReader {
+  constructor(store, marker, source, events, { rowsMax, charactersMax }) {
+    this.store = store;
+    this.until = parseCursor(marker.after);
+    this.limits = { rowsMax, charactersMax };
+    this.rows = [];
+    this.characters = 0;
+    /** Whether the end of the gap was reached. */
+    this.isComplete = false;
+    /** The runs that the page had when this began, and the last one of the gap. */
+    this.known = store.sources.length;
+    this.lastRun = store.source(source.service, source.replica, this.until.instance);
+    this.reader = new Reader(store, (_, row) => this.take(row));
+    this.own = this.reader.replica(source.service, source.replica);
+    const { seconds, nanos } = parseCursor(marker.before);
+    Object.assign(this.own, { cursor: marker.before, position: parseCursor(marker.before), seconds, nanos, events: [...events] });
+  }
+
+  /** The position of the last row, from which the rest can be read. */
+  get cursor() {
+    return this.own.cursor;
+  }
+
+  get isFull() {
+    return this.rows.length >= this.limits.rowsMax || this.characters >= this.limits.charactersMax;
+  }
+
+  /** Reads an entry. Returns whether more are needed. */
+  read(entry) {
+    for (const line of entry.lines ?? []) this.characters += line.text.length;
+    this.reader.read(entry);
+    const at = this.own.position;
+    if (at.instance === this.until.instance && isAfter(at, this.until) >= 0) this.isComplete = true;
+    return !this.isComplete && !this.isFull;
+  }
+
+  take(row) {
+    // A later run that the page has already: the last run of the gap is no longer in the log.
+    const isShown = row.source > this.lastRun && row.source < this.known;
+    const isLine = typeof row.data === "string" && row.source === this.lastRun;
+    if (isShown || (isLine && isAfter(row, this.until) > 0)) this.isComplete = true;
+    if (!this.isComplete) this.rows.push(row);
+  }
+}
+
+/** Reads the lines of a gap again with `reader`. Calls `done` with the problem, or with `null`. */
+export function refill(path, { service, replica }, reader, done) {
+  const query = new URLSearchParams({ format: "entries", service, replica, resume: reader.cursor });
   const socket = new WebSocket(socketUrl(`${path}/logs`, query));
   let failure = null;
-  const finish = () => {
+  const finish = (problem) => {
     if (socket.onclose === null) return;
     socket.onclose = null;
     socket.onmessage = null;
     socket.close();
-    done({ rows, isComplete, failure });
+    done(problem);
   };
   socket.onmessage = (message) => {
     const entry = JSON.parse(message.data);
-    if (entry.end !== undefined) {
-      failure = entry.end.message;
-      return;
-    }
-    reader.read(entry);
-    const at = own.position;
-    if (at !== null && at.instance === until.instance && isAfter(at, until) >= 0) isComplete = true;
-    if (isComplete || rows.length >= max) finish();
+    if (entry.end !== undefined) failure = entry.end.message;
+    else if (!reader.read(entry)) finish(null);
   };
   socket.onclose = (close) => {
-    isComplete = isComplete || close.code === 1000;
-    finish();
+    if (close.code === 1000) reader.isComplete = true;
+    finish(close.code === 1000 ? null : (failure ?? UNANSWERED));
   };
 }

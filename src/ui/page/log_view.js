@@ -3,7 +3,7 @@
 // The list scrolls a tall empty element. A pane that stays in place over it shows the rows at the scroll
 // position. So a million rows need no tall document, which browsers limit, and rows may wrap.
 
-import { appendLine, plainText, visible } from "./ansi.js";
+import { SHOWN_MAX, appendLine, visibleText } from "./ansi.js";
 import { matches } from "./filter.js";
 import { lineText } from "./store.js";
 import { rfc3339, timeText } from "./time.js";
@@ -172,7 +172,7 @@ export class LogView {
     if (node?.isConnected) return node.offsetHeight;
     const text = lineText(this.store.row(number).data);
     const columns = Math.max(20, Math.floor((this.pane.clientWidth - (this.prefixWidth ?? 0)) / (this.columnWidth ?? 8)));
-    return this.rowHeight * Math.max(1, Math.ceil((text?.length ?? 0) / columns));
+    return this.rowHeight * Math.max(1, Math.ceil(Math.min(text?.length ?? 0, SHOWN_MAX) / columns));
   }
 
   alignScrollBar() {
@@ -312,7 +312,7 @@ export class LogView {
       this.appendMarker(cell, row.data, number);
     } else {
       const line = make("span", "text");
-      appendLine(line, text, matches(this.view.expression, text));
+      appendLine(line, text, matches(this.view.isTooSlow ? null : this.view.expression, text));
       cell.append(line);
     }
     node.append(cell);
@@ -445,7 +445,7 @@ export function markerText(data) {
   if (data.kind === "gap") return gapText(data);
   if (data.kind === "note") return data.text;
   const { event } = data;
-  const because = [event.reason, event.message].filter(Boolean).map(clean).join(": ");
+  const because = [event.reason, event.message].filter(Boolean).map(visibleText).join(": ");
   const suffix = because === "" ? "" : ` (${because})`;
   switch (event.kind) {
     case "started":
@@ -468,10 +468,5 @@ function gapText({ gap, failure }) {
   const amount = gap.exact ? lines : gap.lines === 0 ? "lines may be missing" : `at least ${lines}`;
   const bytes = gap.bytes > 0 ? `, ${gap.bytes.toLocaleString("en")} bytes` : "";
   const cause = CAUSES[gap.cause] === undefined ? "" : `: ${CAUSES[gap.cause]}`;
-  return `${amount}${bytes}${cause}${failure ? ` — refill failed: ${clean(failure)}` : ""}`;
-}
-
-/** Texts from a container or a gateway may have control characters too. */
-function clean(text) {
-  return plainText(text).replace(/[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/gu, visible);
+  return `${amount}${bytes}${cause}${failure ? ` — refill failed: ${visibleText(failure)}` : ""}`;
 }

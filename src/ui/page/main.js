@@ -1,10 +1,10 @@
 // The page: connects the streams, the rows and the controls.
 
-import { LogStream, Reader, Channel, cursorText, parseCursor, refill } from "./connection.js";
+import { Channel, GapReader, LogStream, Reader, cursorText, parseCursor, refill } from "./connection.js";
 import { View, compile } from "./filter.js";
 import { LogView, markerText } from "./log_view.js";
 import { Ordering } from "./order.js";
-import { plainText } from "./ansi.js";
+import { visibleText, withoutReturn } from "./ansi.js";
 import { Replicas, RestartDialog } from "./replicas.js";
 import { CHARACTERS_MAX, ROWS_MAX, Store, lineText } from "./store.js";
 import { TIME_FORMS, duration, rfc3339 } from "./time.js";
@@ -20,8 +20,8 @@ const STATUS_MAX = 1000;
 const WAITING_MAX = 100_000;
 const WAITING_CHARACTERS_MAX = 64 * 1024 * 1024;
 
-/** Most rows that one refill reads. The rest stays a gap. */
-const REFILL_MAX = 200_000;
+/** Most rows and characters that one refill reads. The rest stays a gap. */
+const REFILL_MAX = { rowsMax: 200_000, charactersMax: WAITING_CHARACTERS_MAX };
 
 /** Age of a new line above which the page is behind, in seconds. Clocks may differ by less. */
 const BEHIND_MIN = 5;
@@ -120,8 +120,11 @@ function schedule() {
 function frame() {
   isScheduled = false;
   if (ordering.count > 0 && mayFlush(performance.now())) flush();
+  drawState();
   if (linked !== null) showLinked();
+  const wasTooSlow = view.isTooSlow;
   view.step();
+  if (view.isTooSlow && !wasTooSlow) fail("The filter takes too long on some lines, and was stopped. Rows after these are not shown.");
   logView.draw();
   if (logView.follows) seenEnd = store.end;
   drawCounts();
@@ -138,7 +141,6 @@ function onEntry(entry) {
   } else if (entry.source !== undefined) {
     behind = 0;
   }
-  drawState();
   schedule();
 }
 
@@ -152,8 +154,8 @@ function selection() {
   return { tail: kind === "tail" ? value : null };
 }
 
-function start() {
-  stream?.close();
+/** Forgets all rows, before a log is read from its beginning. */
+function clearRows() {
   store.clear();
   ordering = new Ordering();
   waiting = 0;
@@ -162,17 +164,25 @@ function start() {
   logView.clearSelection();
   logView.follows = true;
   logView.refresh();
-  reader = new Reader(store, take);
+  reader?.clear();
   isFirst = true;
   seenEnd = 0;
   opened = performance.now();
   lastEntry = opened;
+}
+
+function start() {
+  stream?.close();
+  clearRows();
+  reader = new Reader(store, take);
   connection = { kind: "connecting" };
-  stream = new LogStream(app.session.path, selection(), reader, (state) => {
-    connection = { ...state, since: Date.now() };
+  const onState = (state) => {
+    connection = state;
     drawState();
+    schedule();
     if (state.kind !== "open") announce(byId("state").textContent);
-  }, onEntry);
+  };
+  stream = new LogStream(app.session.path, selection(), reader, onState, onEntry, clearRows);
   Object.assign(app, { reader, stream });
   drawState();
 }
@@ -196,9 +206,9 @@ function drawState() {
       text = "live";
     }
   } else if (kind === "reconnecting") {
-    text = `reconnecting: ${connection.message}`;
+    text = `reconnecting: ${visibleText(connection.message)}`;
   } else if (kind === "failed") {
-    text = `ended: ${connection.message}`;
+    text = `ended: ${visibleText(connection.message)}`;
   } else if (kind === "complete") {
     text = "complete";
   }
@@ -217,7 +227,8 @@ function drawCounts() {
   setText("lost", gaps === 0 ? "" : `${isExact ? "" : "at least "}${lines.toLocaleString("en")} lines missing in ${gaps} ${gaps === 1 ? "gap" : "gaps"}`);
   setText("matches", view.expression === null ? "" : `${view.matched.toLocaleString("en")} matches${view.isCurrent ? "" : "…"}`);
   byId("empty").hidden = view.count > 0;
-  setText("empty", rows > 0 ? "No line matches." : "Waiting for lines…");
+  const isEnded = connection.kind === "complete" || connection.kind === "failed";
+  setText("empty", rows > 0 ? "No line matches." : isEnded ? "There are no lines." : "Waiting for lines…");
   const newer = logView.follows ? 0 : Math.max(0, view.count - view.index(seenEnd));
   byId("newest").hidden = logView.follows;
   setText("newest", newer > 0 ? `↓ ${newer.toLocaleString("en")} new ${newer === 1 ? "line" : "lines"}` : "↓ Newest line");
@@ -256,25 +267,27 @@ function refillGap(number) {
   const { data } = row;
   if (typeof data !== "object" || data.kind !== "gap" || data.before === null || data.after === null || data.isBusy) return;
   change(data, { isBusy: true, failure: undefined });
-  refill(app.session.path, store, data, store.sources[row.source], REFILL_MAX, ({ rows, isComplete, failure }) => {
+  const source = store.sources[row.source];
+  const { events } = reader.replica(source.service, source.replica);
+  const gapReader = new GapReader(store, data, source, events, REFILL_MAX);
+  refill(app.session.path, source, gapReader, (failure) => {
     data.isBusy = false;
     const at = numberOf(data);
     if (at === null) return;
-    if (rows.length === 0) {
+    const { rows, isComplete } = gapReader;
+    const lines = rows.filter((one) => lineText(one.data) !== null).length;
+    if (lines === 0) {
       change(data, { failure: failure ?? "the log no longer has them" });
       return;
     }
-    const lines = rows.filter((one) => lineText(one.data) !== null).length;
-    const note = `${lines.toLocaleString("en")} missing lines were read again`;
+    const note = `${lines.toLocaleString("en")} missing ${lines === 1 ? "line was" : "lines were"} read again`;
     const marker = { ...row, data: { kind: "note", text: note } };
     app.lost.gaps -= 1;
     app.lost.lines -= data.gap.lines;
     const rest = [];
     if (!isComplete) {
-      const last = rows[rows.length - 1];
-      const left = { ...data.gap, lines: Math.max(0, data.gap.lines - lines), exact: data.gap.exact };
-      const before = cursorText({ ...store.sources[last.source], ...last });
-      rest.push({ ...row, data: { kind: "gap", gap: left, before, after: data.after, failure } });
+      const left = { ...data.gap, lines: Math.max(0, data.gap.lines - lines), bytes: 0 };
+      rest.push({ ...row, data: { kind: "gap", gap: left, before: gapReader.cursor, after: data.after, failure } });
       app.lost.gaps += 1;
       app.lost.lines += left.lines;
     }
@@ -351,11 +364,12 @@ function link() {
 
 // === Copies ===
 
+/** Returns the text of a row as the page shows it. Raw control characters could act in the terminal into which it is pasted. */
 function rowText(number) {
   const row = store.row(number);
   const text = lineText(row.data);
   const name = store.sources[row.source].name;
-  return text === null ? `${name} [${markerText(row.data)}]` : `${name} ${plainText(text)}`;
+  return text === null ? `${name} [${markerText(row.data)}]` : `${name} ${visibleText(withoutReturn(text))}`;
 }
 
 function rowObject(number) {
@@ -390,6 +404,7 @@ async function copyText(text, done) {
 
 /** Saves all rows that the filter shows. */
 function download(extension, type, format) {
+  while (!view.isCurrent) view.step();
   const parts = [];
   for (let index = 0; index < view.count; index += 1) parts.push(format(view.number(index)), "\n");
   const url = URL.createObjectURL(new Blob(parts, { type }));
@@ -411,13 +426,11 @@ function filterChanged() {
     fail("");
   } catch (error) {
     input.setAttribute("aria-invalid", "true");
-    fail(`The filter is no regular expression: ${error.message}`);
+    fail(`The filter is no usable regular expression: ${error.message}`);
     return;
   }
   view.context = Math.max(0, Math.min(50, Number(byId("context").value) || 0));
-  const top = logView.top;
   view.reset();
-  logView.top = top;
   logView.refresh();
 }
 
