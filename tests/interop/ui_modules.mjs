@@ -12,6 +12,7 @@ const { SHOWN_MAX, appendLine, plainText, visible, visibleText } = await load("a
 const { GapReader, LogStream, Reader, cursorText, logQuery, parseCursor } = await load("connection.js");
 const { View, compile, matches } = await load("filter.js");
 const { Ordering } = await load("order.js");
+const { Replicas, RestartDialog } = await load("replicas.js");
 const { CHARACTERS_MAX, ROWS_MAX, Store, lineText } = await load("store.js");
 const { duration, parseTime, rfc3339, timeText } = await load("time.js");
 
@@ -368,6 +369,70 @@ const found = (reader) => reader.rows.map((one) => lineText(one.data) ?? one.dat
     stream.close();
   }
   globalThis.setTimeout = realTimeout;
+}
+
+// === Replicas and restarts ===
+
+{
+  globalThis.setInterval = () => {};
+  const root = new FakeElement("nav");
+  const replicas = new Replicas(root, { hidden: new Set() }, {});
+  const draw = () => {
+    const count = frames.length;
+    frames.splice(0).forEach((action) => action());
+    return count;
+  };
+  document.activeElement = null;
+  replicas.fail("not \u202efound");
+  draw();
+  assert.equal(root.textContent, "No status: not <U+202E>found");
+  const replica = { replica: 0, ready: true, state: "running", restarts: 0, message: "\x1b[31mred\u202e" };
+  replicas.update({ services: { web: { name: "web", ready_replicas: 1, total: 1, replica_status: [replica] } } });
+  draw();
+  assert.ok(root.textContent.includes("red<U+202E>") && !root.textContent.includes("\x1b"), root.textContent);
+  // Heartbeats of logs in order change nothing, and many changes are drawn once.
+  for (const state of ["live", "waiting"]) replicas.updateSource("web/0", { state });
+  replicas.updateSource("web/0", null);
+  assert.equal(draw(), 0);
+  for (const lines_left of [3, 2, 1]) replicas.updateSource("web/0", { state: "backfilling", lines_left });
+  assert.equal(draw(), 1);
+  assert.ok(root.textContent.includes("1 lines behind"));
+  // The problem stays in view beside the last state.
+  replicas.fail("the lease was not found");
+  draw();
+  replicas.draw();
+  assert.ok(root.textContent.includes("the lease was not found") && root.textContent.includes("web/0"));
+}
+{
+  // The progress of a restart does not appear in the dialog that asks for another one.
+  const said = [];
+  const dialog = new RestartDialog(new FakeElement("dialog"), "/lease", (text) => said.push(text));
+  const answers = [];
+  globalThis.fetch = () => new Promise((resolve) => answers.push((status, body) => resolve({ status, json: async () => body })));
+  const settled = () => new Promise((resolve) => setImmediate(resolve));
+  dialog.ask("web", []);
+  const first = dialog.run();
+  answers.shift()(200, { status: [{ service: "web", replica: 0, state: "pending" }] });
+  await settled();
+  assert.ok(dialog.list.textContent.startsWith("web/0 in progress"));
+  dialog.ask("db", [1]);
+  answers.shift()(200, { status: [{ service: "web", replica: 0, state: "active" }] });
+  await first;
+  assert.deepEqual([dialog.title.textContent, dialog.list.textContent], ["Restart db/1?", ""]);
+  assert.ok(dialog.text.textContent.startsWith("One replica after the other"));
+  assert.equal(said.at(-1), "all replicas of web: Restarted.");
+  // A failure after the restart has begun does not claim that there was none.
+  const second = dialog.run();
+  answers.shift()(200, { status: [{ service: "db", replica: 1, state: "pending" }] });
+  await settled();
+  answers.shift()(502, { message: "internal" });
+  await second;
+  assert.equal(dialog.text.textContent, "The outcome is unknown: internal");
+  dialog.ask("db", []);
+  const third = dialog.run();
+  answers.shift()(404, { message: "no service db" });
+  await third;
+  assert.equal(dialog.text.textContent, "Not restarted: no service db");
 }
 
 // === Texts ===

@@ -605,10 +605,13 @@ async function begin() {
     app.statusChannel = new Channel(`${session.path}/status`, () => new URLSearchParams({ follow: "true" }), {
       message: (status) => {
         replicas.update(status);
+        // Replicas get their colours in this order.
+        replicas.draw();
         resolve();
       },
       state: (state) => {
-        if (state.kind === "failed") replicas.fail(state.message);
+        if (state.kind === "failed" || state.kind === "reconnecting") replicas.fail(state.message);
+        if (state.kind === "complete") replicas.fail("the gateway sends no further states");
         if (state.kind !== "open") resolve();
       },
     });

@@ -1,5 +1,6 @@
 // The list of services and replicas: state, selection and restarts.
 
+import { visibleText } from "./ansi.js";
 import { colorOf } from "./log_view.js";
 import { duration } from "./time.js";
 
@@ -13,33 +14,52 @@ export class Replicas {
     this.view = view;
     this.actions = actions;
     this.status = null;
+    /** Why the status is not up to date; empty if it is. */
+    this.problem = "";
     this.sources = new Map();
+    this.isScheduled = false;
     setInterval(() => this.draw(), 10_000);
   }
 
   /** Takes a status of the lease. */
   update(status) {
     this.status = status;
-    this.draw();
+    this.problem = "";
+    this.schedule();
   }
 
-  /** Shows why there is no status. */
+  /** Shows why the status is not up to date, above the last one. */
   fail(message) {
-    this.root.replaceChildren(made("p", "stale", `No status: ${message}`));
+    this.problem = visibleText(message);
+    this.schedule();
   }
 
   /** Takes the state of the log of a replica: of its last heartbeat, or `null` after a line. */
   updateSource(name, source) {
-    const before = this.sources.get(name) ?? null;
-    if (before?.state === source?.state && before?.lines_left === source?.lines_left) return;
-    this.sources.set(name, source);
-    this.draw();
+    const note = sourceNote(source);
+    if (note === (this.sources.get(name) ?? "")) return;
+    this.sources.set(name, note);
+    this.schedule();
+  }
+
+  /** Draws with the next frame, however many states change before it. */
+  schedule() {
+    if (this.isScheduled) return;
+    this.isScheduled = true;
+    requestAnimationFrame(() => {
+      this.isScheduled = false;
+      this.draw();
+    });
   }
 
   draw() {
-    if (this.status === null) return;
+    if (this.status === null) {
+      if (this.problem !== "") this.root.replaceChildren(made("p", "stale", `No status: ${this.problem}`));
+      return;
+    }
     const focused = document.activeElement?.dataset?.key;
     const parts = [];
+    if (this.problem !== "") parts.push(made("p", "stale", `The last known state: ${this.problem}`));
     if (this.status.stale_since) {
       parts.push(made("p", "stale", `State of ${this.status.stale_since.slice(0, 19)}Z: the gateway cannot reach its platform`));
     }
@@ -93,10 +113,9 @@ export class Replicas {
     const last = lastExit(replica);
     if (last !== "") parts.push(`last exit: ${last}`);
     if (replica.message) parts.push(replica.message);
-    const source = this.sources.get(name);
-    if (source?.state === "reconnecting") parts.push(`log unreadable (${source.reason || "unknown"})`);
-    if (source?.state === "backfilling") parts.push(`${(source.lines_left ?? 0).toLocaleString("en")} lines behind`);
-    return parts.join(" · ");
+    const note = this.sources.get(name) ?? "";
+    if (note !== "") parts.push(note);
+    return visibleText(parts.join(" · "));
   }
 
   /** Shows one replica only, or all if it is the only one already. */
@@ -122,6 +141,13 @@ export class Replicas {
     button.addEventListener("click", action);
     return button;
   }
+}
+
+/** Returns what the list shows of the state of a log; empty if it is as expected. */
+function sourceNote(source) {
+  if (source?.state === "reconnecting") return `log unreadable (${source.reason || "unknown"})`;
+  if (source?.state === "backfilling") return `${(source.lines_left ?? 0).toLocaleString("en")} lines behind`;
+  return "";
 }
 
 function stateClass(replica) {
@@ -157,9 +183,8 @@ export class RestartDialog {
   }
 
   ask(service, replicas) {
-    this.service = service;
-    this.replicas = replicas;
     const what = replicas.length === 0 ? `all replicas of ${service}` : `${service}/${replicas.join(", ")}`;
+    this.restart = { service, replicas, what };
     this.title.textContent = `Restart ${what}?`;
     this.text.textContent = "One replica after the other is replaced. The next one follows when it is ready and stable.";
     this.list.replaceChildren();
@@ -173,48 +198,57 @@ export class RestartDialog {
     this.confirm.hidden = true;
     this.cancel.textContent = "Close";
     this.cancel.focus();
-    const { service } = this;
+    const { restart } = this;
     const query = new URLSearchParams({ timeout: RESTART_WAIT, request_id: `ui-${crypto.randomUUID()}` });
-    this.replicas.forEach((replica) => query.append("replica", replica));
-    this.say("Restarting…");
+    restart.replicas.forEach((replica) => query.append("replica", replica));
+    this.say(restart, "Restarting…");
+    // A request without an answer may have begun the restart.
+    let mayHaveBegun = false;
     let failures = 0;
     for (;;) {
-      const { status, body } = await post(`${this.path}/service/${service}/restart?${query}`);
+      const { status, body } = await post(`${this.path}/service/${restart.service}/restart?${query}`);
       if (status === 200) {
         failures = 0;
-        this.show(body.status);
+        mayHaveBegun = true;
+        this.show(restart, body.status);
         const left = body.status.filter(({ state }) => state === "pending").length;
         if (left === 0) {
           const failed = body.status.filter(({ state }) => state === "failure").length;
-          this.say(failed === 0 ? "Restarted." : `${failed} of ${body.status.length} failed.`);
+          this.say(restart, failed === 0 ? "Restarted." : `${failed} of ${body.status.length} failed.`);
           return;
         }
       } else if ((status === 503 || status === 0) && failures < 30) {
         // The same request id joins the restart, which continues meanwhile.
         failures += 1;
-        this.say(`Waiting for the gateway: ${body.message}`);
+        mayHaveBegun = true;
+        this.say(restart, `Waiting for the gateway: ${body.message}`);
         await new Promise((resolve) => setTimeout(resolve, 1000));
       } else {
-        this.say(`Not restarted: ${body.message}`);
+        this.say(restart, `${mayHaveBegun ? "The outcome is unknown" : "Not restarted"}: ${body.message}`);
         return;
       }
     }
   }
 
-  show(status) {
+  show(restart, status) {
+    // The dialog may ask for another restart already.
+    if (restart !== this.restart) return;
     const words = { pending: "in progress or waiting", active: "restarted", failure: "failed" };
     this.list.replaceChildren(
       ...status.map(({ service, replica, state, message }) => {
         const item = made("li", state);
-        item.append(made("span", "name", `${service}/${replica}`), made("span", "", ` ${words[state]}${message ? `: ${message}` : ""}`));
+        const text = ` ${words[state]}${message ? `: ${visibleText(message)}` : ""}`;
+        item.append(made("span", "name", `${service}/${replica}`), made("span", "", text));
         return item;
       }),
     );
   }
 
-  say(text) {
-    this.text.textContent = text;
-    this.announce(text);
+  /** Shows a text in the dialog of `restart`, or only announces it if that was closed. */
+  say(restart, text) {
+    const shown = visibleText(text);
+    if (restart === this.restart) this.text.textContent = shown;
+    this.announce(`${restart.what}: ${shown}`);
   }
 }
 
