@@ -116,6 +116,15 @@ const texts = (store) => {
   assert.ok(store.characters <= CHARACTERS_MAX + 32 * piece.length, `${store.characters}`);
   assert.ok(store.dropped > 100);
 }
+{
+  // A line that was dropped counts no more, also when it grows.
+  const store = new Store();
+  const line = { kind: "line", text: "", version: 0 };
+  store.append(row(0, 0, line));
+  for (let number = 0; number < ROWS_MAX + 10_000; number += 1) store.append(row(0, number, ""));
+  store.grow(line, "x".repeat(1000));
+  assert.deepEqual([store.characters, line.text.length], [0, 1000]);
+}
 
 // === Order ===
 

@@ -29,6 +29,9 @@ const BEHIND_MIN = 5;
 /** Time before a linked line that is read too, in seconds. */
 const LINK_CONTEXT = 60;
 
+/** The end of the year 9999: a link can have any number. */
+const TIME_MAX = 253_402_300_799;
+
 /** Least time between two announcements of lost lines for screen readers, in milliseconds. */
 const ANNOUNCE_EVERY = 10_000;
 
@@ -328,7 +331,7 @@ function numberOf(data) {
 function readLink() {
   const text = new URLSearchParams(location.hash.slice(1)).get("line");
   const cursor = text === null ? null : parseCursor(text);
-  return cursor !== null && Number.isFinite(cursor.seconds) ? cursor : null;
+  return cursor !== null && cursor.seconds >= LINK_CONTEXT && cursor.seconds <= TIME_MAX ? cursor : null;
 }
 
 function showLinked() {
@@ -421,13 +424,12 @@ function filterChanged() {
   const input = byId("filter");
   try {
     view.expression = compile(input.value, isPressed("regex"), isPressed("case"));
-    input.setCustomValidity("");
     input.removeAttribute("aria-invalid");
     fail("");
   } catch (error) {
+    // The last usable filter stays.
     input.setAttribute("aria-invalid", "true");
     fail(`The filter is no usable regular expression: ${error.message}`);
-    return;
   }
   view.context = Math.max(0, Math.min(50, Number(byId("context").value) || 0));
   view.reset();

@@ -25,6 +25,7 @@ class Block {
   constructor() {
     this.count = 0;
     this.characters = 0;
+    this.isDropped = false;
     this.source = new Uint16Array(BLOCK_ROWS);
     this.seconds = new Float64Array(BLOCK_ROWS);
     this.nanos = new Uint32Array(BLOCK_ROWS);
@@ -108,11 +109,11 @@ export class Store {
     this.end += 1;
   }
 
-  /** Appends text to an unfinished line, which may not be a row yet. */
+  /** Appends text to an unfinished line, which may not be a row yet, or no longer. */
   grow(line, text) {
     line.text += text;
     line.version += 1;
-    if (line.block === undefined) return;
+    if (line.block === undefined || line.block.isDropped) return;
     line.block.characters += text.length;
     this.characters += text.length;
     this.dropOldest();
@@ -177,6 +178,7 @@ export class Store {
       this.first += oldest.count;
       this.dropped += oldest.count;
       this.characters -= oldest.characters;
+      oldest.isDropped = true;
     }
   }
 
