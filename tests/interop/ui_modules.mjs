@@ -199,11 +199,9 @@ compile("(a+)+", false, false);
   store.source("web", 0, "a");
   const view = new View(store);
   view.expression = compile("100 %", false, false);
-  view.context = 3;
   view.reset();
   const line = { kind: "line", text: "50 %", version: 0 };
   for (const data of ["100 % a", line, "other"]) store.append(row(0, 0, data));
-  view.context = 0;
   const shown = () => {
     view.step();
     return Array.from({ length: view.count }, (_, index) => view.number(index));
@@ -214,6 +212,16 @@ compile("(a+)+", false, false);
   assert.deepEqual([shown(), view.matched], [[0, 1, 3], 3]);
   store.grow(line, " more");
   assert.deepEqual([shown(), view.matched], [[0, 1, 3], 3]);
+  // Lines of context appear once, also if they match later.
+  view.context = 1;
+  const other = { kind: "line", text: "5", version: 0 };
+  for (const data of ["x", "y", other]) store.append(row(0, 0, data));
+  view.reset();
+  assert.deepEqual(shown(), [0, 1, 2, 3, 4]);
+  store.grow(other, "100 %");
+  assert.deepEqual(shown(), [0, 1, 2, 3, 4, 6]);
+  store.append(row(0, 0, "100 % c"));
+  assert.deepEqual(shown(), [0, 1, 2, 3, 4, 6, 7]);
 }
 {
   // A line whose test takes too long stops the filter: here the clock goes on for a minute with each look at it.
