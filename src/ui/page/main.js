@@ -253,7 +253,9 @@ function press(id, isPressed) {
 }
 
 function announce(text) {
-  byId("announcement").textContent = text;
+  // Screen readers announce changes, so that the same text twice needs one.
+  const node = byId("announcement");
+  node.textContent = node.textContent === text ? `${text}\u00a0` : text;
 }
 
 function fail(text) {
