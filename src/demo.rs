@@ -179,7 +179,7 @@ async fn follow(
     let page = if config.ui { Some(Page::bind(&target, lease, 0).await?) } else { None };
     if let Some(page) = &page {
         printer.message(&format!("page at {}", page.url()))?;
-        browser::open(page.url());
+        browser::open(&page.url());
     }
     let before = gateway.usage();
     let stop = CancellationToken::new();

@@ -57,7 +57,6 @@ pub enum UiError {
 pub(crate) struct Page {
     server: Server,
     listener: TcpListener,
-    url: String,
 }
 
 /// Serves the page until SIGINT or SIGTERM. Prints one line with its address to `out`, and opens it in a
@@ -74,7 +73,7 @@ pub async fn run(config: &UiConfig, mut out: impl Write + Send) -> Result<(), Ui
     // Standard output may be closed.
     let _ = writeln!(out, "leasemux ui ready: {}", page.url()).and_then(|()| out.flush());
     if !config.no_open {
-        browser::open(page.url());
+        browser::open(&page.url());
     }
     tokio::select! {
         () = page.serve() => {}
@@ -97,13 +96,12 @@ impl Page {
         let listener = TcpListener::bind(wanted).await.map_err(|error| UiError::Listen(wanted, error))?;
         let address = listener.local_addr().map_err(UiError::Start)?;
         let server = Server::new(Calls::new(target.clone(), lease.clone()), address);
-        let url = server.url();
-        Ok(Self { server, listener, url })
+        Ok(Self { server, listener })
     }
 
     /// Returns the address that admits one browser.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+    pub(crate) fn url(&self) -> String {
+        self.server.url()
     }
 
     /// Serves until dropped, which ends all connections.

@@ -7,6 +7,14 @@ use http::{HeaderMap, HeaderName};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// The headers of prefetches and previews, also of older browsers.
+const PURPOSES: [HeaderName; 4] = [
+    HeaderName::from_static("sec-purpose"),
+    HeaderName::from_static("purpose"),
+    HeaderName::from_static("x-purpose"),
+    HeaderName::from_static("x-moz"),
+];
+
 /// The names under which a browser may reach this server.
 #[derive(Debug)]
 pub(super) struct OwnHosts([String; 2]);
@@ -29,12 +37,15 @@ impl OwnHosts {
     pub(super) fn is_own_page(&self, headers: &HeaderMap, needs_origin: bool) -> bool {
         let Some(host) = self.host(headers) else { return false };
         let mut origins = headers.get_all(ORIGIN).into_iter();
-        let is_own_origin = match (origins.next(), origins.next()) {
-            (None, _) => !needs_origin,
+        match (origins.next(), origins.next()) {
+            (None, _) if needs_origin => false,
+            // Browsers send no `Origin` with a plain GET.
+            (None, _) => headers.get_all(SEC_FETCH_SITE).into_iter().all(|site| site == "same-origin"),
+            // Exact, so that `Sec-Fetch-Site` adds nothing. Browsers differ in it for websockets, which have
+            // another scheme than the page.
             (Some(origin), None) => origin.as_bytes().strip_prefix(b"http://") == Some(host.as_bytes()),
             (Some(_), Some(_)) => false,
-        };
-        is_own_origin && headers.get_all(SEC_FETCH_SITE).into_iter().all(|site| site == "same-origin")
+        }
     }
 
     fn host(&self, headers: &HeaderMap) -> Option<&str> {
@@ -42,6 +53,15 @@ impl OwnHosts {
         let host = hosts.next().filter(|_| hosts.next().is_none())?;
         self.0.iter().map(String::as_str).find(|own| own.as_bytes().eq_ignore_ascii_case(host.as_bytes()))
     }
+}
+
+/// Returns whether a browser requests a page ahead of its user, who may never open it.
+pub(super) fn is_speculative(headers: &HeaderMap) -> bool {
+    let mut values = PURPOSES.into_iter().flat_map(|name| headers.get_all(name));
+    values.any(|value| {
+        let value = value.as_bytes();
+        value.starts_with(b"prefetch") || value == b"preview"
+    })
 }
 
 #[cfg(test)]
@@ -102,6 +122,23 @@ mod tests {
         }
         for site in ["same-site", "cross-site", "none"] {
             assert!(!is_own(&[("sec-fetch-site", site)], false), "{site}");
+            let foreign = [("origin", "http://evil.test"), ("sec-fetch-site", site)];
+            assert!(!is_own(&foreign, false) && !is_own(&foreign, true), "{site}");
         }
+        assert!(is_own(&[("origin", "http://127.0.0.1:7000"), ("sec-fetch-site", "cross-site")], true));
+    }
+
+    #[test]
+    fn prefetches_and_previews_are_recognised() {
+        for (name, value) in [
+            ("sec-purpose", "prefetch"),
+            ("sec-purpose", "prefetch;prerender"),
+            ("purpose", "prefetch"),
+            ("x-purpose", "preview"),
+            ("x-moz", "prefetch"),
+        ] {
+            assert!(is_speculative(&headers(&[(name, value)])), "{name}: {value}");
+        }
+        assert!(!is_speculative(&headers(&[("accept", "prefetch"), ("sec-purpose", "x")])));
     }
 }

@@ -78,7 +78,12 @@ impl RestartQuery {
         let (mut replicas, mut request_id, mut timeout) = (Vec::new(), None, Duration::ZERO);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
-                "replica" if replicas.len() < FILTER_REPLICAS_MAX => {
+                "replica" if replicas.len() == FILTER_REPLICAS_MAX => {
+                    return Err(format!(
+                        "parameter \"replica\" must be given at most {FILTER_REPLICAS_MAX} times"
+                    ));
+                }
+                "replica" => {
                     let index =
                         value.parse().map_err(|_| "parameter \"replica\" must be an index".to_owned())?;
                     replicas.push(index);
@@ -122,5 +127,8 @@ mod tests {
         {
             assert!(RestartQuery::parse(query).unwrap_err().contains(name), "{query}");
         }
+        let replicas = |count: usize| RestartQuery::parse(&"replica=1&".repeat(count));
+        assert_eq!(replicas(FILTER_REPLICAS_MAX).unwrap().replicas.len(), FILTER_REPLICAS_MAX);
+        assert!(replicas(FILTER_REPLICAS_MAX + 1).unwrap_err().contains("at most 1024"));
     }
 }

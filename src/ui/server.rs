@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::calls::Calls;
-use super::origin::OwnHosts;
+use super::origin::{OwnHosts, is_speculative};
 use super::reply::{self, Reply, error};
 use super::session::Session;
 use super::stream::{Call, frames};
@@ -172,7 +172,8 @@ impl Server {
             return error(StatusCode::FORBIDDEN, "OTHER_ORIGIN", "only the page of this server may do this");
         }
         if !session.is_authorized(request.headers()) {
-            let message = "open the address that leasemux ui has printed; it is good for one browser";
+            let message = "open the address that leasemux ui has printed; it is good for one browser. \
+                           For another one, start leasemux ui again";
             return error(StatusCode::UNAUTHORIZED, "NO_SESSION", message);
         }
         let query = request.uri().query().unwrap_or_default();
@@ -217,13 +218,14 @@ impl Server {
         format!("/lease/{}/{}/{}", lease.dseq(), lease.gseq(), lease.oseq())
     }
 
-    /// Exchanges the secret for a cookie, and removes it from the address.
+    /// Exchanges the secret for a cookie, and removes it from the address. Another secret only leads to the page:
+    /// an admitted browser sends no cookie with a link of another site, and to others the page explains the error.
     fn open(&self, secret: &str, request: &Request<Incoming>) -> Reply {
-        let cookie = self.0.session.exchange(secret);
-        if cookie.is_none() && !self.0.session.is_authorized(request.headers()) {
-            let message = "this address was used before, or is of another run: start leasemux ui again";
-            return error(StatusCode::FORBIDDEN, "USED_UP", message);
+        if is_speculative(request.headers()) {
+            let message = "this address is good once, and not for a prefetch";
+            return error(StatusCode::SERVICE_UNAVAILABLE, "PREFETCH", message);
         }
+        let cookie = self.0.session.exchange(secret);
         let mut reply = reply::of(StatusCode::SEE_OTHER, "text/plain", "");
         reply.headers_mut().insert(LOCATION, HeaderValue::from_static("/"));
         if let Some(cookie) = cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {

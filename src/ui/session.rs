@@ -7,7 +7,7 @@ use http::header::COOKIE;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 
-/// Bytes of a secret: 256 random bits, which nobody guesses.
+/// Bytes of a secret: 256 random bits, too many to guess.
 const SECRET_BYTES: usize = 32;
 
 /// The secrets of one run of the program.

@@ -188,10 +188,17 @@ fn page_answers_one_browser_and_its_own_page_only() {
     // Everything else needs the cookie, which the secret gives once.
     ui.get("/session", &[]).is_refused(401, "NO_SESSION");
     ui.get(&status, &["cookie: leasemux-ui=x"]).is_refused(401, "NO_SESSION");
-    ui.get("/open/x", &[]).is_refused(403, "USED_UP");
+    ui.get(&ui.open_path, &["sec-purpose: prefetch;prerender"]).is_refused(503, "PREFETCH");
+    assert_eq!(ui.request("HEAD", &ui.open_path, &[]).status(), 405);
+    let admits = |path: &str| {
+        let opened = ui.get(path, &[]);
+        // The page says what is wrong.
+        assert_eq!((opened.status(), opened.header("location")), (303, Some("/")), "{opened:?}");
+        opened.header("set-cookie").is_some()
+    };
+    assert!(!admits("/open/x") && !admits("/open/"));
     let cookie = ui.cookie();
-    ui.get(&ui.open_path, &[]).is_refused(403, "USED_UP");
-    assert_eq!(ui.get(&ui.open_path, &[&cookie]).status(), 303, "the same browser again");
+    assert!(!admits(&ui.open_path), "once only");
     let session = ui.get("/session", &[&cookie]);
     assert!(session.status() == 200 && session.body.contains(&lease.to_string()), "{session:?}");
     let body = ui.get(&status, &[&cookie]);
