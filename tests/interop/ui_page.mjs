@@ -233,14 +233,13 @@ for (const colorScheme of ["light", "dark"]) {
   await screenshot(colorScheme);
 }
 await page.setViewportSize({ width: 360, height: 740 });
-await page.keyboard.press("s");
+await page.locator("#replicas").waitFor({ state: "hidden" });
 await page.evaluate(() => new Promise(requestAnimationFrame));
 const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
 check(overflow <= 0, `the narrow page is ${overflow} pixels too wide`);
 await accessibility("narrow");
 check((await page.locator("#pause").getAttribute("aria-pressed")) === "false", "another size pauses");
 await screenshot("narrow");
-await page.keyboard.press("s");
 await page.setViewportSize({ width: 1280, height: 800 });
 await page.emulateMedia({ colorScheme: "light" });
 report("accessible");

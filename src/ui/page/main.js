@@ -58,7 +58,8 @@ export const app = { store: new Store(), lost: { lines: 0, gaps: 0, isExact: tru
 const saved = (name, fallback) => localStorage.getItem(`leasemux.${name}`) ?? fallback;
 const save = (name, value) => localStorage.setItem(`leasemux.${name}`, value);
 
-const isNarrow = matchMedia("(max-width: 700px)").matches;
+const narrow = matchMedia("(max-width: 700px)");
+const isNarrow = narrow.matches;
 const settings = { time: saved("time", isNarrow ? "off" : "local"), wrap: saved("wrap", String(isNarrow)) === "true" };
 const { store } = app;
 const view = new View(store);
@@ -551,6 +552,10 @@ function listen() {
     if (action === undefined) return;
     event.preventDefault();
     action();
+  });
+  // In a narrow window the list covers the log.
+  narrow.addEventListener("change", ({ matches }) => {
+    if (matches !== document.body.classList.contains("without-replicas")) toggleReplicas();
   });
   addEventListener("hashchange", () => {
     linked = readLink();
