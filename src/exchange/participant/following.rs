@@ -59,6 +59,8 @@ pub(super) struct Pending {
     pub(super) deadline: Duration,
     /// The publisher's gateway is silent: without an answer, it is dead.
     pub(super) is_probe: bool,
+    /// Of a fetch: the number that was missing; `None` if only a position was known.
+    pub(super) next: Option<u64>,
 }
 
 // === impl Following ===

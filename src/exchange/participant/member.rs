@@ -55,7 +55,7 @@ impl Participant {
     pub(super) fn renew(&mut self, is_probe: bool, now: Duration) {
         let request = self.new_request();
         if let Role::Member(following) = &mut self.role {
-            following.renewal = Some(Pending { request, deadline: now + ANSWER_MAX, is_probe });
+            following.renewal = Some(Pending { request, deadline: now + ANSWER_MAX, is_probe, next: None });
             self.out.push(Output::Request(request, Message::Join));
         }
     }
@@ -185,7 +185,7 @@ impl Participant {
                 self.joined(request, sender, head, now);
             }
             Message::Refused => self.unanswered(Some(request), now),
-            Message::Fetched(fetched) => self.fetched(request, fetched, now),
+            Message::Fetched(fetched) => self.fetched(request, fetched),
             _ => {}
         }
     }

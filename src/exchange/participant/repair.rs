@@ -46,7 +46,8 @@ impl Participant {
         let request = self.new_request();
         self.out.push(Output::Request(request, Message::Fetch(fetch)));
         if let Role::Member(following) = &mut self.role {
-            following.fetch = Some(Pending { request, deadline: now + ANSWER_MAX, is_probe: false });
+            let (deadline, next) = (now + ANSWER_MAX, following.next);
+            following.fetch = Some(Pending { request, deadline, is_probe: false, next });
         }
     }
 
@@ -65,20 +66,34 @@ impl Participant {
         frame || place.is_some_and(|place| is_later(&place.instance, place.position))
     }
 
-    pub(super) fn fetched(&mut self, request: RequestId, fetched: Fetched, _now: Duration) {
+    pub(super) fn fetched(&mut self, request: RequestId, fetched: Fetched) {
         let Role::Member(following) = &mut self.role else { return };
-        if following.fetch.is_none_or(|fetch| fetch.request != request) {
-            return;
-        }
+        let Some(fetch) = following.fetch.filter(|fetch| fetch.request == request) else { return };
         following.fetch = None;
-        following.unanswered_fetches = 0;
         match fetched {
-            Fetched::Frames { rank, frames } if rank == following.rank => self.fetched_frames(frames),
+            Fetched::Frames { rank, frames } if rank == following.rank => {
+                following.unanswered_fetches = 0;
+                self.fetched_frames(frames);
+                self.check_progress(fetch.next);
+            }
             Fetched::NotHeld { rank, oldest } if rank == following.rank => {
+                following.unanswered_fetches = 0;
                 following.refused = Some(Refusal { oldest });
                 self.detach();
             }
-            _ => {}
+            // Of another publisher.
+            _ => following.unanswered_fetches += 1,
+        }
+    }
+
+    /// Reads the source if the frames of an answer do not continue what was delivered: the same fetch would
+    /// be sent again without end. `before` is the number that was missing when it was sent.
+    fn check_progress(&mut self, before: Option<u64>) {
+        let Role::Member(following) = &mut self.role else { return };
+        let has_next = following.next.is_some() && following.kept.first() == following.next;
+        if following.next == before && !has_next && self.run.is_some() {
+            following.refused = Some(Refusal { oldest: None });
+            self.detach();
         }
     }
 

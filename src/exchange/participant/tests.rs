@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::exchange::gateway_id::GatewayId;
-use crate::exchange::messages::{Head, Message, RingEnd};
+use crate::exchange::lines::Lines;
+use crate::exchange::messages::{Content, Fetched, Frame, Head, Message, RingEnd, Totals};
+use crate::model::line::{Line, LineBatch};
 use crate::model::position::Position;
 
 const ME: GatewayId = GatewayId([1; 16]);
@@ -81,4 +83,65 @@ fn silent_bus_makes_a_claimant_direct() {
         one.handle(Input::Tick, now);
     }
     assert_eq!((one.role(), now), (RoleName::Direct, ms(401)));
+}
+
+fn at(nanos: i64) -> Position {
+    Position { time: LogTime::from_nanos(nanos), ordinal: 1, offset: 0 }
+}
+
+/// A frame with lines of one byte, of these times, after the line with the time before the first.
+fn frame(number: u64, times: std::ops::Range<i64>, ambiguous: bool) -> Frame {
+    let start = at(times.start - 1);
+    let mut batch = LineBatch::default();
+    for (index, nanos) in times.enumerate() {
+        batch.lines.push(Line::whole(index + 1, LogTime::from_nanos(nanos), at(nanos)));
+    }
+    batch.data = vec![b'\n'; batch.lines.len()].into();
+    let mut lines = Lines::new(start, batch).unwrap();
+    lines.ambiguous = ambiguous;
+    let content = Content::Lines { instance: run(), lines };
+    Frame { rank: Rank { term: 1, weight: 9 }, number, totals: Totals::default(), content }
+}
+
+/// Returns a member whose actor was given the lines up to time 7, and the outputs of its join.
+fn member_behind() -> (Participant, Vec<Output>) {
+    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, seed: 1 };
+    let mut one = Participant::new(config, true);
+    let out = one.handle(Input::Open { instance: run(), from: ReadFrom::After(at(7)) }, ms(0));
+    let place = Some(Place { instance: run(), position: at(9) });
+    let head = Head { end: RingEnd { number: 4, place, ..RingEnd::default() }, ..head(false) };
+    let out = one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head)), ms(1));
+    assert_eq!(one.role(), RoleName::Member);
+    (one, out)
+}
+
+#[test]
+fn fetched_frames_that_do_not_help_are_fetched_once() {
+    for frames in [vec![frame(3, 5..10, true)], vec![frame(3, 9..10, false)], vec![frame(3, 2..5, false)]] {
+        let (mut one, out) = member_behind();
+        let rank = frames[0].rank;
+        let fetched = Message::Fetched(Fetched::Frames { rank, frames });
+        let out = one.handle(Input::Answered(request(&out), OTHER, fetched), ms(2));
+        assert!(matches!(out[..], [Output::OpenTail { .. }]), "{out:?}");
+    }
+    // The answer that helps.
+    let (mut one, out) = member_behind();
+    let frames = vec![frame(3, 5..10, false)];
+    let fetched = Message::Fetched(Fetched::Frames { rank: frames[0].rank, frames });
+    let out = one.handle(Input::Answered(request(&out), OTHER, fetched), ms(2));
+    assert!(
+        matches!(&out[..], [Output::Deliver(TailItem::Lines(batch))] if batch.lines.len() == 2),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn answers_of_another_rank_do_not_repeat_a_fetch_without_end() {
+    let (mut one, mut out) = member_behind();
+    for _ in 0..super::following::UNANSWERED_MAX {
+        let frames = vec![Frame { rank: Rank::default(), ..frame(3, 5..10, false) }];
+        let fetched = Message::Fetched(Fetched::Frames { rank: Rank::default(), frames });
+        out = one.handle(Input::Answered(request(&out), OTHER, fetched), ms(2));
+    }
+    assert!(matches!(out[..], [Output::OpenTail { .. }]), "{out:?}");
 }
