@@ -70,7 +70,7 @@ pub struct Participant {
     no_claim_until: Duration,
     /// Members of the publisher that was followed last.
     members: u32,
-    /// Claims in a row that were not followed by a publisher.
+    /// Claims in a row, made or held back, that were not followed by a publisher.
     attempts: u32,
     /// Times in a row that frames did not reach this gateway.
     deaf: u32,

@@ -115,18 +115,19 @@ impl Participant {
         let rank = Rank { term: self.term + 1, weight: self.config.weight };
         let place = self.run.as_ref().and_then(Delivery::place);
         let claim = Claim { rank, home: self.config.is_home, place };
-        // It may have won already, and its term is known now, so that this claim would always beat it.
-        if let Some((_, at)) = &self.heard_claim
-            && now < *at + HOLD_BACK
-        {
-            self.role = Role::HoldingBack { until: *at + HOLD_BACK };
-            return;
-        }
+        // Holding back counts, too: claims that come without end must not keep this gateway from its lines.
         self.attempts += 1;
         if self.attempts > ATTEMPTS_MAX {
             self.attempts = 0;
             let delay = self.jitter.between(DIRECT_FOR.0, DIRECT_FOR.1);
             self.go_direct(Some(now + delay));
+            return;
+        }
+        // It may have won already, and its term is known now, so that this claim would always beat it.
+        if let Some((_, at)) = &self.heard_claim
+            && now < *at + HOLD_BACK
+        {
+            self.role = Role::HoldingBack { until: *at + HOLD_BACK };
             return;
         }
         self.term = rank.term;

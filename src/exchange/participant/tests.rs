@@ -145,3 +145,22 @@ fn answers_of_another_rank_do_not_repeat_a_fetch_without_end() {
     }
     assert!(matches!(out[..], [Output::OpenTail { .. }]), "{out:?}");
 }
+
+#[test]
+fn endless_claims_of_others_make_a_gateway_direct() {
+    let (mut one, mut out) = participant(false);
+    let mut now = ms(0);
+    for term in 1..50 {
+        let claim = Claim { rank: Rank { term, weight: 9 }, home: true, place: None };
+        one.handle(Input::Received(OTHER, Message::Claim(claim)), now);
+        if out.iter().any(|output| matches!(output, Output::Request(..))) {
+            one.handle(Input::NoResponders(request(&out)), now);
+        }
+        if one.role() == RoleName::Direct {
+            return;
+        }
+        now = one.deadline().unwrap();
+        out = one.handle(Input::Tick, now);
+    }
+    panic!("still {:?} after {now:?}", one.role());
+}
