@@ -72,6 +72,9 @@ pub struct Liveness {
     echoed_at: Duration,
     usable: bool,
     send_at: Duration,
+    /// The interval that the newest own message has stated: the next one is sent after it, even if many
+    /// gateways are forgotten meanwhile.
+    sent_interval: Duration,
     handled_at: Duration,
 }
 
@@ -106,6 +109,7 @@ impl Liveness {
             echoed_at: now,
             usable: false,
             send_at: now,
+            sent_interval: ALIVE_MIN,
             handled_at: now,
         }
     }
@@ -158,12 +162,13 @@ impl Liveness {
     fn forgive_halt(&mut self, now: Duration) {
         let halted = now.saturating_sub(self.handled_at);
         self.handled_at = now;
-        if halted > self.interval() + OPENING {
+        if halted > self.sent_interval + OPENING {
             self.echoed_at += halted;
             self.gateways.values_mut().for_each(|heard| heard.at = now);
         }
     }
 
+    /// Returns the interval of a message that is sent now.
     fn interval(&self) -> Duration {
         let gateways = u32::try_from(self.gateways.len()).unwrap_or(u32::MAX);
         ALIVE_MIN.max(ALIVE_PER_GATEWAY.saturating_mul(gateways))
@@ -171,7 +176,7 @@ impl Liveness {
 
     /// When the bus counts as away, unless something changes.
     fn away_at(&self) -> Duration {
-        let silent = self.echoed_at + self.interval() + self.grace.saturating_sub(OPENING);
+        let silent = self.echoed_at + self.sent_interval + self.grace.saturating_sub(OPENING);
         match self.connection {
             Connection::Up => silent,
             Connection::DownSince(at) => silent.min(at + self.grace),
@@ -226,7 +231,7 @@ impl Liveness {
         self.gateways.retain(|_, heard| heard.at + FORGET_AFTER.max(4 * heard.interval) > now);
         if self.send_at <= now {
             let interval = self.interval();
-            self.send_at = now + interval;
+            (self.send_at, self.sent_interval) = (now + interval, interval);
             let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
             out.push(LivenessOutput::Send(Alive { interval_ms, draining: self.draining }));
         }
@@ -327,5 +332,19 @@ mod tests {
         let out = one.handle(LivenessInput::Tick, ms(9_000));
         assert!(matches!(out[..], [LivenessOutput::Send(_)]), "{out:?}");
         assert!(one.is_usable());
+    }
+
+    #[test]
+    fn gateways_that_vanish_at_once_do_not_make_the_bus_away() {
+        let mut one = usable();
+        for index in 0..500_u32 {
+            let mut id = [3; 16];
+            id[..4].copy_from_slice(&index.to_be_bytes());
+            one.handle(alive(GatewayId(id), 1), ms(501));
+        }
+        // Its messages now come every two seconds. The others are forgotten in between.
+        let out = run(&mut one, 502, 25_000, true);
+        assert!(one.gateways.is_empty());
+        assert!(out.iter().all(|(_, output)| matches!(output, LivenessOutput::Silent(_))));
     }
 }
