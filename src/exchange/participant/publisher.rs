@@ -172,22 +172,23 @@ impl Participant {
 
     pub(super) fn asked(&mut self, sender: GatewayId, message: &Message, reply: ReplyId, now: Duration) {
         let Role::Publisher(publishing) = &mut self.role else { return };
-        match message {
-            Message::Join if sender != self.config.gateway => {
-                let is_first = publishing.add_member(sender, now);
-                if is_first {
-                    self.out.push(Output::KeepActor(true));
-                }
-                if let Some(head) = self.head() {
-                    self.out.push(Output::Reply(reply, Message::Joined(head)));
-                }
-            }
+        let fetch = match message {
+            Message::Join => None,
             // Another publisher's members ask all that listen.
-            Message::Fetch(fetch) if fetch.rank == publishing.rank => {
-                publishing.add_member(sender, now);
-                self.out.push(Output::ServeFetch(reply, fetch.clone()));
-            }
-            _ => {}
+            Message::Fetch(fetch) if fetch.rank == publishing.rank => Some(fetch.clone()),
+            _ => return,
+        };
+        if sender == self.config.gateway {
+            return;
+        }
+        // A fetch may come from a member that has expired.
+        if publishing.add_member(sender, now) {
+            self.out.push(Output::KeepActor(true));
+        }
+        if let Some(fetch) = fetch {
+            self.out.push(Output::ServeFetch(reply, fetch));
+        } else if let Some(head) = self.head() {
+            self.out.push(Output::Reply(reply, Message::Joined(head)));
         }
     }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::lines::Lines;
-use crate::exchange::messages::{Content, Fetched, Frame, Head, Message, RingEnd, Totals};
+use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Head, Message, RingEnd, Totals};
 use crate::model::line::{Line, LineBatch};
 use crate::model::position::Position;
 
@@ -163,4 +163,32 @@ fn endless_claims_of_others_make_a_gateway_direct() {
         out = one.handle(Input::Tick, now);
     }
     panic!("still {:?} after {now:?}", one.role());
+}
+
+/// Returns a publisher whose ring is read, and its rank.
+fn publisher() -> (Participant, Rank) {
+    let (mut one, out) = participant(false);
+    let out = one.handle(Input::NoResponders(request(&out)), ms(0));
+    let [Output::Publish(Subject::Claims, Message::Claim(claim))] = &out[..] else { panic!("{out:?}") };
+    one.handle(Input::Received(ME, Message::Claim(claim.clone())), ms(1));
+    let out = one.handle(Input::Tick, ms(100));
+    assert!(out.contains(&Output::ReadRing(true)), "{out:?}");
+    one.handle(Input::Ring(RingEvent::At(RingEnd::default())), ms(101));
+    (one, claim.rank)
+}
+
+#[test]
+fn fetch_of_an_expired_member_keeps_the_actor() {
+    let (mut one, rank) = publisher();
+    let fetch = |sender| {
+        let fetch = Fetch { rank, from: FetchFrom::Number(0), until: None };
+        Input::Asked(sender, Message::Fetch(fetch), 1)
+    };
+    assert_eq!(one.handle(fetch(ME), ms(102)), []);
+    let out = one.handle(fetch(OTHER), ms(102));
+    assert!(matches!(out[..], [Output::KeepActor(true), Output::ServeFetch(..)]), "{out:?}");
+    let out = one.handle(fetch(OTHER), ms(103));
+    assert!(matches!(out[..], [Output::ServeFetch(..)]), "{out:?}");
+    let out = one.handle(Input::Received(OTHER, Message::Leave), ms(104));
+    assert_eq!(out, [Output::KeepActor(false)]);
 }
