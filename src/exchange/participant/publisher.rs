@@ -30,7 +30,8 @@ const FIRST_ANNOUNCEMENTS: [Duration; 3] =
 /// Announcements are not sent more often: others ask for them.
 const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Time over which the publishers of all replicas spread their announcements when a gateway appears.
+/// Time over which the publishers of all replicas spread their announcements when a gateway appears. Also the
+/// pause between such announcements: a fleet may start at once.
 const APPEARED_SPREAD: Duration = Duration::from_millis(500);
 
 /// A publisher with members whose source fails for this time stops: another gateway may reach the source.
@@ -205,7 +206,8 @@ impl Participant {
     pub(super) fn appeared(&mut self, now: Duration) {
         let delay = self.jitter.between(Duration::ZERO, APPEARED_SPREAD);
         if let Role::Publisher(publishing) = &mut self.role {
-            publishing.announce_twice(now + delay);
+            let earliest = publishing.announced_at.map_or(now, |at| at + APPEARED_SPREAD);
+            publishing.announce_twice(earliest.max(now + delay));
         }
     }
 

@@ -192,3 +192,17 @@ fn fetch_of_an_expired_member_keeps_the_actor() {
     let out = one.handle(Input::Received(OTHER, Message::Leave), ms(104));
     assert_eq!(out, [Output::KeepActor(false)]);
 }
+
+#[test]
+fn gateways_that_appear_together_get_few_announcements() {
+    let (mut one, _) = publisher();
+    let mut count = 0;
+    for now in 102..2_102 {
+        let out = one.handle(Input::Appeared, ms(now));
+        let is_announcement = |output: &&Output| {
+            matches!(output, Output::Publish(Subject::Claims, Message::Announcement { .. }))
+        };
+        count += out.iter().filter(is_announcement).count();
+    }
+    assert!((3..=5).contains(&count), "{count}");
+}
