@@ -263,7 +263,7 @@ impl Participant {
             self.out.push(Output::Subscribe(Subject::Claims, false));
         }
         self.role = Role::Idle;
-        self.run = None;
+        (self.run, self.failing_since) = (None, None);
         self.finished.clear();
         self.tail.covering = false;
         self.close_tail();

@@ -34,8 +34,9 @@ const ANNOUNCE_PAUSE: Duration = Duration::from_millis(100);
 /// pause between such announcements: a fleet may start at once.
 const APPEARED_SPREAD: Duration = Duration::from_millis(500);
 
-/// A publisher with members whose source fails for this time stops: another gateway may reach the source.
-const SOURCE_FAILS_FOR: Duration = Duration::from_secs(5);
+/// A publisher with members whose source fails for this time stops: another gateway may reach the source. A
+/// tail that was open for as long ends a row of failures.
+pub(super) const SOURCE_FAILS_FOR: Duration = Duration::from_secs(5);
 
 /// Time for which it then does not claim.
 const NO_CLAIM_FOR: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::io::{Output, TailEvent};
+use super::publisher::SOURCE_FAILS_FOR;
 use super::{Participant, Role};
 use crate::exchange::messages::SourceState;
 use crate::model::line::SourceGap;
@@ -19,6 +20,8 @@ const TAIL_RETRY_MAX: Duration = Duration::from_secs(5);
 pub(super) struct Tail {
     pub(super) generation: u64,
     pub(super) is_open: bool,
+    /// Since when the source delivers it; `None` while it is being opened.
+    pub(super) opened_at: Option<Duration>,
     /// Whether it is needed for the run: this gateway publishes, or no publisher's frames are attached.
     pub(super) covering: bool,
     /// When it is opened again, after a failure; only of a member.
@@ -44,7 +47,8 @@ impl Participant {
         run.switch_reader();
         let (instance, from) = (run.instance.clone(), run.next_from());
         self.tail.generation += 1;
-        (self.tail.is_open, self.tail.retry_at, self.tail.held_gap) = (true, None, None);
+        (self.tail.is_open, self.tail.opened_at) = (true, None);
+        (self.tail.retry_at, self.tail.held_gap) = (None, None);
         let is_publisher = matches!(self.role, Role::Publisher(_));
         let generation = self.tail.generation;
         self.out.push(Output::OpenTail { generation, instance, from, is_publisher });
@@ -62,6 +66,7 @@ impl Participant {
     pub(super) fn tail_event(&mut self, event: TailEvent, now: Duration) {
         match event {
             TailEvent::Opened { start, unfinished } => {
+                self.tail.opened_at = Some(now);
                 if let Some(run) = &mut self.run
                     && run.at.is_none()
                 {
@@ -140,11 +145,15 @@ impl Participant {
 
     pub(super) fn tail_failed(&mut self, is_retryable: bool, now: Duration) {
         self.tail.is_open = false;
+        // A quiet log has no lines that would show that the source was read meanwhile.
+        if self.tail.opened_at.take().is_some_and(|at| now >= at + SOURCE_FAILS_FOR) {
+            (self.failing_since, self.tail.failures) = (None, 0);
+        }
         self.failing_since.get_or_insert(now);
         if let Role::Member(_) = self.role {
             // The actor need not know: frames may come meanwhile.
             self.tail.failures += 1;
-            let doubled = TAIL_RETRY * 2_u32.pow(self.tail.failures.min(6) - 1);
+            let doubled = TAIL_RETRY * 2_u32.pow(self.tail.failures.min(7) - 1);
             self.tail.retry_at = Some(now + doubled.min(TAIL_RETRY_MAX));
             if !is_retryable {
                 self.source_has_nothing();

@@ -206,3 +206,29 @@ fn gateways_that_appear_together_get_few_announcements() {
     }
     assert!((3..=5).contains(&count), "{count}");
 }
+
+/// The tail fails, and the actor opens it again. Returns the new role.
+fn fail_tail(one: &mut Participant, now: u64, opens: bool) -> RoleName {
+    let failed = TailEvent::Failed { is_retryable: true };
+    one.handle(Input::Tail(one.tail.generation, failed), ms(now));
+    one.handle(Input::Open { instance: run(), from: ReadFrom::Last(0) }, ms(now + 1));
+    if opens {
+        let opened = TailEvent::Opened { start: Position::START, unfinished: [false; 2] };
+        one.handle(Input::Tail(one.tail.generation, opened), ms(now + 2));
+    }
+    one.role()
+}
+
+#[test]
+fn rare_failures_of_a_quiet_log_do_not_stop_its_publisher() {
+    let (mut one, _) = publisher();
+    let join = |now: u64, one: &mut Participant| one.handle(Input::Asked(OTHER, Message::Join, 1), ms(now));
+    for now in [1_000, 9_000, 17_000] {
+        join(now, &mut one);
+        assert_eq!(fail_tail(&mut one, now, true), RoleName::Publisher);
+    }
+    join(25_000, &mut one);
+    assert_eq!(fail_tail(&mut one, 25_000, false), RoleName::Publisher);
+    // It did not open in between.
+    assert_eq!(fail_tail(&mut one, 31_000, false), RoleName::Finding);
+}
