@@ -10,6 +10,10 @@ use crate::model::time::LogTime;
 /// Most lines or bytes that a position may count. No log comes near; sums of positions cannot overflow.
 const COUNT_MAX: u64 = 1 << 60;
 
+/// Maximum lines or bytes of one gap that another gateway has counted: more than a node can store. Sums of
+/// gaps do not overflow.
+pub(super) const LOST_MAX: u64 = 1 << 48;
+
 /// Whole lines, or one piece of a line, with their positions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lines {

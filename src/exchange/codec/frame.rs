@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{DecodeError, countable, required};
-use crate::exchange::lines::{Lines, is_countable};
+use crate::exchange::lines::{LOST_MAX, Lines, is_countable};
 use crate::exchange::messages::{Content, Frame, Totals};
 use crate::exchange::rank::Rank;
 use crate::model::id::Instance;
@@ -51,7 +51,7 @@ pub(super) fn from_proto(frame: proto::Frame) -> Result<Frame, DecodeError> {
                     if end < start {
                         return Err(DecodeError::Field("end"));
                     }
-                    Content::Gap { instance, start, gap: gap_from_proto(&gap, end) }
+                    Content::Gap { instance, start, gap: gap_from_proto(&gap, end)? }
                 }
             }
         }
@@ -150,7 +150,10 @@ fn gap_to_proto(gap: &SourceGap) -> proto::Gap {
     proto::Gap { cause, lines: gap.lines, bytes: gap.bytes, exact: gap.exact }
 }
 
-fn gap_from_proto(gap: &proto::Gap, after: Position) -> SourceGap {
+fn gap_from_proto(gap: &proto::Gap, after: Position) -> Result<SourceGap, DecodeError> {
+    if gap.lines > LOST_MAX || gap.bytes > LOST_MAX {
+        return Err(DecodeError::Field("gap"));
+    }
     let cause = match gap.cause {
         1 => GapCause::Lag,
         2 => GapCause::Rotated,
@@ -158,7 +161,7 @@ fn gap_from_proto(gap: &proto::Gap, after: Position) -> SourceGap {
         // Also for a cause of a later version.
         _ => GapCause::Source,
     };
-    SourceGap { cause, lines: gap.lines, bytes: gap.bytes, exact: gap.exact, after }
+    Ok(SourceGap { cause, lines: gap.lines, bytes: gap.bytes, exact: gap.exact, after })
 }
 
 pub(super) fn rank_to_proto(rank: Rank) -> proto::Rank {

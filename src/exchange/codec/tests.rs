@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::exchange::lines::Lines;
+use crate::exchange::lines::{LOST_MAX, Lines};
 use crate::exchange::messages::{
     Alive, Content, Fetch, FetchFrom, Fetched, Head, Message, Oldest, PublishRequest, RingEnd, SourceState,
     Totals,
@@ -79,9 +79,11 @@ fn piece() -> impl Strategy<Value = Lines> {
 fn gap() -> impl Strategy<Value = (Position, SourceGap)> {
     let causes =
         prop::sample::select(vec![GapCause::Lag, GapCause::Rotated, GapCause::Source, GapCause::Limit]);
-    (position(), causes, any::<(u64, u64, bool)>()).prop_map(|(start, cause, (lines, bytes, exact))| {
-        (start, SourceGap { cause, lines, bytes, exact, after: start.after_bytes(1) })
-    })
+    (position(), causes, (0..=LOST_MAX, 0..=LOST_MAX, any::<bool>())).prop_map(
+        |(start, cause, (lines, bytes, exact))| {
+            (start, SourceGap { cause, lines, bytes, exact, after: start.after_bytes(1) })
+        },
+    )
 }
 
 fn content() -> impl Strategy<Value = Content> {
@@ -317,4 +319,18 @@ fn corpus_of_the_fuzz_target_is_accepted() {
             assert_eq!(decode(input.into()).map(drop), Ok(()), "{}", path.display());
         }
     }
+}
+
+#[test]
+fn impossible_gaps_are_rejected() {
+    let instance = Instance::new("uid", "web", 0).unwrap();
+    let gap = |lines, bytes| {
+        let gap = SourceGap { cause: GapCause::Rotated, lines, bytes, exact: true, after: Position::START };
+        let content = Content::Gap { instance: instance.clone(), start: Position::START, gap };
+        let frame = Frame { content, ..largest_frame(1) };
+        frame::from_proto(frame::to_proto(&frame)).map(|read| read == frame)
+    };
+    assert_eq!(gap(LOST_MAX, LOST_MAX), Ok(true));
+    assert_eq!(gap(LOST_MAX + 1, 0), Err(DecodeError::Field("gap")));
+    assert_eq!(gap(0, u64::MAX), Err(DecodeError::Field("gap")));
 }

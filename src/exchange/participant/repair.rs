@@ -6,6 +6,7 @@ use super::election::ANSWER_MAX;
 use super::following::{Pending, Refusal, UNANSWERED_MAX};
 use super::io::{Output, RequestId};
 use super::{Participant, Role};
+use crate::exchange::lines::LOST_MAX;
 use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Message, Oldest};
 use crate::exchange::rank::Rank;
 use crate::model::id::Instance;
@@ -159,7 +160,8 @@ impl Participant {
             exact: true,
             after: oldest.place.position,
         };
-        (is_after && is_counted).then(|| (rank, oldest.clone(), gap))
+        let is_possible = gap.lines <= LOST_MAX && gap.bytes <= LOST_MAX;
+        (is_after && is_counted && is_possible).then(|| (rank, oldest.clone(), gap))
     }
 
     /// The source has lost lines of unknown number and continues with `batch`. If the publisher's ring begins
