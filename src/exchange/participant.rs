@@ -260,10 +260,17 @@ impl Participant {
         if !self.run.as_ref().is_some_and(is_same) {
             self.close_tail();
             self.tail_end = None;
-            let old = self.run.replace(Delivery::new(instance, from));
-            if let Some(old) = old
-                && self.run.as_ref().is_some_and(|run| run.instance != old.instance)
+            let run = Delivery::new(instance, from);
+            let is_known = run.at.is_some();
+            let old = self.run.replace(run);
+            let is_reopened = old.as_ref().is_some_and(|old| self.reads(&old.instance));
+            if (is_reopened || !is_known)
+                && let Role::Member(following) = &mut self.role
             {
+                // The next frame is that of another position.
+                following.next = None;
+            }
+            if let Some(old) = old.filter(|_| !is_reopened) {
                 self.remember_finished(old.instance);
             }
         }
@@ -289,6 +296,10 @@ impl Participant {
             self.close_tail();
             self.out.push(Output::Ended);
         }
+    }
+
+    fn reads(&self, instance: &Instance) -> bool {
+        self.run.as_ref().is_some_and(|run| run.instance == *instance)
     }
 
     fn remember_finished(&mut self, instance: Instance) {

@@ -206,12 +206,17 @@ impl Participant {
     /// Starts at the end of the publisher's ring, if it reads the actor's run.
     pub(super) fn start_at_head(&mut self) -> bool {
         let Role::Member(following) = &self.role else { return false };
-        let Some(head) = following.head.clone() else { return false };
         let Some(run) = &mut self.run else { return false };
-        let Some(place) = head.end.place else { return false };
-        if self.tail.covering || !matches!(run.from, ReadFrom::Last(0)) {
+        if self.tail.covering {
             return false;
         }
+        if !matches!(run.from, ReadFrom::Last(0)) {
+            // Only the source can find the position.
+            self.cover();
+            return false;
+        }
+        let Some(head) = following.head.clone() else { return false };
+        let Some(place) = head.end.place else { return false };
         if place.instance != run.instance {
             self.cover();
             return false;

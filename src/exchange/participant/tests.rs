@@ -232,3 +232,29 @@ fn rare_failures_of_a_quiet_log_do_not_stop_its_publisher() {
     // It did not open in between.
     assert_eq!(fail_tail(&mut one, 31_000, false), RoleName::Finding);
 }
+
+#[test]
+fn member_that_opens_its_log_elsewhere_is_not_attached() {
+    let (mut one, out) = member_behind();
+    let frames = vec![frame(3, 5..10, false)];
+    let fetched = Message::Fetched(Fetched::Frames { rank: frames[0].rank, frames });
+    one.handle(Input::Answered(request(&out), OTHER, fetched), ms(2));
+    // It is at time 9. Lines from 6 on are missing again, and no frame will show that.
+    let out = one.handle(Input::Open { instance: run(), from: ReadFrom::After(at(5)) }, ms(3));
+    let is_fetch = |output: &Output| {
+        matches!(output, Output::Request(_, Message::Fetch(Fetch { from: FetchFrom::After(place), .. }))
+            if place.position == at(5))
+    };
+    assert!(out.iter().any(is_fetch), "{out:?}");
+}
+
+#[test]
+fn member_reads_the_source_to_find_a_time() {
+    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, seed: 1 };
+    let mut one = Participant::new(config, true);
+    let from = ReadFrom::Last(7);
+    let out = one.handle(Input::Open { instance: run(), from }, ms(0));
+    let out = one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head(false))), ms(1));
+    assert_eq!(one.role(), RoleName::Member);
+    assert!(out.iter().any(|output| matches!(output, Output::OpenTail { .. })), "{out:?}");
+}
