@@ -361,8 +361,8 @@ impl Slot {
                 self.evicted.lines += u64::from(!(is_only && self.is_open));
             }
             LineKind::Gap(gap) => {
-                self.evicted.lines += gap.lines;
-                self.evicted.bytes += gap.bytes;
+                self.evicted.lines = self.evicted.lines.saturating_add(gap.lines);
+                self.evicted.bytes = self.evicted.bytes.saturating_add(gap.bytes);
                 self.evicted.is_inexact |= !gap.exact;
             }
             LineKind::Notice => {}

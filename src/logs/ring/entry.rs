@@ -189,12 +189,13 @@ impl Entry {
     pub(super) fn totals_after(&self) -> Totals {
         let (lines, bytes) = self.size();
         let mut totals = self.totals_before;
-        totals.lines += lines;
-        totals.bytes += bytes;
+        totals.lines = totals.lines.saturating_add(lines);
+        totals.bytes = totals.bytes.saturating_add(bytes);
         totals.cost += self.cost();
         if let EntryKind::Gap(gap) = &self.kind {
-            totals.lines += gap.lines;
-            totals.bytes += gap.bytes;
+            // Another gateway may have counted them.
+            totals.lines = totals.lines.saturating_add(gap.lines);
+            totals.bytes = totals.bytes.saturating_add(gap.bytes);
             totals.inexact_gaps += u64::from(!gap.exact);
         }
         totals
@@ -308,6 +309,21 @@ mod tests {
         ring.push_event(None, Event::gone());
         ring.state.lock().evict(0);
         assert_eq!(ring.state.lock().lazy_bytes, 0);
+    }
+
+    #[test]
+    fn sums_of_large_gaps_do_not_overflow() {
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let metrics = Metrics::register(&NoopRecorder);
+        let ring = Ring::new(replica, NameStyle::Replica, 1 << 20, &metrics, &MemoryBudget::default());
+        let run = Instance::new("uid", "web", 0).unwrap();
+        ring.begin_log(&run, Position::START);
+        let cause = crate::model::line::GapCause::Rotated;
+        let gap = Gap { cause, lines: u64::MAX, bytes: u64::MAX - 1, exact: true, from: None, to: None };
+        ring.push_gap(&run, gap, Position::START);
+        ring.push_gap(&run, gap, Position::START);
+        let totals = ring.state.lock().totals;
+        assert_eq!((totals.lines, totals.bytes), (u64::MAX, u64::MAX));
     }
 
     #[test]
