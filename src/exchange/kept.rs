@@ -75,6 +75,9 @@ mod tests {
     use super::*;
     use crate::exchange::messages::Totals;
     use crate::exchange::rank::Rank;
+    use crate::model::id::Instance;
+    use crate::model::line::{GapCause, SourceGap};
+    use crate::model::position::Position;
 
     fn frame(number: u64) -> Frame {
         Frame { rank: Rank::default(), number, totals: Totals::default(), content: Content::Event }
@@ -95,5 +98,13 @@ mod tests {
         kept.drop_before(fits + 2);
         assert_eq!(kept.pop_first().map(|frame| frame.number), Some(fits + 2));
         assert_eq!((kept.bytes(), kept.iter().count()), (0, 0));
+    }
+
+    #[test]
+    fn names_of_runs_count_as_memory() {
+        let instance = Instance::new("uid", &"c".repeat(63), 0).unwrap();
+        let gap = SourceGap { cause: GapCause::Lag, lines: 1, bytes: 1, exact: true, after: Position::START };
+        let content = Content::Gap { instance, start: Position::START, gap };
+        assert_eq!(Frame { content, ..frame(0) }.cost(), frame(0).cost() + 69);
     }
 }

@@ -252,7 +252,7 @@ impl Frame {
             Content::Lines { lines, .. } => lines.cost(),
             Content::Gap { .. } | Content::Event => 0,
         };
-        size_of::<Self>() + lines
+        size_of::<Self>() + self.instance().map_or(0, |instance| instance.as_str().len()) + lines
     }
 }
 
