@@ -26,6 +26,16 @@
 //!   ring as a backfill does.
 //! - Requests, answers and messages go over the bus. Queues are bounded there: a message that does not fit is
 //!   dropped, and its number shows that.
+//!
+//! The driver also has to do what the state machines cannot see:
+//! - After `ReadRing(true)`, the first event is `RingEvent::At`: without it a publisher announces nothing. `At`
+//!   also follows each `Output::Opened`, which moves the ring's end without an entry.
+//! - An answer to a fetch has up to 280 kB, and any gateway may ask: answers that wait have a limit. One that is
+//!   dropped is asked for again, once, and then the member reads the source.
+//! - Times never decrease. `Input::Open` lacks fields of `TailRequest`: the actor's newest ones are used when
+//!   the tail is opened, possibly much later.
+//! - An actor reports some gaps of its own, such as skipped runs. They must be `Content::Event` for members,
+//!   whose actors report them, too.
 
 pub mod codec;
 mod delivery;

@@ -66,6 +66,7 @@ pub struct Liveness {
     gateway: GatewayId,
     grace: Duration,
     draining: bool,
+    /// The others.
     gateways: BTreeMap<GatewayId, Heard>,
     connection: Connection,
     /// When the own message came back last.
@@ -150,14 +151,10 @@ impl Liveness {
 
     /// Returns the number of gateways that are heard, this one included.
     pub fn gateways(&self) -> usize {
-        let others = self
-            .gateways
-            .iter()
-            .filter(|(id, heard)| **id != self.gateway && heard.silent_again_at.is_none());
-        1 + others.count()
+        1 + self.gateways.values().filter(|heard| heard.silent_again_at.is_none()).count()
     }
 
-    /// A process that was halted heard nobody meanwhile: the messages wait. So the time of the halt does not
+    /// A process that was halted heard no gateway meanwhile: the messages wait. So the time of the halt does not
     /// count as silence.
     fn forgive_halt(&mut self, now: Duration) {
         let halted = now.saturating_sub(self.handled_at);

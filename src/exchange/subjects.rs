@@ -26,8 +26,7 @@ const HASH_BYTES: usize = 16;
 /// Maximum length of a fleet's name: more than a provider's address.
 const FLEET_MAX_BYTES: usize = 64;
 
-/// Minimum length of a secret: that of the hash's security level in hexadecimal digits or Base64 would be
-/// more, but a shorter secret can be guessed.
+/// Minimum length of a secret: 128 random bits in hexadecimal digits.
 const SECRET_MIN_BYTES: usize = 32;
 
 /// Makes the subjects of one fleet.

@@ -14,7 +14,7 @@ use crate::model::line::LineBatch;
 use crate::model::position::Position;
 use crate::platform::ReadFrom;
 
-/// What became of the next frame.
+/// The outcome of the next frame.
 enum Applied {
     /// It was delivered, or has nothing to deliver.
     Done,

@@ -148,7 +148,7 @@ pub enum Output {
     },
     /// Closes the tail.
     CloseTail,
-    /// Tells the actor where its log starts.
+    /// Reports to the actor where its log starts. Only the first one of a log has news.
     Opened {
         /// Position before the first item.
         start: Position,

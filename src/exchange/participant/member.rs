@@ -221,7 +221,7 @@ impl Participant {
         }
     }
 
-    /// Nobody has answered a request, or the deadline has passed.
+    /// No gateway has answered a request, or the deadline has passed.
     pub(super) fn unanswered(&mut self, request: Option<RequestId>, now: Duration) {
         match &mut self.role {
             Role::Finding { request: own, .. } | Role::Asking { request: own, .. }

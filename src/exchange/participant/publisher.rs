@@ -91,7 +91,7 @@ impl Publishing {
         [expiry, announce, self.sync_at].into_iter().flatten().min()
     }
 
-    /// Announces itself: somebody seems not to know of it.
+    /// Announces itself: another gateway seems not to know of it.
     pub(super) fn announce_soon(&mut self, now: Duration) {
         let earliest = self.announced_at.map_or(now, |at| (at + ANNOUNCE_PAUSE).max(now));
         self.announce_twice(earliest);
@@ -151,7 +151,7 @@ impl Participant {
         self.check_complete(now);
     }
 
-    /// Tells members at once when the log has ended and all its lines are published.
+    /// Sends a sync at once when the log has ended and all its lines are published.
     pub(super) fn check_complete(&mut self, now: Duration) {
         let Some(head) = self.head() else { return };
         let Role::Publisher(publishing) = &mut self.role else { return };
@@ -161,7 +161,7 @@ impl Participant {
         }
     }
 
-    /// Tells members that the state of the source has changed. Repeats it once, since it may be lost.
+    /// Sends members the new state of the source, and once more later, since it may be lost.
     pub(super) fn source_changed(&mut self, now: Duration) {
         let Some(head) = self.head() else { return };
         if let Role::Publisher(publishing) = &mut self.role

@@ -120,7 +120,7 @@ impl Participant {
         }
     }
 
-    /// Tells the actor the state of the source from which its lines come.
+    /// Reports the state of the source of the actor's lines.
     pub(super) fn show(&mut self, source: SourceState) {
         if source.polled && !std::mem::replace(&mut self.shown.polled, true) {
             self.deliver(Some(TailItem::FollowUnavailable));
