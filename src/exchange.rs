@@ -34,8 +34,8 @@
 //!   dropped is asked for again, once, and then the member reads the source.
 //! - Times never decrease. `Input::Open` lacks fields of `TailRequest`: the actor's newest ones are used when
 //!   the tail is opened, possibly much later.
-//! - An actor reports some gaps of its own, such as skipped runs. They must be `Content::Event` for members,
-//!   whose actors report them, too.
+//! - An actor reports some gaps of its own. Those of skipped runs must be `Content::Event` for members, whose
+//!   actors report them, too; those of a source that fails for long are gaps as others are.
 
 pub mod codec;
 mod delivery;

@@ -18,7 +18,6 @@ use super::rank::{Claim, Rank};
 use crate::model::id::Instance;
 use crate::model::position::Place;
 use crate::model::time::LogTime;
-use crate::platform::{ReadFrom, TailItem};
 
 use self::election::Direct;
 use self::following::Following;
@@ -33,11 +32,8 @@ mod io;
 mod member;
 mod publisher;
 mod repair;
+mod run;
 mod tail;
-
-/// Runs that the actor has finished, of which late frames are ignored: more than a crash loop has between two
-/// frames.
-const FINISHED_RUNS_MAX: usize = 8;
 
 /// The participant of one replica.
 #[derive(Debug)]
@@ -249,75 +245,6 @@ impl Participant {
     fn new_request(&mut self) -> RequestId {
         self.next_request += 1;
         self.next_request
-    }
-}
-
-// === impl Participant: the actor's log ===
-
-impl Participant {
-    fn open(&mut self, instance: Instance, from: ReadFrom, now: Duration) {
-        let is_same = |run: &Delivery| run.instance == instance && from == run.next_from();
-        if !self.run.as_ref().is_some_and(is_same) {
-            self.close_tail();
-            self.tail_end = None;
-            let run = Delivery::new(instance, from);
-            let is_known = run.at.is_some();
-            let old = self.run.replace(run);
-            let is_reopened = old.as_ref().is_some_and(|old| self.reads(&old.instance));
-            if (is_reopened || !is_known)
-                && let Role::Member(following) = &mut self.role
-            {
-                // The next frame is that of another position.
-                following.next = None;
-            }
-            if let Some(old) = old.filter(|_| !is_reopened) {
-                self.remember_finished(old.instance);
-            }
-        }
-        self.shown = Shown::default();
-        if let Some(start) = self.run.as_ref().and_then(|run| run.at) {
-            self.out.push(Output::Opened { start, unfinished: [false; 2] });
-        }
-        if self.tail.covering && !self.tail.is_open {
-            self.open_tail();
-        }
-        match &mut self.role {
-            Role::Idle => self.start(now),
-            Role::Member(following) => following.wait_for_run(now),
-            _ => {}
-        }
-    }
-
-    /// The actor's log has ended.
-    fn end_run(&mut self) {
-        if let Some(run) = self.run.take() {
-            self.tail_end = run.place();
-            self.remember_finished(run.instance);
-            self.close_tail();
-            self.out.push(Output::Ended);
-        }
-    }
-
-    fn reads(&self, instance: &Instance) -> bool {
-        self.run.as_ref().is_some_and(|run| run.instance == *instance)
-    }
-
-    fn remember_finished(&mut self, instance: Instance) {
-        if self.finished.len() == FINISHED_RUNS_MAX {
-            self.finished.pop_front();
-        }
-        self.finished.push_back(instance);
-    }
-
-    /// Whether `instance` is a run before the one that the actor reads.
-    fn is_earlier(&self, instance: &Instance) -> bool {
-        let Some(run) = &self.run else { return self.finished.contains(instance) };
-        run.instance != *instance
-            && (self.finished.contains(instance) || run.instance.is_later_than(instance))
-    }
-
-    fn deliver(&mut self, item: Option<TailItem>) {
-        self.out.extend(item.map(Output::Deliver));
     }
 }
 

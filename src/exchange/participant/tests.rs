@@ -6,6 +6,7 @@ use crate::exchange::lines::Lines;
 use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Head, Message, RingEnd, Totals};
 use crate::model::line::{Line, LineBatch};
 use crate::model::position::Position;
+use crate::platform::{ReadFrom, TailItem};
 
 const ME: GatewayId = GatewayId([1; 16]);
 const OTHER: GatewayId = GatewayId([2; 16]);
