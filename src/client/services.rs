@@ -1,10 +1,14 @@
 //! Replaces patterns of service names by the names of the lease's services.
 
+use std::collections::BTreeSet;
+
 use super::connect::{Client, Connector};
 use super::error::CallError;
-use super::request::status;
+use super::request::{ANSWER_TIMEOUT, response, status};
 use crate::config::{CallConfig, ServiceSelector};
+use crate::model::id::ServiceName;
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX};
+use crate::model::proto::lease::ServiceStatusResponse;
 
 /// Returns `call` without patterns. Opens a connection if it has one.
 pub(super) async fn expand(call: &CallConfig, connector: &Connector) -> Result<CallConfig, CallError> {
@@ -19,7 +23,7 @@ pub(super) async fn expand(call: &CallConfig, connector: &Connector) -> Result<C
 ///
 /// # Errors
 /// [`CallError`]. Nothing is tried again.
-pub async fn service_names(call: &CallConfig) -> Result<Vec<String>, CallError> {
+pub async fn service_names(call: &CallConfig) -> Result<Vec<ServiceName>, CallError> {
     let mut client = Box::pin(Connector::new(&call.target)?.connect()).await?;
     names(call, &mut client).await
 }
@@ -39,15 +43,21 @@ pub(super) async fn expand_with(call: &CallConfig, client: &mut Client) -> Resul
     Ok(CallConfig { services, ..call.clone() })
 }
 
-async fn names(call: &CallConfig, client: &mut Client) -> Result<Vec<String>, CallError> {
+async fn names(call: &CallConfig, client: &mut Client) -> Result<Vec<ServiceName>, CallError> {
     let of_lease = CallConfig { services: Vec::new(), replicas: Vec::new(), ..call.clone() };
     let (mut responses, _) = status(client, &of_lease, false).await?;
-    let response = responses.message().await?.unwrap_or_default();
-    Ok(response.services.into_iter().map(|service| service.name).collect())
+    let status = response(ANSWER_TIMEOUT, responses.message()).await?;
+    Ok(names_in(&status.unwrap_or_default()))
+}
+
+/// Returns the names in a status. Leaves out what cannot be the name of a service: a shell would insert it
+/// into the line that is being typed.
+fn names_in(status: &ServiceStatusResponse) -> Vec<ServiceName> {
+    status.services.iter().filter_map(|service| service.name.parse().ok()).collect()
 }
 
 /// Returns the selected services, each once.
-fn select(selectors: &[ServiceSelector], names: &[String]) -> Result<Vec<ServiceSelector>, CallError> {
+fn select(selectors: &[ServiceSelector], names: &[ServiceName]) -> Result<Vec<ServiceSelector>, CallError> {
     let mut services: Vec<ServiceSelector> = Vec::new();
     for selector in selectors {
         let Some(pattern) = selector.pattern() else {
@@ -55,31 +65,26 @@ fn select(selectors: &[ServiceSelector], names: &[String]) -> Result<Vec<Service
             continue;
         };
         let before = services.len();
-        // A gateway's name that is none of a service is left out.
-        let matching = names.iter().filter(|name| pattern.matches(name)).filter_map(|name| name.parse().ok());
-        services.extend(matching);
+        let matching = names.iter().filter(|name| pattern.matches(name.as_str()));
+        services.extend(matching.cloned().map(ServiceSelector::Name));
         if services.len() == before {
-            return Err(CallError::NoService(pattern.as_str().to_owned(), names.to_vec()));
+            let names = names.iter().map(ToString::to_string).collect();
+            return Err(CallError::NoService(pattern.as_str().to_owned(), names));
         }
     }
-    let mut seen: Vec<ServiceSelector> = Vec::new();
-    services.retain(|service| {
-        let is_new = !seen.contains(service);
-        if is_new {
-            seen.push(service.clone());
-        }
-        is_new
-    });
+    let mut seen = BTreeSet::new();
+    services.retain(|service| seen.insert(service.to_string()));
     Ok(services)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::proto::lease::ServiceStatus;
 
     #[test]
     fn patterns_become_names_and_each_name_is_once() {
-        let names = ["api", "web-a", "web-b"].map(str::to_owned);
+        let names = ["api", "web-a", "web-b"].map(|name| name.parse().unwrap());
         let selected = |texts: &[&str]| {
             let selectors: Vec<ServiceSelector> = texts.iter().map(|text| text.parse().unwrap()).collect();
             select(&selectors, &names).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -89,5 +94,14 @@ mod tests {
         assert_eq!(selected(&["web-b", "*", "other"]).unwrap(), ["web-b", "api", "web-a", "other"]);
         let error = selected(&["web-*", "db-*"]).unwrap_err().to_string();
         assert_eq!(error, "--service \"db-*\" matches none of the lease's services: api, web-a, web-b");
+    }
+
+    #[test]
+    fn names_that_a_shell_would_run_are_left_out() {
+        let names = ["web", "web;reboot", "$(reboot)", "web\u{1b}[2J", "web api", "", "api"];
+        let services = names.map(|name| ServiceStatus { name: name.to_owned(), ..Default::default() });
+        let status = ServiceStatusResponse { services: services.into(), ..Default::default() };
+        let found: Vec<String> = names_in(&status).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["web", "api"]);
     }
 }

@@ -15,6 +15,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use leasemux::client::exit::Exit;
 use leasemux::client::service_names;
 use leasemux::config::{self, COMPLETE_VARIABLE, Contexts};
+use leasemux::model::id::ServiceName;
 
 /// Limit on asking the gateway. A person who waits for a completion waits no longer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,11 +56,11 @@ fn contexts(current: &OsStr) -> Vec<CompletionCandidate> {
 }
 
 fn services(current: &OsStr) -> Vec<CompletionCandidate> {
-    candidates(names().unwrap_or_default().into_iter(), current)
+    candidates(names().unwrap_or_default().iter().map(ToString::to_string), current)
 }
 
 /// Returns the names of the services of the lease on the line that is being typed.
-fn names() -> Option<Vec<String>> {
+fn names() -> Option<Vec<ServiceName>> {
     let call = config::call_of(&line(env::args_os()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let names = runtime.block_on(async { tokio::time::timeout(ASK_TIMEOUT, service_names(&call)).await });
