@@ -145,7 +145,8 @@ fn report_load_error(error: &LoadError) -> ExitCode {
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
         LoadError::Invalid(errors) => {
-            let _ = writeln!(io::stderr(), "{errors}");
+            // They repeat names from files.
+            let _ = writeln!(io::stderr(), "{}", escape_terminal(&errors.to_string()));
             Exit::Usage.into()
         }
     }

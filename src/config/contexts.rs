@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use toml::Spanned;
 
-use super::file::File;
+use super::file::{File, line_of};
 use crate::sys::read::read_bounded;
 
 /// Directory and name of the file, below the user's directory for configuration.
@@ -46,7 +46,7 @@ struct Content {
     #[serde(skip_serializing_if = "Option::is_none")]
     current: Option<Spanned<String>>,
     #[serde(default)]
-    contexts: BTreeMap<String, Context>,
+    contexts: BTreeMap<Spanned<String>, Context>,
 }
 
 /// Values of one context, as a command line would hold them.
@@ -136,7 +136,7 @@ impl Contexts {
 
     fn read_from(path: PathBuf) -> Result<Self, ContextsError> {
         let bytes = match read_bounded(&path, FILE_MAX_BYTES) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if is_absent(&path, &error) => Vec::new(),
             Err(error) => return Err(ContextsError::File { path, error }),
             Ok(bytes) => bytes,
         };
@@ -155,12 +155,18 @@ impl Contexts {
                 return Err(ContextsError::Invalid { path, line, reason });
             }
         };
+        // They are printed, and inserted by shells into the line that is being typed.
+        if let Some(invalid) = content.contexts.keys().find(|name| !is_name(name.get_ref())) {
+            let line = Some(line_of(&text, invalid.span().start));
+            let reason = ContextsError::Name(invalid.get_ref().clone()).to_string();
+            return Err(ContextsError::Invalid { path, line, reason });
+        }
         Ok(Self { path, text, content })
     }
 
     /// Returns the names in order, each with its context.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Context)> {
-        self.content.contexts.iter().map(|(name, context)| (name.as_str(), context))
+        self.content.contexts.iter().map(|(name, context)| (name.get_ref().as_str(), context))
     }
 
     /// Returns the name of the current context, if one is set.
@@ -186,7 +192,7 @@ impl Contexts {
             }
         };
         match self.content.contexts.get_key_value(wanted) {
-            Some((name, context)) => Ok((name, context)),
+            Some((name, context)) => Ok((name.get_ref(), context)),
             None if name.is_some() => Err(self.unknown(wanted)),
             None => {
                 let reason = format!(
@@ -197,7 +203,8 @@ impl Contexts {
         }
     }
 
-    /// Changes a context, or creates it. The first context becomes the current one. Returns whether it is.
+    /// Changes a context, or creates it. If it is the only one, it becomes the current one. Returns whether it
+    /// is.
     ///
     /// # Errors
     /// [`ContextsError::Name`].
@@ -205,7 +212,7 @@ impl Contexts {
         if !is_name(name) {
             return Err(ContextsError::Name(name.to_owned()));
         }
-        let context = self.content.contexts.entry(name.to_owned()).or_default();
+        let context = self.content.contexts.entry(unplaced(name.to_owned())).or_default();
         let put = |slot: &mut Option<Spanned<String>>, value: Option<String>| {
             if let Some(value) = value {
                 *slot = Some(unplaced(value));
@@ -228,8 +235,10 @@ impl Contexts {
             let absolute = path.map(|path| std::path::absolute(&path).unwrap_or(path));
             put(slot, absolute.map(|path| path.to_string_lossy().into_owned()));
         }
-        let current = self.content.current.get_or_insert_with(|| unplaced(name.to_owned()));
-        Ok(current.get_ref() == name)
+        if self.content.contexts.len() == 1 {
+            self.content.current = Some(unplaced(name.to_owned()));
+        }
+        Ok(self.current() == Some(name))
     }
 
     /// Makes a context the current one.
@@ -299,7 +308,7 @@ impl Contexts {
     }
 
     fn unknown(&self, name: &str) -> ContextsError {
-        let names = self.content.contexts.keys().cloned().collect();
+        let names = self.content.contexts.keys().map(|name| name.get_ref().clone()).collect();
         ContextsError::Unknown { name: name.to_owned(), path: self.path.clone(), names }
     }
 
@@ -357,6 +366,16 @@ fn path() -> Option<PathBuf> {
     Some(dir.join(FILE))
 }
 
+/// Returns whether `error` means that this user has no file. A service may have another user's directory as
+/// its home, or none.
+fn is_absent(path: &Path, error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => true,
+        io::ErrorKind::PermissionDenied => path.symlink_metadata().is_err(),
+        _ => false,
+    }
+}
+
 /// A value that is not from a file.
 fn unplaced(value: String) -> Spanned<String> {
     Spanned::new(0..0, value)
@@ -367,11 +386,6 @@ fn known(names: &[String]) -> String {
         return ", which has none; create one with 'leasemux context set'".to_owned();
     }
     format!("; there are: {}", names.join(", "))
-}
-
-/// Returns the line of the byte at `at`, counted from 1.
-fn line_of(text: &str, at: usize) -> usize {
-    1 + memchr::memchr_iter(b'\n', text.as_bytes().get(..at).unwrap_or_default()).count()
 }
 
 #[cfg(test)]
@@ -424,7 +438,11 @@ mod tests {
             .unwrap();
         let (_, context) = contexts.get(None).unwrap();
         assert_eq!(context.to_toml(), "gateway = \"https://a\"\ntoken-file = \"/t\"\nlease = \"l\"\n");
+        // Without a current context, a change of one of several chooses none.
+        contexts.set("b", gateway("https://b")).unwrap();
+        contexts.set("c", gateway("https://c")).unwrap();
         contexts.delete("a").unwrap();
+        assert!(!contexts.set("b", gateway("https://d")).unwrap() && contexts.current().is_none());
         assert!(contexts.get(None).unwrap_err().to_string().contains("no context is current"));
         for name in ["", "a b", "a/b", "ä", &"x".repeat(64)] {
             assert!(
@@ -432,6 +450,14 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn home_without_the_file_has_no_contexts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let contexts = Contexts::read_from(file.path().join("leasemux/contexts.toml")).unwrap();
+        assert_eq!(contexts.iter().count(), 0);
+        assert!(matches!(contexts.save(), Err(ContextsError::File { .. })));
     }
 
     #[test]
@@ -450,6 +476,11 @@ mod tests {
         assert!(error(b"[contexts.a]\nlease = 7\n").starts_with(", line 2: "));
         assert!(
             error(b"\ncurrent = 'b'\n").starts_with(", line 2: the current context \"b\" does not exist")
+        );
+        let hostile = error(b"\n[contexts.'a;reboot']\n");
+        assert!(hostile.starts_with(", line 2: \"a;reboot\" is not a name of a context"), "{hostile}");
+        assert!(
+            error(b"contexts.\"\\u001b[2J\" = {}\n").starts_with(", line 1: \"\\u{1b}[2J\" is not a name")
         );
         assert!(error(b"\xff").ends_with(": is not text in UTF-8"));
         assert!(error(&vec![b'#'; 600_000]).ends_with("larger than 524288 bytes"));

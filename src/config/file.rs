@@ -197,11 +197,15 @@ impl Parser<'_> {
         self.file.errors.push(error);
     }
 
-    /// Returns the line of the byte at `at`, counted from 1.
     fn line(&self, at: usize) -> usize {
-        let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
-        1 + memchr::memchr_iter(b'\n', before).count()
+        line_of(self.text, at)
     }
+}
+
+/// Returns the line of the byte at `at`, counted from 1.
+pub(super) fn line_of(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
+    1 + memchr::memchr_iter(b'\n', before).count()
 }
 
 fn text(path: &str) -> Result<String, String> {

@@ -158,6 +158,12 @@ fn errors_of_contexts_name_their_place() {
     let text = scenario.fails(&["status"], &[]);
     assert!(text.contains(&format!("error: {path}, line 3: unknown field `gatewy`")), "{text}");
     assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    // Text of the file does not control the terminal.
+    fs::write(&path, "[contexts.shop]\n\"\\u001b]0;title\" = 'x'\n").unwrap();
+    for args in [&["status"][..], &["context", "list"]] {
+        let text = scenario.fails(args, &[]);
+        assert!(text.contains("line 2: unknown field `^[]0;title`") && !text.contains('\u{1b}'), "{text:?}");
+    }
 }
 
 #[test]
