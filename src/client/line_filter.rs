@@ -13,9 +13,12 @@ use super::lines::{LineId, Piece};
 use crate::config::{Pattern, SelectionConfig};
 use crate::model::line::split_time;
 
-/// Most bytes held of lines before a possible match, for all replicas. Beyond it, the replica's oldest lines
-/// are forgotten.
+/// Most bytes held of lines before a possible match, for all replicas. Beyond it, the replica that writes
+/// forgets its oldest lines.
 const HELD_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Memory of a held line besides its bytes, about: without it, empty lines would be free.
+const LINE_OVERHEAD_BYTES: usize = size_of::<HeldLine>() + 32;
 
 /// Takes the lines that are selected.
 pub(super) type Select<'a> = dyn FnMut(Selected<'_>) -> io::Result<()> + 'a;
@@ -41,16 +44,19 @@ pub(super) struct LineFilter {
     replicas: BTreeMap<ReplicaKey, Context>,
     /// Whether the pieces of an unfinished long line are printed.
     unfinished: BTreeMap<LineId, bool>,
-    /// Bytes held for all replicas.
+    /// Bytes held for all replicas, with the overhead of each line.
     held: usize,
     has_printed: bool,
 }
+
+/// A whole line, and its stream.
+type HeldLine = (i32, Vec<u8>);
 
 /// The lines around a match in one replica's log.
 #[derive(Debug, Default)]
 struct Context {
     /// The newest lines that were not printed.
-    held: VecDeque<(LineId, Vec<u8>)>,
+    held: VecDeque<HeldLine>,
     /// Number of lines that are still to be printed after the last match.
     after: usize,
     /// Whether lines were left out after the last printed one.
@@ -102,8 +108,9 @@ impl LineFilter {
                 emit(Selected::Separator)?;
             }
             self.has_printed = true;
-            for (id, line) in std::mem::take(&mut context.held) {
-                self.held -= line.len();
+            for (stream, line) in std::mem::take(&mut context.held) {
+                self.held -= cost(&line);
+                let id = (id.0.clone(), stream);
                 emit(Selected::Piece(&id, Piece { bytes: &line, first: true, last: true }))?;
             }
             return emit(Selected::Piece(id, piece));
@@ -120,7 +127,7 @@ impl LineFilter {
             context.after = 0;
             context.has_skipped = true;
             for (_, line) in std::mem::take(&mut context.held) {
-                self.held -= line.len();
+                self.held -= cost(&line);
             }
         }
     }
@@ -136,13 +143,13 @@ impl LineFilter {
     fn hold(&mut self, id: &LineId, piece: Piece<'_>) {
         let Some(context) = self.replicas.get_mut(&id.0) else { return };
         if piece.last {
-            self.held += piece.bytes.len();
-            context.held.push_back((id.clone(), piece.bytes.to_vec()));
+            self.held += cost(piece.bytes);
+            context.held.push_back((id.1, piece.bytes.to_vec()));
         }
         // A line that arrives in pieces is too long to hold.
         while context.held.len() > self.before || self.held > HELD_MAX_BYTES || !piece.last {
             let Some((_, line)) = context.held.pop_front() else { break };
-            self.held -= line.len();
+            self.held -= cost(&line);
             context.has_skipped = true;
         }
         context.has_skipped |= !piece.last;
@@ -153,6 +160,11 @@ impl LineFilter {
         let text = if self.timestamps { split_time(line).map_or(line, |(_, _, text)| text) } else { line };
         text.strip_suffix(b"\r").unwrap_or(text)
     }
+}
+
+/// Returns the memory of a held line, about.
+fn cost(line: &[u8]) -> usize {
+    line.len() + LINE_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -286,5 +298,21 @@ mod tests {
             push(&mut filter, &id("short"), line(b"a"));
         }
         assert!(filter.replicas[&id("short").0].held.len() <= 100);
+    }
+
+    #[test]
+    fn held_empty_lines_are_bounded() {
+        let mut filter = filter("--include x -B10000", false);
+        for replica in 0..30 {
+            for _ in 0..10_000 {
+                push(&mut filter, &id(&replica.to_string()), line(b""));
+            }
+        }
+        let lines: usize = filter.replicas.values().map(|context| context.held.len()).sum();
+        assert!((200_000..300_000).contains(&lines) && filter.held <= HELD_MAX_BYTES, "{lines}");
+        for replica in 0..30 {
+            filter.reset(&id(&replica.to_string()).0);
+        }
+        assert_eq!(filter.held, 0);
     }
 }
