@@ -14,7 +14,7 @@ use super::json::{Object, write_line};
 use super::line_filter::{LineFilter, Selected};
 use super::line_options::LineOptions;
 use super::lines::{LineId, Piece};
-use super::live_line::{LiveLine, drop_overwritten};
+use super::live_line::{LiveLine, Row, drop_overwritten};
 use super::live_region::Size;
 use super::output_style::OutputStyle;
 use super::progress_row::ProgressRow;
@@ -84,7 +84,9 @@ impl<'a> LineWriter<'a> {
         Self {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
             err,
-            progress: options.has_progress(style).then(|| ProgressRow::new(|| Size::of_errors().columns)),
+            progress: options
+                .has_progress(style)
+                .then(|| ProgressRow::new(|| Size::of_errors().columns)),
             style,
             replicas: BTreeMap::new(),
             left: options.max_lines,
@@ -109,6 +111,14 @@ impl<'a> LineWriter<'a> {
             Some(progress) => progress.erase(&mut self.err),
             None => Ok(()),
         }
+    }
+
+    /// Writes an object of JSON that is not a line.
+    pub(super) fn object(&mut self, object: &Object) -> io::Result<()> {
+        if self.style.terminal {
+            self.erase_progress()?;
+        }
+        write_line(&mut self.out, object)
     }
 
     /// Draws the progress, if it is time to.
@@ -203,14 +213,17 @@ impl<'a> LineWriter<'a> {
             return Ok(());
         };
         if let Some(live) = live {
-            let Some(mut line) = live.push(id, piece) else {
+            let (time, text) = split(piece.bytes, piece.first, *style);
+            let time = time.map(|(written, time)| format!("{} ", time_text(written, time, options)));
+            let Some(Row { time, mut text }) = live.push(id, time, Piece { bytes: text, ..piece }) else {
                 return Ok(());
             };
             live.erase(out)?;
             // With the newline, so that a preceding carriage return counts as part of the line's end.
-            line.push(b'\n');
+            text.push(b'\n');
             let mut row = if options.has_prefix { replica.prefix().0 } else { Vec::new() };
-            content(&line, piece.first, *style, options, &mut row);
+            row.extend_from_slice(time.as_bytes());
+            marked(&text, *style, options, &mut row);
             return out.write_all(&row);
         }
         if style.format == Format::Json {
@@ -260,19 +273,17 @@ fn record(
     style: OutputStyle,
     options: &LineOptions,
 ) -> Vec<u8> {
-    let mut line = Cow::Borrowed(piece.bytes);
-    if style.terminal && piece.bytes.contains(&b'\r') {
-        drop_overwritten(line.to_mut());
+    let (time, text) = split(piece.bytes, piece.first, style);
+    let mut text = Cow::Borrowed(text.strip_suffix(b"\r").unwrap_or(text));
+    if style.terminal && text.contains(&b'\r') {
+        drop_overwritten(text.to_mut());
     }
-    let (time, text) = split(&line, piece.first, style);
-    let text = text.strip_suffix(b"\r").unwrap_or(text);
-    let shown = |text: &str| if style.terminal { escape_to_line(text) } else { text.to_owned() };
-    let mut out = Vec::with_capacity(line.len() + 80);
+    let mut out = Vec::with_capacity(piece.bytes.len() + 80);
     for part in options.template.iter().flat_map(Template::parts) {
         match part {
             Part::Text(text) => out.extend_from_slice(text.as_bytes()),
             Part::Field(Field::Service) => {
-                let name = shown(&key.0);
+                let name = escape_to_line(&key.0);
                 let (on, off) = (replica.style, format!("{:#}", replica.style));
                 out.extend_from_slice(format!("{on}{name}{off}").as_bytes());
             }
@@ -280,12 +291,14 @@ fn record(
                 let (on, off) = (replica.style, format!("{:#}", replica.style));
                 out.extend_from_slice(format!("{on}{}{off}", key.1).as_bytes());
             }
-            Part::Field(Field::Instance) => out.extend_from_slice(shown(&replica.instance).as_bytes()),
+            Part::Field(Field::Instance) => {
+                out.extend_from_slice(escape_to_line(&replica.instance).as_bytes());
+            }
             Part::Field(Field::Time) => {
                 let time = time.map(|(written, time)| time_text(written, time, options));
                 out.extend_from_slice(time.unwrap_or_default().as_bytes());
             }
-            Part::Field(Field::Line) => marked(text, style, options, &mut out),
+            Part::Field(Field::Line) => marked(&text, style, options, &mut out),
         }
     }
     out.push(b'\n');
@@ -355,6 +368,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Command, StartChecks, read};
+    use crate::model::proto::lease::ReplicaEvent;
 
     const PLAIN: OutputStyle = OutputStyle::PLAIN;
 
@@ -436,6 +450,12 @@ mod tests {
         assert_eq!(written(TIMES, with(), &[b"b"]).0, " web/1 [run-1] b!\n");
         let bar = options(&["-o", "template={line}"]);
         assert_eq!(written(TERMINAL, bar, &[b" 1 %\r 2 %\r"]).0, " 2 %\n");
+        let forged: [&[u8]; 1] = [b"2026-01-31T12:00:00Z 1 %\r2020-01-01T00:00:00Z 2 %"];
+        let with_time = options(&["-o", "template={time}|{line}"]);
+        assert_eq!(
+            written(terminal, with_time, &forged).0,
+            "2026-01-31T12:00:00Z|2020-01-01T00:00:00Z 2 %\n"
+        );
         let named = options(&["-o", "template={service}|{line}"]);
         let (out, _) = written(COLOURED, named, &[b"c"]);
         assert!(out.starts_with("\x1b[") && out.ends_with("web\x1b[0m|c\n"), "{out:?}");
@@ -457,6 +477,45 @@ mod tests {
         assert!(options(&["--local"]).zone.is_some() && options(&["--utc"]).zone.is_none());
         let json = OutputStyle { format: Format::Json, ..TIMES };
         assert!(written(json, local(&["-t"]), &lines).0.contains("\"2026-01-31T12:00:00.000000001Z\""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn object_on_a_terminal_erases_the_progress() {
+        for (terminal, expected) in
+            [(true, "\r\x1b[K0 lines, 0 B, 0 B/s\r\x1b[K"), (false, "\r\x1b[K0 lines, 0 B, 0 B/s")]
+        {
+            let mut err = Vec::new();
+            let style = OutputStyle { format: Format::Json, terminal, terminal_errors: true, ..PLAIN };
+            let options = options(&["-o", "json", "--include", "x"]);
+            let mut writer = LineWriter::new(Box::new(io::sink()), Box::new(&mut err), style, options);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            writer.draw_progress().unwrap();
+            writer.object(&Object::event(&("web".to_owned(), 0), &ReplicaEvent::default())).unwrap();
+            drop(writer);
+            assert_eq!(String::from_utf8(err).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn time_of_a_line_in_pieces_is_in_the_zone() {
+        let zone = TimeZone::fixed(Offset::from_seconds(3_600).unwrap());
+        let options = LineOptions { zone: Some(zone), ..options(&["-t", "--no-prefix"]) };
+        let mut out = Vec::new();
+        let style = OutputStyle { terminal: true, ..TIMES };
+        let mut writer = LineWriter::new(Box::new(&mut out), Box::new(io::sink()), style, options);
+        let id = (("web".to_owned(), 1), 0);
+        writer.replicas.insert(id.0.clone(), Replica::new(&id.0, false));
+        let pieces: [(&[u8], bool, bool); 2] =
+            [(b"2026-01-31T12:00:00Z 1 %", true, false), (b"\r2020-01-01T00:00:00Z 2 %", false, true)];
+        for (bytes, first, last) in pieces {
+            writer.piece(&id, Piece { bytes, first, last }).unwrap();
+            writer.draw().unwrap();
+        }
+        writer.out.flush().unwrap();
+        drop(writer);
+        let time = "2026-01-31T13:00:00.000000000+01:00";
+        let expected = format!("{time} 1 %\r\x1b[K{time} 2020-01-01T00:00:00Z 2 %\n");
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]

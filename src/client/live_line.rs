@@ -10,10 +10,7 @@ use std::io::{self, Write};
 use memchr::memrchr;
 
 use super::lines::{LineId, Piece};
-use super::terminal::{RESET, escape_line};
-
-/// Erases the row of the cursor.
-const ERASE_ROW: &[u8] = b"\r\x1b[K";
+use super::terminal::{ERASE_ROW, RESET, escape_line};
 
 /// Most bytes held of an unfinished line. When a line exceeds it, the held part is printed, and the rest
 /// becomes a line of its own.
@@ -23,8 +20,7 @@ const HELD_MAX_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct LiveLine {
     columns: fn() -> usize,
-    /// Text of each unfinished line after its last carriage return.
-    texts: BTreeMap<LineId, Vec<u8>>,
+    rows: BTreeMap<LineId, Row>,
     /// Line that changed last.
     newest: Option<LineId>,
     /// Whether a row is drawn; the cursor is in it.
@@ -33,28 +29,39 @@ pub(super) struct LiveLine {
     is_stale: bool,
 }
 
+/// An unfinished line, or a finished one to print.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    /// Its time with the space after it, if lines have times. Carriage returns do not overwrite it.
+    pub(super) time: String,
+    /// Its text after the last carriage return.
+    pub(super) text: Vec<u8>,
+}
+
 // === impl LiveLine ===
 
 impl LiveLine {
     /// Creates a live line for a terminal with this many columns, which may change.
     pub(super) fn new(columns: fn() -> usize) -> Self {
-        Self { columns, texts: BTreeMap::new(), newest: None, is_drawn: false, is_stale: false }
+        Self { columns, rows: BTreeMap::new(), newest: None, is_drawn: false, is_stale: false }
     }
 
-    /// Takes a piece. Returns the text to print if the line is finished or too long to hold.
-    pub(super) fn push(&mut self, id: &LineId, piece: Piece<'_>) -> Option<Vec<u8>> {
-        let mut text = self.texts.remove(id).unwrap_or_default();
-        text.extend_from_slice(piece.bytes);
-        drop_overwritten(&mut text);
+    /// Takes a piece, and the time of its line if it is the first one. Returns what to print if the line is
+    /// finished or too long to hold.
+    pub(super) fn push(&mut self, id: &LineId, time: Option<String>, piece: Piece<'_>) -> Option<Row> {
+        let mut row = self.rows.remove(id).unwrap_or_default();
+        row.time.extend(time);
+        row.text.extend_from_slice(piece.bytes);
+        drop_overwritten(&mut row.text);
         self.is_stale = true;
-        if piece.last || text.len() > HELD_MAX_BYTES {
+        if piece.last || row.text.len() > HELD_MAX_BYTES {
             if self.newest.as_ref() == Some(id) {
-                self.newest = self.texts.keys().next_back().cloned();
+                self.newest = self.rows.keys().next_back().cloned();
             }
             // The rest of a partly printed line may be empty.
-            return (piece.first || !text.is_empty()).then_some(text);
+            return (piece.first || row != Row::default()).then_some(row);
         }
-        self.texts.insert(id.clone(), text);
+        self.rows.insert(id.clone(), row);
         self.newest = Some(id.clone());
         None
     }
@@ -76,11 +83,12 @@ impl LiveLine {
         }
         self.erase(out)?;
         self.is_stale = false;
-        let Some((id, text)) = self.newest.as_ref().and_then(|id| self.texts.get_key_value(id)) else {
+        let Some((id, Row { time, text })) = self.newest.as_ref().and_then(|id| self.rows.get_key_value(id))
+        else {
             return Ok(());
         };
         let (mut row, used) = prefix(id);
-        let mut safe = Vec::with_capacity(text.len());
+        let mut safe = time.clone().into_bytes();
         escape_line(text.strip_suffix(b"\r").unwrap_or(text), &mut safe);
         // The last column stays free: after writing it, some terminals move the cursor to the next row.
         cut(&String::from_utf8_lossy(&safe), (self.columns)().saturating_sub(used + 1), &mut row);
@@ -144,13 +152,27 @@ mod tests {
         let mut line = LiveLine::new(|| 12);
         let mut out = Vec::new();
         for bytes in [&b"\r 1 %"[..], b"\r 2 %\r 3 %\r", b"\r\x1b[2J\r 4 %"] {
-            assert_eq!(line.push(&id("a"), piece(bytes, false)), None);
+            assert_eq!(line.push(&id("a"), None, piece(bytes, false)), None);
             line.draw(&mut out, prefix).unwrap();
         }
         // Unchanged, so not drawn again.
         line.draw(&mut out, prefix).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "a| 1 %\r\x1b[Ka| 3 %\r\x1b[Ka| 4 %");
-        assert_eq!(line.push(&id("a"), piece(b"\r100 %", true)), Some(b"100 %".to_vec()));
+        let finished = line.push(&id("a"), None, piece(b"\r100 %", true));
+        assert_eq!(finished, Some(Row { time: String::new(), text: b"100 %".to_vec() }));
+    }
+
+    #[test]
+    fn time_of_a_line_is_kept_and_cannot_be_overwritten() {
+        let mut line = LiveLine::new(|| 12);
+        let mut out = Vec::new();
+        assert_eq!(line.push(&id("a"), Some("12:00 ".to_owned()), piece(b"1 %", false)), None);
+        line.draw(&mut out, prefix).unwrap();
+        assert_eq!(line.push(&id("a"), None, piece(b"\r13:00 2 %", false)), None);
+        line.draw(&mut out, prefix).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "a|12:00 1 %\r\x1b[Ka|12:00 13:");
+        let finished = line.push(&id("a"), None, piece(b"\r3 %", true));
+        assert_eq!(finished, Some(Row { time: "12:00 ".to_owned(), text: b"3 %".to_vec() }));
     }
 
     #[test]
@@ -163,7 +185,7 @@ mod tests {
             (b"\x1b[31mred\x1b[0m and", "a|\x1b[31mred\x1b[0m and\x1b[0m"),
         ] {
             let mut out = Vec::new();
-            line.push(&id("a"), Piece { bytes: &[b"\r", text].concat(), first: false, last: false });
+            line.push(&id("a"), None, Piece { bytes: &[b"\r", text].concat(), first: false, last: false });
             line.is_drawn = false;
             line.draw(&mut out, prefix).unwrap();
             assert_eq!(String::from_utf8(out).unwrap().replace("\x1b[0m\x1b[0m", "\x1b[0m"), shown);
@@ -175,9 +197,10 @@ mod tests {
         let mut line = LiveLine::new(|| 80);
         let mut printed = 0;
         for _ in 0..100 {
-            printed += line.push(&id("a"), piece(&[b'x'; 1_000], false)).map_or(0, |text| text.len());
+            printed +=
+                line.push(&id("a"), None, piece(&[b'x'; 1_000], false)).map_or(0, |row| row.text.len());
         }
         assert_eq!(printed, 66_000);
-        assert_eq!(line.texts.len(), 1);
+        assert_eq!(line.rows.len(), 1);
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
 use super::interrupt::erase_on_interrupt;
-use super::json::{Object, write_line};
+use super::json::Object;
 use super::line_options::LineOptions;
 use super::line_writer::{LineWriter, Replica};
 use super::lines::{LineId, LineJoiner, PartialLines};
@@ -142,17 +142,17 @@ impl<'a> Printer<'a> {
 
     fn gap(&mut self, key: &ReplicaKey, gap: &Gap) -> io::Result<()> {
         self.gaps += 1;
-        let LineWriter { out, style, replicas, .. } = &mut self.out;
-        if style.format == Format::Json {
-            let instance = replicas.get(key).map_or("", |replica| replica.instance.as_str());
-            return write_line(out, &Object::gap(key, instance, gap));
+        if self.out.style.format == Format::Json {
+            let replica = self.out.replicas.get(key);
+            let instance = replica.map(|replica| replica.instance.clone()).unwrap_or_default();
+            return self.out.object(&Object::gap(key, &instance, gap));
         }
         self.notice(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
     }
 
     fn event(&mut self, key: &ReplicaKey, event: &ReplicaEvent) -> io::Result<()> {
         if self.out.style.format == Format::Json {
-            return write_line(&mut self.out.out, &Object::event(key, event));
+            return self.out.object(&Object::event(key, event));
         }
         let is_failure = event.kind() == Kind::Ended && event.exit_code != Some(0);
         let style = if is_failure { AnsiColor::Yellow.on_default() } else { Style::new().dimmed() };

@@ -8,16 +8,13 @@ use memchr::memchr_iter;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::terminal::cut;
+use super::terminal::{ERASE_ROW, cut};
 
 /// Shorter calls show no progress.
 pub(super) const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// Interval of drawings, which a person can still read.
 const INTERVAL: Duration = Duration::from_millis(250);
-
-/// Erases the row of the cursor.
-const ERASE: &[u8] = b"\r\x1b[K";
 
 /// Counts what is received, and draws it after [`SHOWN_AFTER`].
 #[derive(Debug)]
@@ -48,7 +45,7 @@ impl ProgressRow {
 
     /// Returns what erases the row.
     pub(super) fn erasure(_drawn: usize) -> Vec<u8> {
-        ERASE.to_vec()
+        ERASE_ROW.to_vec()
     }
 
     pub(super) fn count(&mut self, logs: &[u8]) {
@@ -70,7 +67,7 @@ impl ProgressRow {
     pub(super) fn draw(&mut self, err: &mut (impl Write + ?Sized), now: Instant) -> io::Result<()> {
         self.next = now + INTERVAL;
         let text = progress(self.lines, self.bytes, now - self.started);
-        let mut row = ERASE.to_vec();
+        let mut row = ERASE_ROW.to_vec();
         // The last column stays free: after writing it, some terminals move the cursor to the next row.
         row.extend_from_slice(cut(&text, (self.columns)().saturating_sub(1)).as_bytes());
         // Held while writing, so that Ctrl-C erases all that is drawn.
@@ -84,7 +81,7 @@ impl ProgressRow {
         if std::mem::take(&mut *self.drawn.lock()) == 0 {
             return Ok(());
         }
-        err.write_all(ERASE)?;
+        err.write_all(ERASE_ROW)?;
         err.flush()
     }
 }

@@ -12,6 +12,9 @@ use unicode_width::UnicodeWidthChar as _;
 /// Switches all colours off.
 pub(super) const RESET: &[u8] = b"\x1b[0m";
 
+/// Erases the row of the cursor.
+pub(super) const ERASE_ROW: &[u8] = b"\r\x1b[K";
+
 /// Longest colour sequence that passes: 24-bit foreground and background with attributes.
 const SGR_MAX_BYTES: usize = 64;
 
