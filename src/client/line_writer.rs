@@ -86,7 +86,7 @@ impl<'a> LineWriter<'a> {
             err,
             progress: options
                 .has_progress(style)
-                .then(|| ProgressRow::new(|| Size::of_errors().columns)),
+                .then(|| ProgressRow::new(|| Some(Size::of_foreground_errors()?.columns))),
             style,
             replicas: BTreeMap::new(),
             left: options.max_lines,

@@ -41,6 +41,15 @@ impl Size {
         Self::of(rustix::termios::tcgetwinsize(rustix::stdio::stderr()))
     }
 
+    /// As [`Size::of_errors`]. `None` while the program runs in the background of that terminal, as after `&`
+    /// in a shell: what it drew would be in the middle of what a person types.
+    pub(super) fn of_foreground_errors() -> Option<Self> {
+        let foreground = rustix::termios::tcgetpgrp(rustix::stdio::stderr());
+        // Fails if it is not the controlling terminal, which then has no jobs.
+        let is_background = foreground.is_ok_and(|group| group != rustix::process::getpgrp());
+        (!is_background).then(Self::of_errors)
+    }
+
     fn of(reported: rustix::io::Result<rustix::termios::Winsize>) -> Self {
         let size = reported.map(|size| Self { columns: size.ws_col.into(), rows: size.ws_row.into() });
         size.ok().filter(|size| size.columns > 0 && size.rows > 0).unwrap_or(USUAL_SIZE)

@@ -19,7 +19,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// Counts what is received, and draws it after [`SHOWN_AFTER`].
 #[derive(Debug)]
 pub(super) struct ProgressRow {
-    columns: fn() -> usize,
+    /// Returns the columns of the terminal, unless nothing may be drawn now.
+    columns: fn() -> Option<usize>,
     started: Instant,
     next: Instant,
     lines: u64,
@@ -31,8 +32,8 @@ pub(super) struct ProgressRow {
 // === impl ProgressRow ===
 
 impl ProgressRow {
-    /// Creates a row for a terminal with this many columns, which may change.
-    pub(super) fn new(columns: fn() -> usize) -> Self {
+    /// Creates a row for a terminal with this many columns, which may change; `None` draws nothing.
+    pub(super) fn new(columns: fn() -> Option<usize>) -> Self {
         let started = Instant::now();
         let next = started + SHOWN_AFTER;
         Self { columns, started, next, lines: 0, bytes: 0, drawn: Arc::default() }
@@ -66,10 +67,13 @@ impl ProgressRow {
     /// Draws the row again.
     pub(super) fn draw(&mut self, err: &mut (impl Write + ?Sized), now: Instant) -> io::Result<()> {
         self.next = now + INTERVAL;
+        let Some(columns) = (self.columns)() else {
+            return Ok(());
+        };
         let text = progress(self.lines, self.bytes, now - self.started);
         let mut row = ERASE_ROW.to_vec();
         // The last column stays free: after writing it, some terminals move the cursor to the next row.
-        row.extend_from_slice(cut(&text, (self.columns)().saturating_sub(1)).as_bytes());
+        row.extend_from_slice(cut(&text, columns.saturating_sub(1)).as_bytes());
         // Held while writing, so that Ctrl-C erases all that is drawn.
         let mut drawn = self.drawn.lock();
         *drawn = 1;
@@ -106,7 +110,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn row_is_drawn_after_a_second_and_erased() {
         let mut out = Vec::new();
-        let mut row = ProgressRow::new(|| 20);
+        let mut row = ProgressRow::new(|| Some(20));
         row.count(b"a\nb\n");
         assert!(!row.is_due(Instant::now()));
         row.erase(&mut out).unwrap();
@@ -119,6 +123,9 @@ mod tests {
         row.erase(&mut out).unwrap();
         row.erase(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "\r\x1b[K2 lines, 2.0 kB, 2…\r\x1b[K");
+        let (mut out, mut hidden) = (Vec::new(), ProgressRow::new(|| None));
+        hidden.draw(&mut out, Instant::now()).unwrap();
+        assert_eq!((out.len(), *hidden.drawn().lock(), hidden.is_due(Instant::now())), (0, 0, false));
     }
 
     #[test]

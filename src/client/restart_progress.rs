@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use super::clock::ClockOffset;
 use super::connect::Client;
 use super::error::CallError;
-use super::live_region::LiveRegion;
+use super::live_region::{LiveRegion, Size};
 use super::progress_row::SHOWN_AFTER;
 use super::request::status;
 use super::table::Table;
@@ -41,7 +41,7 @@ pub(super) async fn show_progress(
             },
             _ = ticks.tick() => {}
         }
-        if let Some(response) = &newest {
+        if let Some(response) = newest.as_ref().filter(|_| Size::of_foreground_errors().is_some()) {
             draw(response, clock, started, region)?;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use leasemux::model::id::LeaseId;
 use rustix::process::Signal;
@@ -187,6 +187,25 @@ fn progress_of_a_download_is_drawn_and_erased() {
 
     let (status, shown) = start(&["-q"], "quiet").finish();
     assert_eq!((status.code(), rows(&shown)), (Some(0), 0), "{shown:?}");
+
+    // In the background of a shell, whose terminal it is.
+    let job = "set -m; \"$@\" >some & wait $!";
+    let mut shell = Command::new("setsid");
+    let args = workspace.logs_args(gateway.address, "alice", &lease);
+    let call = workspace.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    shell.args(["--ctty", "--wait", "bash", "-c", job, "bash"]).arg(call.get_program());
+    shell.args(call.get_args()).current_dir(workspace.path(""));
+    for (name, value) in call.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let output = Stdio::from(File::create(workspace.path("none")).unwrap());
+    let (status, shown) = OnTerminal::start_with_output(shell, 80, output).finish();
+    assert_eq!((status.code(), rows(&shown)), (Some(0), 0), "{shown:?}");
+    let printed = std::fs::read_to_string(workspace.path("some")).unwrap();
+    assert_eq!(printed.lines().count(), 250_000);
 }
 
 #[test]
