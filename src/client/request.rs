@@ -14,8 +14,8 @@ use crate::model::time::LogTime;
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the filters for the selected replicas of each selected service, which must be names. One filter goes into the original
-/// field, which every gateway supports.
+/// Returns the filters for the selected replicas of each selected service, which must be names. One filter
+/// goes into the original field, which every gateway supports.
 pub(crate) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
     let filter = |service: &ServiceSelector| ServiceFilter {
         name: service.to_string(),

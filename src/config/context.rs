@@ -13,7 +13,7 @@ use crate::model::id::LeaseId;
 
 const SET_EXAMPLES: &str = include_str!("help/context-set.txt").trim_ascii_end();
 
-const NAME_EXAMPLES: &str = include_str!("help/context-name.txt").trim_ascii_end();
+const NAME_EXAMPLES: &str = include_str!("help/context.txt").trim_ascii_end();
 
 /// Create a context, or change values of it
 ///

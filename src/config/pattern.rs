@@ -115,7 +115,8 @@ mod tests {
     fn expression_matches_bytes_and_unicode() {
         let matches = |text: &str, line: &[u8]| Pattern::parse(text).unwrap().is_match(line);
         assert!(matches("(?i)straße", "STRASSE STRAßE".as_bytes()));
-        assert!(matches(r"^a\b.*\xff$", b"a \xff") || matches(r"(?-u)^a .*\xff$", b"a \xff"));
+        // With Unicode, an escape stands for a character, not for a byte.
+        assert!(matches(r"(?-u)^a .*\xff$", b"a \xff") && !matches(r"^a .*\xff$", b"a \xff"));
         assert!(!matches("^b", b"a b"));
         let found: Vec<_> = Pattern::parse("a+").unwrap().matches(b"aa b a").collect();
         assert_eq!(found, [0..2, 5..6]);

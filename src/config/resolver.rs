@@ -239,8 +239,8 @@ impl<'a> Resolver<'a> {
     }
 
     /// Returns the values of `arg` as text. In the environment, those of a list are separated by commas
-    /// (except regular expressions), and empty ones are skipped. A variable of nothing but commas is an error, because an empty list often
-    /// means everything.
+    /// (except regular expressions), and empty ones are skipped. A variable of nothing but commas is an
+    /// error, because an empty list often means everything.
     fn texts(&mut self, arg: &Arg) -> Vec<String> {
         let id = arg.get_id().as_str();
         let origin = self.origin(id);
