@@ -1,6 +1,6 @@
 //! `leasemux logs`: prints the log of one request.
 //!
-//! Ctrl-C keeps its default action unless progress is drawn, which [`super::interrupt`] erases first.
+//! Ctrl-C keeps its default action unless progress is drawn, which `interrupt` erases first.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};

@@ -44,8 +44,8 @@ pub enum Part {
 
 impl Lines {
     /// Creates lines that begin at `start`. `None` if the positions, ends or sizes contradict each other:
-    /// they must be whole lines, or a single piece of a line; at most [`CHUNK_MAX_LINES`] and
-    /// [`CHUNK_MAX_BYTES`].
+    /// they must be whole lines, or a single piece of a line; at most `CHUNK_MAX_LINES` and
+    /// `CHUNK_MAX_BYTES`.
     pub fn new(start: Position, batch: LineBatch) -> Option<Self> {
         let first = *batch.lines.first()?;
         let fits = batch.lines.len() <= CHUNK_MAX_LINES && batch.data.len() <= CHUNK_MAX_BYTES;

@@ -9,7 +9,7 @@ use super::world::World;
 use crate::support::seeds::seeds;
 
 /// Random scenarios of `cargo test`.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 200;
 
 /// Scenarios of each measured time.
 const TIMED_SEEDS: u64 = 5;
