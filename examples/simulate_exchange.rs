@@ -5,8 +5,8 @@
 //! cargo run --release --example simulate_exchange -- --seeds 5000
 //! ```
 //!
-//! Exits with 1 if a line was lost, repeated or wrong, or if not exactly one gateway published at the end, and
-//! names the seeds.
+//! Exits with 1 if a line was lost, repeated or wrong, or if not exactly one gateway published at the end,
+//! and names the seeds.
 
 #![allow(clippy::print_stdout, reason = "a program, and its output is the point")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "shared with tests: one that cannot go on fails")]

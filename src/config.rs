@@ -30,6 +30,7 @@ mod context;
 mod contexts;
 mod demo;
 mod file;
+mod file_lock;
 mod identity;
 mod lease_parts;
 mod lines;

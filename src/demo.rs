@@ -200,12 +200,13 @@ async fn follow(
 
 /// Describes the running gateway and how to follow the lease by hand.
 fn introduction(gateway: &Gateway, dir: &WorkDir, lease: &LeaseId) -> String {
+    let address = gateway.address.to_string();
+    let address = address.trim_end_matches('/');
     format!(
-        "gateway running at {}, metrics at {}metrics; to follow the lease from another terminal:\n  \
-         leasemux logs {lease} \\\n    --follow --gateway {} --identity {} --ca {}",
-        gateway.address,
+        "gateway running at {address}, metrics at {}metrics\n\
+         to follow the lease from another terminal:\n  \
+         leasemux logs {lease} \\\n    --follow --gateway {address} --identity {} --ca {}",
         gateway.admin,
-        gateway.address,
         dir.identity().display(),
         dir.server_certificate().display()
     )

@@ -11,6 +11,7 @@ pub mod drain;
 mod errors;
 pub(crate) mod forward;
 mod frame_limit;
+pub(crate) mod page_files;
 mod peer_limits;
 mod proxy;
 pub mod published;

@@ -5,12 +5,12 @@
 //! 2. [`chunk`] groups lines into chunks. A chunk leaves when it is full, at once after a quiet moment, or at
 //!    the end of the pace interval.
 //! 3. `encoder` encodes a chunk, once per representation: as a gRPC message ([`message`], `published`) or as
-//!    websocket frames ([`websocket`]).
+//!    websocket frames ([`websocket`], `entries`).
 //! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
 //! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
 //!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
-//! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them. `heartbeat` reports the state
-//!    of silent replicas to clients that ask for it.
+//! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them. `heartbeat` reports the
+//!    state of silent replicas to clients that ask for it.
 //!
 //! [`memory_budget`] bounds the memory of rings, send buffers and backfills together.
 //!
@@ -34,6 +34,7 @@ pub(crate) mod body;
 pub mod chunk;
 pub(crate) mod collector;
 mod encoder;
+pub(crate) mod entries;
 pub mod entry_name;
 mod heartbeat;
 pub mod memory_budget;

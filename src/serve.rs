@@ -231,6 +231,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
                 notices: config.rest.rest_notices,
                 native_events: config.rest.has_native_events(),
                 token_grace: config.rest.token_grace(),
+                serves_page: config.rest.rest_ui,
             };
             let rest = RestService::new(service, settings);
             let (address, serving) =

@@ -48,7 +48,20 @@ pub(crate) struct StatusBody {
     unsent: Bytes,
     stage: Stage,
     control: Arc<StreamControl>,
-    trailers: fn(&StreamEnd) -> HeaderMap,
+    form: StatusForm,
+    trailers: Trailers,
+}
+
+/// Returns the trailers for the end of a stream.
+pub(crate) type Trailers = Box<dyn Fn(&StreamEnd) -> HeaderMap + Send>;
+
+/// How responses are represented.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StatusForm {
+    /// As gRPC messages, which may be cut.
+    Grpc,
+    /// By this function, in one piece.
+    Whole(fn(ServiceStatusResponse) -> Bytes),
 }
 
 enum Stage {
@@ -75,13 +88,14 @@ struct Updates {
 
 impl StatusBody {
     /// Creates a body that sends the part of `view` that `filter` selects: once, or with `follow` until the
-    /// stream ends. `trailers` converts the reason of the end to gRPC trailers.
+    /// stream ends. `trailers` gets the reason of the end.
     pub(crate) fn new(
         view: watch::Receiver<Arc<LeaseView>>,
         filter: Filter,
         follow: bool,
         control: Arc<StreamControl>,
-        trailers: fn(&StreamEnd) -> HeaderMap,
+        form: StatusForm,
+        trailers: Trailers,
     ) -> Self {
         // Subscribe before reading the first view, so that no change is missed.
         let changes = follow.then(|| platform::changes(view.clone()));
@@ -93,7 +107,7 @@ impl StatusBody {
             interval: Box::pin(tokio::time::sleep(Duration::ZERO)),
             lease_ended: false,
         };
-        Self { updates, unsent: Bytes::new(), stage: Stage::Running, control, trailers }
+        Self { updates, unsent: Bytes::new(), stage: Stage::Running, control, form, trailers }
     }
 
     /// Polls for the next piece of a message; `None` after the last message.
@@ -104,9 +118,15 @@ impl StatusBody {
             let Some(update) = ready!(self.updates.poll_next(cx)) else {
                 return Poll::Ready(None);
             };
-            self.unsent = framed(&update);
+            self.unsent = match self.form {
+                StatusForm::Grpc => framed(&update),
+                StatusForm::Whole(encode) => encode(update),
+            };
         }
-        let piece = self.unsent.split_to(self.unsent.len().min(STREAM_SEND_MAX_BYTES));
+        let piece = match self.form {
+            StatusForm::Grpc => self.unsent.split_to(self.unsent.len().min(STREAM_SEND_MAX_BYTES)),
+            StatusForm::Whole(_) => std::mem::take(&mut self.unsent),
+        };
         Poll::Ready(Some(Messages::new(Parts::from([piece]), Arc::clone(&self.control))))
     }
 }
@@ -431,7 +451,8 @@ mod tests {
     async fn slow_reader_gets_the_newest_status() {
         let (sender, receiver) = watch::channel(restarted(0));
         let (everything, control) = (Filter::everything(), StreamControl::new());
-        let mut body = StatusBody::new(receiver, everything, true, control, |_| HeaderMap::new());
+        let trailers = Box::new(|_: &StreamEnd| HeaderMap::new());
+        let mut body = StatusBody::new(receiver, everything, true, control, StatusForm::Grpc, trailers);
         let mut seen = Vec::new();
         for step in 1..=3 {
             let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();

@@ -1,9 +1,9 @@
 //! `leasemux ui`: a web page on this machine that shows one lease: replicas, live log, restarts.
 //!
-//! A small HTTP server on loopback serves the page (`assets`) and the routes that it uses. These have the paths
-//! and bodies of the REST port, with `format=entries`; `calls` makes each of them one call of gRPC with the
-//! tenant's credentials, which therefore never reach the browser. `stream` makes the frames of a websocket of
-//! a response that is a stream.
+//! A small HTTP server on loopback serves the page (`edge::page_files`) and the routes that it uses. These
+//! have the paths and bodies of the REST port, with `format=entries`; `calls` makes each of them one call of
+//! gRPC with the tenant's credentials, which therefore never reach the browser. `stream` makes the frames of
+//! a websocket of a response that is a stream.
 //!
 //! Every program and every web page on the machine can connect to the port. So `session` demands a cookie,
 //! which the browser gets once for the secret in the printed URL, and `origin` checks `Host`, `Origin` and
@@ -26,7 +26,6 @@ use crate::config::{Target, UiConfig};
 use crate::model::id::LeaseId;
 use crate::sys::process::any_signal;
 
-mod assets;
 pub(crate) mod browser;
 mod calls;
 mod end;

@@ -122,6 +122,7 @@ impl Scenario {
             notices: Notices::All,
             native_events: false,
             token_grace: Duration::ZERO,
+            serves_page: false,
         };
         let io = self.setup.gateway.connect_rest(settings, Some(self.setup.certificate.clone()), None);
         let path = format!("/lease/1/1/1/logs?follow=true{query}");

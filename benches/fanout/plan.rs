@@ -16,9 +16,9 @@ const BACKLOG_BYTES: u64 = 512 * 1024;
 /// Most outstanding messages in a backlog of small messages.
 const BACKLOG_MESSAGES: u64 = 1_024;
 
-/// Bytes that each follower of a backlog over TLS reads before the measurement. The gateway limits the data on
-/// its way to a websocket, sends a ping per half of the limit, and doubles the limit from 16 KiB to 4 MiB as
-/// the client reads about as much. After these bytes, pings are at least a megabyte apart.
+/// Bytes that each follower of a backlog over TLS reads before the measurement. The gateway limits the data
+/// on its way to a websocket, sends a ping per half of the limit, and doubles the limit from 16 KiB to 4 MiB
+/// as the client reads about as much. After these bytes, pings are at least a megabyte apart.
 const WARM_UP_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Lines per second of the paced regime, as from a busy service.

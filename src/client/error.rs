@@ -236,9 +236,13 @@ fn status_text(status: &Status) -> String {
 
 /// Returns whether the connection was closed without a TLS or HTTP/2 goodbye.
 fn is_eof(error: &(dyn StdError + 'static)) -> bool {
+    let io_error = |error: &'_ (dyn StdError + 'static)| {
+        // An error of HTTP/2 has one, and does not name it as its source.
+        let of_http2 = error.downcast_ref::<h2::Error>().and_then(h2::Error::get_io);
+        error.downcast_ref::<io::Error>().or(of_http2).map(io::Error::kind)
+    };
     std::iter::successors(Some(error), |&error| error.source())
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+        .any(|error| io_error(error) == Some(io::ErrorKind::UnexpectedEof))
 }
 
 /// Returns the text of the innermost error; the outer layers only say that something failed.
@@ -255,6 +259,54 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    /// The layers of an end without a goodbye of TLS, as tonic and hyper wrap it.
+    #[tokio::test]
+    async fn lost_connection_is_named_without_the_text_of_libraries() {
+        use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+        struct Cut;
+
+        impl AsyncRead for Cut {
+            fn poll_read(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+                _: &mut ReadBuf<'_>,
+            ) -> std::task::Poll<io::Result<()>> {
+                std::task::Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "see https://docs")))
+            }
+        }
+
+        impl AsyncWrite for Cut {
+            fn poll_write(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+                bytes: &[u8],
+            ) -> std::task::Poll<io::Result<usize>> {
+                std::task::Poll::Ready(Ok(bytes.len()))
+            }
+
+            fn poll_flush(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<io::Result<()>> {
+                std::task::Poll::Ready(Ok(()))
+            }
+
+            fn poll_shutdown(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<io::Result<()>> {
+                std::task::Poll::Ready(Ok(()))
+            }
+        }
+
+        let (_sender, connection) = h2::client::handshake(Cut).await.unwrap();
+        let error = connection.await.unwrap_err();
+        assert!(error.source().is_none() && is_eof(&error), "{error:?}");
+        let status = Status::from_error(Box::new(error));
+        assert_eq!(CallError::from(status).to_string(), "the gateway closed the connection");
+    }
 
     #[test]
     fn used_up_quota_is_retryable_if_it_names_a_delay() {

@@ -30,6 +30,7 @@ impl LineOptions {
     pub(super) fn new(config: &LogsConfig) -> Self {
         let LogsConfig { selection, form, output, .. } = config;
         let template = match output {
+            LogsOutput::Template(template) if config.timestamps => Some(template.with_time()),
             LogsOutput::Template(template) => Some(template.clone()),
             LogsOutput::Text | LogsOutput::Json => None,
         };

@@ -15,7 +15,7 @@ use super::line_options::LineOptions;
 use super::output_style::OutputStyle;
 use super::print::Printer;
 use super::request::{filters, status};
-use super::services::expand_with;
+use super::services::{expand_with, explain};
 use super::until::Until;
 use crate::config::{Format, LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -40,7 +40,10 @@ pub async fn run(
     let complete = printer.complete();
     let _interrupts = printer.erase_on_interrupt();
     let ended = complete.run_until_cancelled(read(config, style.terminal, &mut printer)).await;
-    let ended = ended.unwrap_or(Ok(Ended::Complete));
+    let ended = match ended.unwrap_or(Ok(Ended::Complete)) {
+        Ok(ended) => Ok(ended),
+        Err(error) => Err((explain(&error, &config.call).await, error)),
+    };
     match conclude(ended, &mut printer) {
         Ok(exit) => exit,
         // The reader has all it wanted, as in `… | head`.
@@ -90,17 +93,17 @@ async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<R
     (is_known && (1..=STREAM_REPLICAS_MAX).contains(&keys.len())).then_some(keys)
 }
 
-/// Reports how the call ended. Returns the error if the output failed.
-fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::Result<Exit> {
-    if let Err(CallError::Sink(error)) = ended {
+/// Reports how the call ended; an error with its text. Returns the error if the output failed.
+fn conclude(ended: Result<Ended, (String, CallError)>, printer: &mut Printer<'_>) -> io::Result<Exit> {
+    if let Err((_, CallError::Sink(error))) = ended {
         return Err(error);
     }
     printer.finish()?;
     match ended {
         Ok(Ended::LeaseEnded) => printer.message("the lease has ended")?,
         Ok(Ended::Complete) => {}
-        Err(error) => {
-            printer.message(&error.to_string())?;
+        Err((text, error)) => {
+            printer.message(&text)?;
             return Ok(Exit::from(&error));
         }
     }

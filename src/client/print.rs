@@ -25,6 +25,7 @@ use super::line_writer::{LineWriter, Replica};
 use super::lines::{LineId, LineJoiner, PartialLines};
 use super::output_style::OutputStyle;
 use super::progress_row::ProgressRow;
+use super::reconnect::ReconnectMessages;
 use super::terminal::escape_to_line;
 use crate::config::Format;
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -43,6 +44,7 @@ pub(crate) struct Printer<'a> {
     out: LineWriter<'a>,
     joiner: LineJoiner,
     gaps: u64,
+    reconnects: ReconnectMessages,
 }
 
 // === impl Printer ===
@@ -66,7 +68,8 @@ impl<'a> Printer<'a> {
             (false, false) => PartialLines::Hold,
         };
         let out = LineWriter::new(Box::new(out), Box::new(err), style, options);
-        Self { out, joiner: LineJoiner::new(partial), gaps: 0 }
+        let (joiner, reconnects) = (LineJoiner::new(partial), ReconnectMessages::default());
+        Self { out, joiner, gaps: 0, reconnects }
     }
 
     /// Erases drawn progress on Ctrl-C from now on, if progress may be drawn. Returns the owner of the task,
@@ -272,9 +275,12 @@ impl Sink for Printer<'_> {
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
         match change {
             ConnectionChange::Lost { error, retry_in } => {
-                self.message(&format!("{error}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
+                self.reconnects.of_failure(error, *retry_in).map_or(Ok(()), |text| self.message(&text))
             }
-            ConnectionChange::Resumed => self.message("reconnected, resuming where the stream ended"),
+            ConnectionChange::Resumed => {
+                self.reconnects.reset();
+                self.message("reconnected, resuming where the stream ended")
+            }
             ConnectionChange::WithoutRefill => self.message(
                 "this gateway cannot read lines again (on_lag = REFILL); if this side is too slow, lines are \
                  skipped and reported",
@@ -287,7 +293,7 @@ fn gap_text(gap: &Gap) -> String {
     let cause = match gap.cause() {
         Cause::Lag => "this side fell behind",
         Cause::Rotated => "they were rotated away before they could be read",
-        Cause::Source => "the place they come from lost them",
+        Cause::Source => "the log has lost them",
         Cause::Limit => "a limit of the gateway cut them",
         Cause::Unspecified => "the gateway does not say why",
     };
@@ -562,7 +568,7 @@ mod tests {
             "a/0 * started",
             "a/0 ! 1 line (9 bytes) lost: this side fell behind",
             "a/0 ! at least 3 lines (30 bytes) lost: they were rotated away before they could be read",
-            "a/0 ! lines may be lost: the place they come from lost them",
+            "a/0 ! lines may be lost: the log has lost them",
             "a/0 * exited with code 1 (Error)",
             "a/0 * gone: no longer part of the lease",
         ];

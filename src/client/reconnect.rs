@@ -21,6 +21,16 @@ const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
 /// A stream that lived this long counts as a success: the next back-off starts with the shortest delay again.
 const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
 
+/// Interval of messages about attempts that fail for the same reason. A gateway may be away for hours.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+
+/// The messages about failed attempts to reconnect. Those that would only repeat the last one are left out.
+#[derive(Debug, Default)]
+pub(super) struct ReconnectMessages {
+    /// Reason and time of the last message.
+    last: Option<(String, Instant)>,
+}
+
 /// Reconnects of one command: retries left and the current back-off.
 #[derive(Debug)]
 pub(super) struct ReconnectState {
@@ -40,6 +50,27 @@ pub(super) enum Retries {
     Persistent,
     /// At most this many more, and only while the log or the gateway is unavailable.
     Left(u32),
+}
+
+// === impl ReconnectMessages ===
+
+impl ReconnectMessages {
+    /// Returns the message about an attempt that failed with `error`, if it is due.
+    pub(super) fn of_failure(&mut self, error: &CallError, retry_in: Duration) -> Option<String> {
+        let reason = error.to_string();
+        let is_repeated = |(last, at): &(String, Instant)| *last == reason && at.elapsed() < REPEAT_AFTER;
+        if self.last.as_ref().is_some_and(is_repeated) {
+            return None;
+        }
+        let text = format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64());
+        self.last = Some((reason, Instant::now()));
+        Some(text)
+    }
+
+    /// Forgets the last message after an attempt that succeeded.
+    pub(super) fn reset(&mut self) {
+        self.last = None;
+    }
 }
 
 // === impl ReconnectState ===
@@ -93,7 +124,24 @@ impl ReconnectState {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn same_failure_is_reported_once_a_minute() {
+        let (refused, draining) = (Status::unavailable("refused"), Status::unavailable("draining"));
+        let (refused, draining) = (CallError::from(refused), CallError::from(draining));
+        let mut messages = ReconnectMessages::default();
+        let text = messages.of_failure(&refused, Duration::from_millis(250)).unwrap();
+        assert_eq!(text, "the gateway answered: refused; reconnecting in 0.2 s");
+        let mut is_due = |error: &CallError| messages.of_failure(error, Duration::ZERO).is_some();
+        assert!(!is_due(&refused) && is_due(&draining) && is_due(&refused));
+        tokio::time::advance(REPEAT_AFTER).await;
+        assert!(is_due(&refused) && !is_due(&refused));
+        messages.reset();
+        assert!(messages.of_failure(&refused, Duration::ZERO).is_some());
+    }
 
     #[test]
     fn delays_double_up_to_ten_seconds() {

@@ -22,7 +22,7 @@ use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, filters, response};
 use super::restart_progress::show_progress;
-use super::services::expand;
+use super::services::{expand, explain};
 use super::table::Table;
 use super::terminal::write_message;
 use crate::config::{CallConfig, Format, RestartConfig};
@@ -59,11 +59,14 @@ pub async fn run(
         Ok(response) => restart.conclude(&response).map_err(CallError::Sink),
         Err(error) => Err(error),
     };
-    done.unwrap_or_else(|error| {
-        // If the error output fails as well, there is no way to report it.
-        let _ = write_message(&mut restart.err, &error.to_string());
-        Exit::from(&error)
-    })
+    match done {
+        Ok(exit) => exit,
+        Err(error) => {
+            // If the error output fails as well, there is no way to report it.
+            let _ = write_message(&mut restart.err, &explain(&error, &config.call).await);
+            Exit::from(&error)
+        }
+    }
 }
 
 // === impl Restart ===

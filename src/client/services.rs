@@ -1,6 +1,7 @@
 //! Replaces patterns of service names by the names of the lease's services.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::connect::{Client, Connector};
 use super::error::CallError;
@@ -9,6 +10,12 @@ use crate::config::{CallConfig, ServiceSelector};
 use crate::model::id::ServiceName;
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX};
 use crate::model::proto::lease::ServiceStatusResponse;
+
+/// Reason of a call for a service that does not exist.
+const NO_SERVICE_REASON: &str = "SERVICE_NOT_FOUND";
+
+/// Limit on the query for a hint in an error.
+const HINT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns `call` without patterns. Opens a connection if it has one.
 pub(super) async fn expand(call: &CallConfig, connector: &Connector) -> Result<CallConfig, CallError> {
@@ -26,6 +33,22 @@ pub(super) async fn expand(call: &CallConfig, connector: &Connector) -> Result<C
 pub async fn service_names(call: &CallConfig) -> Result<Vec<ServiceName>, CallError> {
     let mut client = Box::pin(Connector::new(&call.target)?.connect()).await?;
     names(call, &mut client).await
+}
+
+/// Returns the text of an error. If a service does not exist, it lists those that do, if the gateway tells
+/// them.
+pub(super) async fn explain(error: &CallError, call: &CallConfig) -> String {
+    let text = error.to_string();
+    if error.reason().as_deref() != Some(NO_SERVICE_REASON) {
+        return text;
+    }
+    match tokio::time::timeout(HINT_TIMEOUT, service_names(call)).await {
+        Ok(Ok(names)) if !names.is_empty() => {
+            let names: Vec<&str> = names.iter().take(FILTERS_MAX).map(ServiceName::as_str).collect();
+            format!("{text}; it has {}", names.join(", "))
+        }
+        _ => text,
+    }
 }
 
 /// As [`expand`], by an open connection.

@@ -15,9 +15,9 @@ use super::error::CallError;
 use super::exit::Exit;
 use super::json::Object;
 use super::live_region::{LiveRegion, Size};
-use super::reconnect::{ReconnectState, Retries};
+use super::reconnect::{ReconnectMessages, ReconnectState, Retries};
 use super::request;
-use super::services::expand;
+use super::services::{expand, explain};
 use super::table::{Table, stale_line, summaries};
 use super::terminal::write_message;
 use crate::config::{Format, StatusConfig};
@@ -39,6 +39,7 @@ struct StatusPrinter<'a> {
     clock: ClockOffset,
     /// Last printed line about a stale response.
     stale: Option<String>,
+    reconnects: ReconnectMessages,
 }
 
 /// Prints the status that `config` requests to `out`, and messages to `err`. `terminal` is set if `out` is
@@ -59,7 +60,7 @@ pub async fn run(
         return Exit::Done;
     }
     // If the error output fails as well, there is no way to report it.
-    let _ = write_message(&mut err, &error.to_string());
+    let _ = write_message(&mut err, &explain(&error, &config.call).await);
     Exit::from(&error)
 }
 
@@ -79,7 +80,8 @@ async fn watch(
         };
         printer.region.keep();
         let announce = |error: &CallError, delay: Duration| {
-            write_message(err, &format!("{error}; reconnecting in {:.1} s", delay.as_secs_f64()))
+            let text = printer.reconnects.of_failure(error, delay);
+            text.map_or(Ok(()), |text| write_message(err, &text))
         };
         if !reconnect.wait(error, started, announce).await? {
             return Ok(write_message(err, "the lease has ended")?);
@@ -98,6 +100,7 @@ async fn stream(
     let (mut responses, clock) = request::status(&mut client, &config.call, config.follow).await?;
     printer.clock = clock;
     if std::mem::replace(&mut reconnect.was_connected, true) {
+        printer.reconnects.reset();
         write_message(err, "reconnected")?;
     }
     loop {
@@ -119,7 +122,17 @@ impl<'a> StatusPrinter<'a> {
     fn new(format: Format, follow: bool, out: impl Write + Send + 'a, terminal: bool) -> Self {
         let region = LiveRegion::new(out, Size::of_output);
         let clock = ClockOffset::default();
-        Self { region, format, follow, terminal, newest: None, printed: None, clock, stale: None }
+        Self {
+            region,
+            format,
+            follow,
+            terminal,
+            newest: None,
+            printed: None,
+            clock,
+            stale: None,
+            reconnects: ReconnectMessages::default(),
+        }
     }
 
     fn print(&mut self, response: ServiceStatusResponse) -> io::Result<()> {

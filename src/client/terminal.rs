@@ -120,8 +120,8 @@ fn each_item(text: &[u8], mut take: impl FnMut(Range<usize>, Item<'_>)) {
 // === impl Marker ===
 
 impl Marker<'_> {
-    /// Appends what has to precede the part at `at`. A colour sequence has no width, so the highlight does not
-    /// change at it.
+    /// Appends what has to precede the part at `at`. A colour sequence has no width, so the highlight does
+    /// not change at it.
     fn before(&mut self, at: &Range<usize>, item: Item<'_>, out: &mut Vec<u8>) {
         if matches!(item, Item::Sgr(_)) || (self.spans.is_empty() && !self.is_on) {
             return;

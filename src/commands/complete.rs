@@ -1,8 +1,8 @@
 //! Answers a shell that completes a command line: with commands, flags, files, contexts and the services of
 //! the lease, for which it asks the gateway.
 //!
-//! The script of `leasemux completions SHELL` calls the program with [`COMPLETE_VARIABLE`]. A failure gives no
-//! candidates and no message, which would appear within the line that is being typed.
+//! The script of `leasemux completions SHELL` calls the program with [`COMPLETE_VARIABLE`]. A failure gives
+//! no candidates and no message, which would appear within the line that is being typed.
 
 use std::env;
 use std::ffi::{OsStr, OsString};

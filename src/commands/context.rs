@@ -10,29 +10,26 @@ const TITLES: [&str; 5] = ["CURRENT", "NAME", "GATEWAY", "CREDENTIALS", "LEASE"]
 
 /// Runs the command. Returns what it prints.
 pub(crate) fn run(command: &ContextCommand) -> Result<String, ContextsError> {
-    let mut contexts = Contexts::read()?;
     match command {
         ContextCommand::Set(config) => {
-            let is_current = contexts.set(&config.name, config.change())?;
-            contexts.save()?;
+            let is_current = Contexts::update(|contexts| contexts.set(&config.name, config.change()))?;
             let hint = if is_current { ", the current context" } else { "" };
             Ok(format!("set {}{hint}\n", config.name))
         }
         ContextCommand::Use(name) => {
-            contexts.choose(name)?;
-            contexts.save()?;
+            Contexts::update(|contexts| contexts.choose(name))?;
             Ok(format!("{name} is the current context\n"))
         }
         ContextCommand::Delete(name) => {
-            contexts.delete(name)?;
-            contexts.save()?;
+            Contexts::update(|contexts| contexts.delete(name))?;
             Ok(format!("deleted {name}\n"))
         }
         ContextCommand::Show(name) => {
+            let contexts = Contexts::read()?;
             let (name, context) = contexts.get(name.as_deref())?;
             Ok(format!("# {name}\n{}", context.to_toml()))
         }
-        ContextCommand::List => Ok(table(&contexts)),
+        ContextCommand::List => Ok(table(&Contexts::read()?)),
     }
 }
 

@@ -51,7 +51,7 @@ pub struct LogsConfig {
     /// End at this time, in the formats of --since; not with --follow or --tail
     #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
     pub until: Option<TimeSpec>,
-    /// Print the time of each line before it
+    /// Print the time of each line before it; in a template without {time}, before {line}
     #[arg(short = 't', long)]
     pub timestamps: bool,
     /// Draw no progress on a terminal

@@ -15,10 +15,14 @@ use tempfile::NamedTempFile;
 use toml::Spanned;
 
 use super::file::{File, line_of};
+use super::file_lock::FileLock;
 use crate::sys::read::read_bounded;
 
 /// Directory and name of the file, below the user's directory for configuration.
 const FILE: &str = "leasemux/contexts.toml";
+
+/// Extension of the lock file beside it.
+const LOCK_EXTENSION: &str = "lock";
 
 /// Maximum size of the file: about a thousand contexts. A larger file is the wrong one.
 const FILE_MAX_BYTES: u64 = 512 * 1024;
@@ -134,6 +138,35 @@ impl Contexts {
         Self::read_from(path().ok_or(ContextsError::NoPlace)?)
     }
 
+    /// Changes the file of this user. Changes by other processes wait meanwhile. If `change` fails, nothing
+    /// is written.
+    ///
+    /// # Errors
+    /// As [`Contexts::read`]; those of `change`; if the file cannot be written or would be too large.
+    pub fn update<T>(change: impl Fn(&mut Self) -> Result<T, ContextsError>) -> Result<T, ContextsError> {
+        Self::update_at(&path().ok_or(ContextsError::NoPlace)?, change)
+    }
+
+    fn update_at<T>(
+        path: &Path,
+        change: impl Fn(&mut Self) -> Result<T, ContextsError>,
+    ) -> Result<T, ContextsError> {
+        // A change that is not possible does not create a directory.
+        change(&mut Self::read_from(path.to_owned())?)?;
+        // A link to a file elsewhere stays one.
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let failed = |path: &Path, error| ContextsError::File { path: path.to_owned(), error };
+        let dir = target.parent().unwrap_or(Path::new("."));
+        let created = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
+        created.map_err(|error| failed(&target, error))?;
+        let lock = target.with_extension(LOCK_EXTENSION);
+        let _lock = FileLock::acquire(&lock).map_err(|error| failed(&lock, error))?;
+        let mut contexts = Self::read_from(path.to_owned())?;
+        let result = change(&mut contexts)?;
+        contexts.save(&target).map_err(|error| failed(&target, error))?;
+        Ok(result)
+    }
+
     fn read_from(path: PathBuf) -> Result<Self, ContextsError> {
         let bytes = match read_bounded(&path, FILE_MAX_BYTES) {
             Err(error) if is_absent(&path, &error) => Vec::new(),
@@ -203,8 +236,8 @@ impl Contexts {
         }
     }
 
-    /// Changes a context, or creates it. If it is the only one, it becomes the current one. Returns whether it
-    /// is.
+    /// Changes a context, or creates it. If it is the only one, it becomes the current one. Returns whether
+    /// it is.
     ///
     /// # Errors
     /// [`ContextsError::Name`].
@@ -266,23 +299,16 @@ impl Contexts {
     }
 
     /// Replaces the file. Other programs see the old or the new one.
-    ///
-    /// # Errors
-    /// If the file cannot be written, or would be too large.
-    pub fn save(&self) -> Result<(), ContextsError> {
-        // A link to a file elsewhere stays one.
-        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let failed = |error: io::Error| ContextsError::File { path: path.clone(), error };
-        let text = toml::to_string(&self.content).map_err(|error| failed(io::Error::other(error)))?;
+    fn save(&self, path: &Path) -> io::Result<()> {
+        let text = toml::to_string(&self.content).map_err(io::Error::other)?;
         if text.len() as u64 > FILE_MAX_BYTES {
-            return Err(failed(io::Error::other(format!("would be larger than {FILE_MAX_BYTES} bytes"))));
+            return Err(io::Error::other(format!("would be larger than {FILE_MAX_BYTES} bytes")));
         }
-        let dir = path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir).map_err(failed)?;
         // Only the user can read it.
-        let mut file = NamedTempFile::new_in(dir).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        file.persist(&path).map_err(|error| failed(error.error))?;
+        let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -402,26 +428,34 @@ mod tests {
     fn file_is_private_and_replaced_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/leasemux/contexts.toml");
-        let mut contexts = Contexts::read_from(path.clone()).unwrap();
+        let contexts = Contexts::read_from(path.clone()).unwrap();
         assert_eq!((contexts.iter().count(), contexts.current()), (0, None));
-        assert!(contexts.set("prod", gateway("https://a")).unwrap(), "the first one is the current one");
-        assert!(!contexts.set("test", gateway("https://b")).unwrap());
-        contexts.save().unwrap();
+        // A change that fails writes nothing.
+        let unknown = Contexts::update_at(&path, |contexts| contexts.choose("prod"));
+        assert!(matches!(unknown, Err(ContextsError::Unknown { .. })) && !dir.path().join("new").exists());
+        let set = |name: &str, url| {
+            Contexts::update_at(&path, |contexts| contexts.set(name, gateway(url))).unwrap()
+        };
+        assert!(set("prod", "https://a"), "the first one is the current one");
+        assert!(!set("test", "https://b"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        let mut again = Contexts::read_from(path.clone()).unwrap();
+        let again = Contexts::read_from(path.clone()).unwrap();
         assert_eq!(again.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["prod", "test"]);
-        again.choose("test").unwrap();
-        again.delete("prod").unwrap();
-        again.save().unwrap();
+        Contexts::update_at(&path, |contexts| contexts.choose("test")).unwrap();
+        Contexts::update_at(&path, |contexts| contexts.delete("prod")).unwrap();
         let again = Contexts::read_from(path.clone()).unwrap();
         assert_eq!((again.get(None).unwrap().0, again.iter().count()), ("test", 1));
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let mut files: Vec<_> =
+            fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["contexts.lock", "contexts.toml"], "no temporary file is left");
         // A link stays one.
         let link = dir.path().join("link.toml");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        Contexts::read_from(link.clone()).unwrap().save().unwrap();
+        Contexts::update_at(&link, |contexts| contexts.set("link", gateway("https://c"))).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(Contexts::read_from(path).unwrap().iter().count(), 2);
     }
 
     #[test]
@@ -455,9 +489,10 @@ mod tests {
     #[test]
     fn home_without_the_file_has_no_contexts() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let contexts = Contexts::read_from(file.path().join("leasemux/contexts.toml")).unwrap();
-        assert_eq!(contexts.iter().count(), 0);
-        assert!(matches!(contexts.save(), Err(ContextsError::File { .. })));
+        let path = file.path().join("leasemux/contexts.toml");
+        assert_eq!(Contexts::read_from(path.clone()).unwrap().iter().count(), 0);
+        let saved = Contexts::update_at(&path, |contexts| contexts.set("a", gateway("https://a")));
+        assert!(matches!(saved, Err(ContextsError::File { .. })));
     }
 
     #[test]

@@ -19,6 +19,10 @@ use super::value::switch;
 const ALTERNATIVES: [[&str; 2]; 4] =
     [["identity", "token"], ["key", "trust_dir"], ["utc", "local"], ["ca", "insecure"]];
 
+/// Values of a variable that only one command accepts: the id of the flag, the start of the value, and the
+/// command. The others ignore it, because a variable is set for all commands.
+const FOR_ONE_COMMAND: (&str, &str, &str) = ("output", "template=", "logs");
+
 /// Everything that is wrong with one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
@@ -265,7 +269,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Returns the origin of the value of `id`. An empty variable counts as not set.
+    /// Returns the origin of the value of `id`. A variable that is empty, or is for another command, counts
+    /// as not set.
     fn origin(&self, id: &str) -> Origin {
         // Only one empty text counts as not set. The text `,` of a list is split into two: it is rejected,
         // because it names nothing. If it counted as not set, a token without scopes would have full access.
@@ -275,10 +280,20 @@ impl<'a> Resolver<'a> {
         };
         match self.definition(id).and_then(|_| self.given.value_source(id)) {
             Some(ValueSource::CommandLine) => Origin::CommandLine,
-            Some(ValueSource::EnvVariable) if !is_empty(self.given) => Origin::Environment,
+            Some(ValueSource::EnvVariable) if !is_empty(self.given) && !self.is_for_another(id) => {
+                Origin::Environment
+            }
             _ if self.file.values(id).next().is_some() => Origin::File,
             _ => Origin::Default,
         }
+    }
+
+    fn is_for_another(&self, id: &str) -> bool {
+        let (of, start, command) = FOR_ONE_COMMAND;
+        let mut texts = self.given.try_get_raw(id).ok().flatten().into_iter().flatten();
+        id == of
+            && self.command.get_name() != command
+            && texts.any(|text| text.to_string_lossy().starts_with(start))
     }
 
     /// Returns whether an alternative of `id` has an origin that overrides it. A switch that is off does not.

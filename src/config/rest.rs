@@ -64,6 +64,10 @@ pub(crate) struct RestOptions {
     /// Maximum age of a stream whose token has expired
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration(MAX_AGE))]
     pub(crate) rest_max_age: Duration,
+    /// Serve a web page at /ui of the REST port: replicas, live logs and restarts, for tenants who paste a
+    /// token
+    #[arg(long)]
+    pub(crate) rest_ui: bool,
     /// The Akash provider behind the gateway (https://HOST:PORT), which gets all REST requests that are not
     /// served here; default: none
     #[arg(long, value_name = "URL", value_parser = provider_url)]
@@ -135,6 +139,9 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
             let flag = id.replace('_', "-");
             resolver.require("upstream_provider", &format!("the provider that --{flag} is about"));
         }
+    }
+    if resolver.get::<bool>("rest_ui") == Some(&true) {
+        resolver.require("rest_listen", "the address of the page of --rest-ui");
     }
     let has_upstream = resolver.is_given("upstream_provider");
     if has_upstream {

@@ -15,6 +15,18 @@ use super::cli::commands;
 /// Variable that names the shell while it asks the program for completions.
 pub const COMPLETE_VARIABLE: &str = "LEASEMUX_COMPLETE";
 
+/// The end of zsh's script, which registers its function.
+const ZSH_REGISTRATION: &str = "compdef _clap_dynamic_completer_leasemux leasemux";
+
+/// Its replacement. As a file of `$fpath`, the script is a function that runs at the first completion, and
+/// has to answer it.
+const ZSH_REGISTRATION_OR_ANSWER: &str = "\
+if [[ ${funcstack[1]} == _leasemux ]]; then
+    _clap_dynamic_completer_leasemux \"$@\"
+else
+    compdef _clap_dynamic_completer_leasemux leasemux
+fi";
+
 /// Returns the script with which `shell` asks the program for completions.
 ///
 /// # Errors
@@ -28,6 +40,10 @@ pub fn completions(shell: Shell) -> io::Result<Vec<u8>> {
     let completer = completer.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
     // The program is found by its name, as on the line that is completed.
     completer.write_registration(COMPLETE_VARIABLE, name, name, name, &mut script)?;
+    if shell == Shell::Zsh {
+        let text = String::from_utf8_lossy(&script);
+        return Ok(text.replace(ZSH_REGISTRATION, ZSH_REGISTRATION_OR_ANSWER).into_bytes());
+    }
     Ok(script)
 }
 

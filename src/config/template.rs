@@ -90,6 +90,17 @@ impl Template {
         Ok(Self { parts })
     }
 
+    /// Returns the template with a time and a space before the line, or before everything if it has no line.
+    /// A template that has a time stays as it is.
+    pub(crate) fn with_time(&self) -> Self {
+        let mut parts = self.parts.clone();
+        if !self.has_time() {
+            let at = parts.iter().position(|part| *part == Part::Field(Field::Line)).unwrap_or_default();
+            parts.splice(at..at, [Part::Field(Field::Time), Part::Text(" ".to_owned())]);
+        }
+        Self { parts }
+    }
+
     /// Returns whether lines are printed with their times.
     pub(super) fn has_time(&self) -> bool {
         self.parts.contains(&Part::Field(Field::Time))
@@ -144,6 +155,26 @@ mod tests {
         assert!(
             Template::parse("{time}").unwrap().has_time() && !Template::parse("{line}").unwrap().has_time()
         );
+    }
+
+    #[test]
+    fn time_is_added_before_the_line_once() {
+        for (text, expected) in [
+            ("{service}: {line}", "{service}: {time} {line}"),
+            ("{service}", "{time} {service}"),
+            ("{line} {time}", "{line} {time}"),
+        ] {
+            // Adjacent texts count as one.
+            let shape = |template: &Template| -> String {
+                let shape = |part: &Part| match part {
+                    Part::Text(text) => text.clone(),
+                    Part::Field(field) => format!("{{{field:?}}}"),
+                };
+                template.parts.iter().map(shape).collect()
+            };
+            let added = Template::parse(text).unwrap().with_time();
+            assert_eq!(shape(&added), shape(&Template::parse(expected).unwrap()), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::Uri;
 use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 
-use crate::model::id::{Address, LeaseId};
+use crate::model::id::{Address, IdError, LeaseId, ServiceName};
 
 /// Format of an output or a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +183,13 @@ pub(super) fn lease(text: &str) -> Result<LeaseId, String> {
     if text.contains('=') {
         return Err(format!("must be a lease alone, {LEASE}; with an SDL file it is what 'serve' takes"));
     }
-    parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {LEASE}"))
+    text.parse::<LeaseId>().map_err(|error| match error {
+        // People who know kubectl name a service here.
+        IdError::LeaseForm if text.parse::<ServiceName>().is_ok() => {
+            format!("is not {LEASE}; a service is selected with --service {text}, a context with --context")
+        }
+        error => error.to_string(),
+    })
 }
 
 /// Parses a lease and the SDL file with its services.

@@ -13,6 +13,8 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use super::errors::CallError;
+use crate::access::grants::Services;
+use crate::access::refusal::Refusal;
 use crate::logs::representation::Representation;
 use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
@@ -106,6 +108,19 @@ pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequ
     let heartbeat = request.heartbeat.as_ref().map(heartbeat).transpose()?;
     let resume = resume(&request.resume, &filter)?;
     Ok(LogsRequest { lease, filter, range, representation, on_lag, heartbeat, resume })
+}
+
+/// Restricts a request for logs to these services.
+///
+/// # Errors
+/// A refusal, if it names another service, also in a cursor.
+pub(super) fn narrow(request: &mut LogsRequest, services: &Services) -> Result<(), Refusal> {
+    services.narrow(&mut request.filter)?;
+    if request.resume.keys().all(|replica| services.contains(&replica.service)) {
+        Ok(())
+    } else {
+        Err(Refusal::ServiceNotGranted)
+    }
 }
 
 /// Validates a request for a restart, which has at most `filters_max` filters. Also returns how long the

@@ -6,6 +6,8 @@
 //! show nothing of a refused handshake. `route`, [`query`], `error`, `close` and `status_json` are
 //! pure.
 //!
+//! The Akash provider has no restarts (`restart`), entries (`entries_query`) and page (`page`).
+//!
 //! With a provider behind the gateway, requests that are not served here are forwarded to it, credentials
 //! unchecked: it checks them again.
 
@@ -24,6 +26,7 @@ use tokio::time::Instant;
 use super::audit::{self, AuditRecord};
 use super::drain::Drain;
 use super::errors::CallError;
+use super::page_files;
 use super::peer_limits::PeerLimits;
 use super::service::{ConnectionInfo, LeaseService};
 use super::upstream::failure::Failure;
@@ -36,23 +39,28 @@ use crate::events::EventFeeds;
 use crate::logs::notice::Notices;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
-use crate::model::metrics::{ConnectionEnd, LabelValue as _, Method, Metrics};
+use crate::model::metrics::{ConnectionEnd, LabelValue as _, Method, Metrics, RouteTemplate};
 use crate::model::peer::PeerNet;
 use crate::model::quota::Exceeded;
 use crate::model::view::Filter;
 
 pub(crate) mod close;
 mod connection;
+mod content;
+mod ends;
 pub(crate) mod entries_query;
 pub(crate) mod error;
 mod events;
+mod page;
 pub mod query;
+pub(crate) mod restart;
 pub(crate) mod route;
 pub(crate) mod status_json;
 mod stream;
 
+use self::content::StreamContent;
 use self::error::RestError;
-use self::query::{StreamKind, StreamQuery};
+use self::query::StreamKind;
 use self::route::{LeasePath, LeaseRoute, Route};
 use self::stream::StreamRequest;
 
@@ -69,6 +77,8 @@ pub struct RestSettings {
     pub native_events: bool,
     /// For how long a stream may outlive the token that opened it. Zero: it ends with the token.
     pub token_grace: Duration,
+    /// Serves the page at `/ui`.
+    pub serves_page: bool,
 }
 
 /// Serves the routes. Cloning is cheap.
@@ -173,12 +183,23 @@ impl RestService {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let path = request.uri().path().to_owned();
-        let route = Route::of(&path);
+        let route = match Route::of(&path) {
+            Route::Page(_) if !self.settings().serves_page => Route::Other(RouteTemplate::Other),
+            route => route,
+        };
+        let is_of_page = matches!(route, Route::Page(_));
         let template = route.template();
-        let response = match self.answer::<IO>(route, request, info, slot).await {
+        let has_objects = route.has_error_objects();
+        let mut response = match self.answer::<IO>(route, request, info, slot).await {
             Ok(response) => response,
+            Err(error) if has_objects => {
+                error.with_object().into_response().map(|body| Either::Left(Full::new(body)))
+            }
             Err(error) => error.into_response().map(|body| Either::Left(Full::new(body))),
         };
+        if is_of_page {
+            page_files::restrict(response.headers_mut());
+        }
         self.metrics().rest_requests.of((template, response.status().into())).increment(1);
         response
     }
@@ -198,7 +219,7 @@ impl RestService {
             Route::Lease(_, LeaseRoute::Events) => {
                 upstream.has_events && request.headers().contains_key(AUTHORIZATION)
             }
-            Route::Lease(..) => false,
+            Route::Lease(..) | Route::Page(_) => false,
             Route::Version | Route::Address | Route::Status | Route::Other(_) => true,
         });
         if let Some(upstream) = &self.0.upstream
@@ -211,11 +232,12 @@ impl RestService {
             self.admit_unauthenticated(&info, PeerLimits::count_message)?;
         }
         if !route.allows(request.method()) {
-            return Err(RestError::method_not_allowed());
+            return Err(RestError::method_not_allowed(route.method()));
         }
         let Inner { settings, .. } = &*self.0;
         let body = match route {
             Route::Lease(path, route) => return self.lease::<IO>(path, route, request, info, slot).await,
+            Route::Page(route) => return self.page::<IO>(route, request, info, slot),
             Route::Other(_) => return Err(RestError::not_found()),
             Route::Version => status_json::version(),
             Route::Address => status_json::address(&settings.provider),
@@ -278,7 +300,11 @@ impl RestService {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let method = if matches!(route, LeaseRoute::Logs) { Method::Logs } else { Method::Status };
+        let method = match route {
+            LeaseRoute::Logs => Method::Logs,
+            LeaseRoute::Restart(_) => Method::Restart,
+            LeaseRoute::Status | LeaseRoute::ServiceStatus(_) | LeaseRoute::Events => Method::Status,
+        };
         let audit = self.service().audit.call(method.label(), info.net());
         let caller = self.authenticate(&info, request.headers(), &audit).await?;
         let provider = &self.settings().provider;
@@ -288,19 +314,20 @@ impl RestService {
             LeaseRoute::Status | LeaseRoute::ServiceStatus(_) => {
                 return self.status(&caller, &lease, route, &audit).await.map(json);
             }
+            LeaseRoute::Restart(_) => {
+                return self.restart(&caller, lease, route.service(), &request, &audit).await.map(json);
+            }
             LeaseRoute::Logs => StreamKind::Logs,
             LeaseRoute::Events => StreamKind::Events,
         };
         let services_max = self.limits().quota.filters_per_request;
         let query = request.uri().query().unwrap_or_default();
-        let query = StreamQuery::parse(query, kind, services_max).map_err(RestError::query)?;
-        self.metrics().rest_filters.of(query.spelling).increment(1);
-        let services = caller
-            .identity
-            .authorize(&lease, route.scope())
-            .map_err(|refusal| self.fail(&refusal.into(), &audit))?;
-        let mut filter = query.filter();
-        services.narrow(&mut filter).map_err(|refusal| self.fail(&refusal.into(), &audit))?;
+        let parsed = StreamContent::parse(kind, query, &lease, services_max);
+        let (mut content, spelling) = parsed.map_err(|error| RestError::from(&error))?;
+        self.metrics().rest_filters.of(spelling).increment(1);
+        let services = caller.identity.authorize(&lease, route.scope());
+        let narrowed = services.and_then(|services| content.narrow(&services));
+        narrowed.map_err(|refusal| self.fail(&refusal.into(), &audit))?;
         let upgrade = match handshake::check(&request) {
             Ok(upgrade) => upgrade,
             Err(error) => return Ok(error.response().map(Either::Left)),
@@ -308,7 +335,7 @@ impl RestService {
         let upgraded = hyper::upgrade::on(&mut request);
         let validity = caller.validity.clone().with_token_grace(self.settings().token_grace);
         let owner = caller.identity.owner().clone();
-        let stream = StreamRequest { lease, kind, query, filter, owner, validity, info, audit };
+        let stream = StreamRequest { lease, content, owner, validity, info, audit };
         let service = self.clone();
         slot.set(async move {
             match upgraded.await {

@@ -144,8 +144,8 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 // === impl Server ===
 
 impl Server {
-    /// Returns the server of another gRPC port, of this proto. Some of its connections are spliced as `splicing`
-    /// says.
+    /// Returns the server of another gRPC port, of this proto. Some of its connections are spliced as
+    /// `splicing` says.
     #[must_use]
     pub fn for_proto(&self, proto: DefaultProto, splicing: Option<Splicing>) -> Self {
         Self { connections: self.connections.for_proto(proto), splicing, ..self.clone() }

@@ -42,11 +42,12 @@ use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform;
 use crate::restart::RestartManager;
-use crate::status::StatusBody;
+use crate::status::{StatusBody, StatusForm};
 use crate::stream::{StreamControl, StreamEnd};
 use crate::sys::fair_poll::SharedClass;
 
 mod published_calls;
+mod restarts;
 
 /// The full name of the service.
 pub const SERVICE: &str = "akash.provider.lease.v1.LeaseRPC";
@@ -387,10 +388,14 @@ impl LeaseService {
         let mut request = request::logs(&message, self.limits().filters_per_request)?;
         call.audit.set_lease(&request.lease);
         let services = call.caller.identity.authorize(&request.lease, TokenScope::Logs)?;
-        services.narrow(&mut request.filter)?;
-        if !request.resume.keys().all(|replica| services.contains(&replica.service)) {
-            return Err(Refusal::ServiceNotGranted.into());
-        }
+        request::narrow(&mut request, &services)?;
+        let view = self.logs_view(&request).await?;
+        Ok(self.log_stream(request, view, &call))
+    }
+
+    /// Returns the view for a request for logs. It has everything that the request names, and previous runs
+    /// if it asks for these.
+    pub(super) async fn logs_view(&self, request: &LogsRequest) -> Result<ViewReceiver, CallError> {
         let view = self.checked_view(&request.lease, &request.filter).await?;
         if matches!(request.range, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
@@ -398,7 +403,7 @@ impl LeaseService {
                 return Err(CallError::NoPreviousRun);
             }
         }
-        Ok(self.log_stream(request, view, &call))
+        Ok(view)
     }
 
     /// Opens a log stream.
@@ -452,7 +457,8 @@ impl LeaseService {
     ) -> Response<ResponseBody> {
         let control = self.open_stream(call);
         tracing::debug!(%lease, follow, "status stream opened");
-        response::of_stream(StatusBody::new(view, filter, follow, control, trailers))
+        let form = StatusForm::Grpc;
+        response::of_stream(StatusBody::new(view, filter, follow, control, form, Box::new(trailers)))
     }
 
     /// Answers `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the
@@ -462,24 +468,9 @@ impl LeaseService {
         let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;
         call.audit.set_lease(&request.lease);
         call.caller.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
-        // A repeated call joins or completes the first call's job: no lookup, no quota.
-        let job = if let Some(job) = self.restarts.find_or_adopt(&request).await? {
-            call.audit.restart(&request.filter, true);
-            job
-        } else {
-            let view = self.checked_view(&request.lease, &request.filter).await?;
-            self.quotas.admit_restart(&request.lease, Instant::now().into_std())?;
-            let filter = request.filter.clone();
-            let job = self.restarts.begin(request, &view.borrow())?;
-            call.audit.restart(&filter, false);
-            job
-        };
-        tokio::select! {
-            biased;
-            refusal = call.caller.validity.ended() => return Err(refusal.into()),
-            () = job.wait(timeout) => {}
-        }
-        // While the job runs, nothing is sent, so a stall is impossible. The `select!` watches the
+        let job = self.restart_job(request, call.audit).await?;
+        self.await_restart(&job, timeout, &call.caller.validity).await?;
+        // While the job runs, nothing is sent, so a stall is impossible. `await_restart` watches the
         // credentials. A drain waits for the job. From here on, the peer may stall. The body does not react
         // to its control and need not: it is one message, which like the last messages of a log may take the
         // whole drain.

@@ -2,18 +2,21 @@
 //!
 //! `handshake` checks the request for an upgrade and makes its answer. A `Session` then owns the
 //! connection: it writes the frames of a source as they are, without a copy per client, between its own pings
-//! and the close frame. [`client_frames`] reads the client's frames, of which only control frames matter.
+//! and the close frame. [`client_frames`] reads the client's frames, of which only control frames matter, and
+//! for `first_message` a first text.
 //! `credit` limits the data on its way to a slow client, and `outgoing` knows where frames end.
 //!
 //! A library would frame each line for each client: none takes encoded frames (docs/DECISIONS.md).
 
 pub mod client_frames;
 mod credit;
+mod first_message;
 pub(crate) mod handshake;
 mod outgoing;
 mod session;
 mod upgrade_slot;
 
+pub(crate) use self::first_message::{FirstMessageError, read_first_message};
 pub(crate) use self::session::{Close, CloseOf, Session};
 pub(crate) use self::upgrade_slot::UpgradeSlot;
 

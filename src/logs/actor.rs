@@ -45,9 +45,15 @@ const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(RETRY_DELAY_MAX)
     .without_max_times();
 
-/// Attempts in a row to read the last lines of a replica or lease that is gone, before the rest counts as
-/// lost. With the delays above they take about five minutes, in which a node that restarts is back.
+/// Attempts in a row to read the last lines of a replica or lease that is gone, or of a run that a later one
+/// follows, before the rest counts as lost. With the delays above they take about five minutes, in which a
+/// node that restarts is back.
 const FINAL_ATTEMPTS_MAX: u32 = 60;
+
+/// Longest wait for the view to state that a run has ended whose log was read to its end. A watch over a
+/// half-open connection is replaced after five minutes. If the run still counts as running, it is, and its
+/// log is opened again.
+const END_WAIT: Duration = Duration::from_secs(6 * 60);
 
 /// The dependencies of actors and of backfills.
 #[derive(Clone, Debug)]
@@ -141,6 +147,10 @@ struct CurrentRun {
     ended_before_start: bool,
     /// A gap was reported because the log cannot be read, and no line came since.
     gap_reported: bool,
+    /// Position after the last gap, if its size is unknown.
+    inexact_gap: Option<Position>,
+    /// When its log ended, the view no longer named the run, so that its end is not known.
+    has_vanished: bool,
 }
 
 /// State of the log that the actor reads.
@@ -153,8 +163,9 @@ enum Source {
     Reading(BoxStream<'static, Result<TailItem, platform::Error>>),
     /// Reading failed. Opened again at this time, after the newest line.
     Retry(Instant),
-    /// The log was read to its end. Waits for the view to state how the run ended; becomes `Idle`.
-    Ended,
+    /// The log was read to its end. Waits for the view to state how the run ended; becomes `Idle`. If it does
+    /// not until this time, the log is opened again, after the newest line.
+    Ended(Instant),
 }
 
 enum SourceEvent {
@@ -321,7 +332,7 @@ impl Actor {
     /// Stores what it does, if that has changed.
     fn store_phase(&mut self) {
         let phase = match self.source {
-            Source::Idle | Source::Ended => Phase::Idle,
+            Source::Idle | Source::Ended(_) => Phase::Idle,
             Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => Phase::Live,
         };
         if phase != std::mem::replace(&mut self.phase, phase) {
@@ -338,6 +349,13 @@ impl Actor {
     fn is_removed(&self) -> bool {
         let view = self.view.borrow();
         view.ended || view.replica(&self.replica).is_none() || self.view_closed
+    }
+
+    /// Whether the run that is read has ended, and the view names one that is to be read after it.
+    fn has_later_run(&self) -> bool {
+        let view = self.replica_view().unwrap_or_default();
+        let has_ended = |run: &CurrentRun| view.run(&run.instance).is_none_or(|run| run.end.is_some());
+        self.run.as_ref().is_some_and(has_ended) && view.runs.iter().any(|run| !self.was_seen(&run.instance))
     }
 
     fn replica_view(&self) -> Option<ReplicaView> {
@@ -410,6 +428,8 @@ impl Actor {
         let metrics = &self.context.metrics;
         metrics.lines_in.increment(batch.lines.iter().filter(|line| line.ends).count() as u64);
         metrics.bytes_in.increment(batch.data.len() as u64);
+        // A gap that comes now is another one, even at the same position.
+        run.inexact_gap = None;
         if run.chunker.is_empty() {
             run.read_at = now;
         }
@@ -444,6 +464,12 @@ impl Actor {
     fn push_gap(&mut self, gap: SourceGap) {
         self.flush();
         let Some(run) = &mut self.run else { return };
+        // A log that was opened again directly after a gap reports it again.
+        let inexact = (!gap.exact).then_some(gap.after);
+        let last = std::mem::replace(&mut run.inexact_gap, inexact);
+        if inexact.is_some() && inexact == last {
+            return;
+        }
         run.chunker.skip_to(gap.after);
         self.ring.push_gap(&run.instance, Gap::of_source(&gap, run.last_time), gap.after);
     }
@@ -472,7 +498,8 @@ impl Actor {
         self.flush();
         self.shared.source.interrupt(LogTime::now());
         self.context.count_error(error);
-        self.final_attempts = if self.is_removed() { self.final_attempts.saturating_add(1) } else { 0 };
+        let is_last = self.is_removed() || self.has_later_run();
+        self.final_attempts = if is_last { self.final_attempts.saturating_add(1) } else { 0 };
         let (lease, replica) = (&self.lease, &self.replica);
         if error.is_retryable() && self.final_attempts < FINAL_ATTEMPTS_MAX {
             let retries = self.retries.get_or_insert_with(|| RETRY_DELAYS.build());
@@ -527,7 +554,7 @@ impl Actor {
     fn log_ended(&mut self) {
         self.flush();
         self.shared.source.resume();
-        self.source = Source::Ended;
+        self.source = Source::Ended(Instant::now() + END_WAIT);
         self.view_changed();
     }
 
@@ -535,12 +562,15 @@ impl Actor {
     fn view_changed(&mut self) {
         match self.source {
             Source::Idle => self.open_next_run(),
-            Source::Ended => {
+            Source::Ended(_) => {
                 let view = self.replica_view().unwrap_or_default();
-                let Some(run) = &self.run else { return };
-                match view.run(&run.instance).map(Event::ended) {
+                let is_removed = self.is_removed();
+                let Some(run) = &mut self.run else { return };
+                let named = view.run(&run.instance);
+                run.has_vanished = named.is_none();
+                match named.map(Event::ended) {
                     // The log has ended, but the view does not show that yet.
-                    Some(None) if !self.is_removed() => return,
+                    Some(None) if !is_removed => return,
                     Some(Some(event)) if !run.ended_before_start => {
                         self.push_event(event);
                     }
@@ -555,12 +585,17 @@ impl Actor {
 
     fn open_next_run(&mut self) {
         let Some(view) = self.replica_view() else { return };
+        if self.is_named_again(&view) {
+            self.reopen();
+            return;
+        }
         let Some(run) = view.runs.iter().find(|run| !self.was_seen(&run.instance)) else {
             self.become_idle();
             return;
         };
         self.mark_seen(&view, &run.instance);
-        let skips_runs = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
+        let last = self.run.as_ref().map(|last| last.instance.clone());
+        let skips_runs = last.as_ref().is_some_and(|last| last.skips_to(&run.instance));
         self.reported_waiting = None;
         self.run = Some(CurrentRun::new(run));
         self.ring.begin_run(&run.instance, Event::started(run));
@@ -568,8 +603,23 @@ impl Actor {
             // The runs in between started and ended between two views.
             self.push_unknown_gap(GapCause::Rotated);
         }
-        self.ring.expect_first_line(&run.instance);
+        self.ring.expect_first_line(&run.instance, last.as_ref().filter(|_| !skips_runs));
         self.open(ReadFrom::Start);
+    }
+
+    /// Whether the view names the last run again, after it did not: its pod may have had another index for a
+    /// moment. Its log was read to an end that was none.
+    fn is_named_again(&self, view: &ReplicaView) -> bool {
+        let run = self.run.as_ref().filter(|run| run.has_vanished);
+        run.and_then(|run| view.run(&run.instance)).is_some_and(|run| !run.log_is_gone)
+    }
+
+    /// Opens the log of the last run again, after its newest line.
+    fn reopen(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        run.has_vanished = false;
+        let from = ReadFrom::After(run.chunker.position());
+        self.open(from);
     }
 
     /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again
@@ -622,6 +672,8 @@ impl CurrentRun {
             last_time: None,
             ended_before_start: false,
             gap_reported: false,
+            inexact_gap: None,
+            has_vanished: false,
         }
     }
 }
@@ -632,10 +684,10 @@ impl Source {
     /// Waits for the next event. Cancel safe.
     async fn next(&mut self) -> SourceEvent {
         match self {
-            Self::Idle | Self::Ended => std::future::pending().await,
+            Self::Idle => std::future::pending().await,
             Self::Opening(opening) => SourceEvent::Opened(opening.await),
             Self::Reading(items) => SourceEvent::Item(items.next().await),
-            Self::Retry(at) => {
+            Self::Retry(at) | Self::Ended(at) => {
                 tokio::time::sleep_until(*at).await;
                 SourceEvent::RetryDue
             }

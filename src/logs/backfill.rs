@@ -62,14 +62,18 @@ const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
 /// minutes.
 const RUN_WAIT: Duration = Duration::from_secs(6 * 60);
 
-/// The same if the run of its cursor is in a pod that is not known, and its position is later than the start
-/// of the newest known run. The pod may also be one that is gone, whose follower waits in vain. So it is short,
-/// but longer than a working watch lags, its first attempts to reconnect included.
+/// The same if the run of its cursor is in a pod that is not known, and no run is known or its position is
+/// later than the start of the newest one. The pod may also be one that is gone, whose follower waits in
+/// vain. So it is short, but longer than a working watch lags, its first attempts to reconnect included.
 const POD_WAIT: Duration = Duration::from_secs(10);
 
 /// A refill lets others use its permit after this time. Longer than most refills take, so that few logs are
 /// opened again.
 const REFILL_TURN: Duration = Duration::from_secs(10);
+
+/// Longest time that a backfill waits without a permit for more of a quiet log, if others need the permit.
+/// Then it looks for new lines. It looks at once when the run ends.
+const QUIET_LOG_PAUSE: Duration = Duration::from_secs(5);
 
 /// A refill waits this long for the line after a gap, which tells whether the ring has older lines.
 const LOOKAHEAD: Duration = Duration::from_secs(1);
@@ -92,6 +96,8 @@ pub(crate) struct Backfill {
     ready: VecDeque<Content>,
     /// Position after all lines sent and in `ready`.
     position: Option<(Instance, Position)>,
+    /// Position after the last gap of a log, if its size is unknown.
+    inexact_gap: Option<(Instance, Position)>,
     /// Ambiguous positions of the run that is read.
     ambiguous: AmbiguousRange,
     /// Time of the newest line sent or in `ready`.
@@ -150,7 +156,8 @@ pub(crate) enum BackfillEvent {
     Send(Content),
     /// The following entries are in the ring, from the reader on.
     Joined(Box<Subscription>),
-    /// Output of a refill: the log has lost lines for this cause, and the ring has the oldest ones after them.
+    /// Output of a refill: the log has lost lines for this cause, and the ring has the oldest ones after
+    /// them.
     Skip(Box<Subscription>, GapCause),
     /// The actor ended before the backfill could join: subscribe again and continue after the messages sent.
     ActorEnded,
@@ -178,12 +185,16 @@ enum Stage {
     /// Waits for a permit and opens the log; becomes `Read`. If that fails, `Open` after a delay, or
     /// `RunEnded`.
     Open(Instance, ReadFrom),
-    /// Reads the log. Becomes `RunEnded` at its end, `Open` after a failure, or `AwaitRing` if it must wait
-    /// and others need its permit.
+    /// Reads the log. Becomes `RunEnded` at its end, `Open` after a failure, or `AwaitRing` or `AwaitLines`
+    /// if it must wait and others need its permit.
     Read(Box<Log>),
     /// Has read up to the head, and has closed the log to release its permit. Waits until the ring changes;
     /// becomes `Open` if it cannot join then.
     AwaitRing(Instance, Position),
+    /// Has read all lines of a log that the ring does not have, such as that of a pod that terminates, and
+    /// has closed the log to release its permit. Waits until the run has ended, or for [`QUIET_LOG_PAUSE`];
+    /// becomes `Open`, or `AwaitRing` if the ring reaches this run.
+    AwaitLines(Instance, Position),
     /// The run's log was read to its end; becomes `Open` for the next run.
     RunEnded(Instance),
     /// The reader has joined the ring; without follow, all lines were sent.
@@ -223,6 +234,7 @@ impl Backfill {
             live,
             stage: Stage::Begin,
             ready: VecDeque::new(),
+            inexact_gap: None,
             ambiguous: AmbiguousRange::default(),
             last_time: None,
             failures: Failures::default(),
@@ -272,6 +284,7 @@ impl Backfill {
                 Stage::Open(instance, from) => self.open(instance, from).await,
                 Stage::Read(log) => self.read(log).await,
                 Stage::AwaitRing(instance, position) => self.await_ring(instance, position).await,
+                Stage::AwaitLines(instance, position) => self.await_lines(instance, position).await,
                 Stage::RunEnded(instance) => self.run_ended(instance).await,
                 Stage::Done => {
                     let joined = self.live.take().map(|live| BackfillEvent::Joined(Box::new(live)));
@@ -286,7 +299,7 @@ impl Backfill {
     fn store_phase(&self) {
         let Some(source) = &self.params.source else { return };
         match &self.stage {
-            Stage::Begin | Stage::Open(..) => {
+            Stage::Begin | Stage::Open(..) | Stage::AwaitLines(..) => {
                 if self.failures.since.is_none() {
                     source.resume();
                 }
@@ -482,7 +495,10 @@ impl Backfill {
             if self.params.run_ended {
                 return Stage::RunEnded(instance);
             }
-            self.await_run(&instance, position).await;
+            // A refill continues what this gateway has read: its view had the run.
+            if self.refill.is_none() {
+                self.await_run(&instance, position).await;
+            }
             return self.resume(&self.readable_view(), instance, position);
         }
         let view = self.readable_view();
@@ -535,7 +551,7 @@ impl Backfill {
         let known = view.wait_for(|view| {
             let Some(runs) = view.replica(replica).map(|view| &view.runs) else { return true };
             let is_known_pod = runs.iter().any(|run| run.instance.is_same_pod(instance));
-            is_known_pod || runs.last().is_none_or(|newest| position.time < newest.started)
+            is_known_pod || runs.last().is_some_and(|newest| position.time < newest.started)
         });
         _ = tokio::time::timeout(longest.min(POD_WAIT), known).await;
     }
@@ -550,7 +566,7 @@ impl Backfill {
         if let Some(skip) = self.skip_in_ring(&instance, position, None, GapCause::Rotated) {
             return skip;
         }
-        let Some(run) = view.runs.first() else {
+        let Some(run) = view.run_after(&instance) else {
             // The reader of a refill is still where the follower lagged.
             if let Some(live) = self.live.take_if(|_| self.refill.is_some()) {
                 return Stage::End(BackfillEvent::Skip(Box::new(live), GapCause::Rotated));
@@ -569,6 +585,8 @@ impl Backfill {
         if let Some(source) = &self.params.source {
             source.set_phase(Phase::AtHead);
         }
+        // The wait may be long.
+        self.permit = None;
         let has_runs = !self.readable_view().runs.is_empty();
         let Some(live) = &mut self.live else {
             self.queue_waiting_reason();
@@ -674,7 +692,7 @@ impl Backfill {
                     self.queue_event(Some(&instance), event);
                 }
                 self.queue_event(Some(&next.instance), Event::started(next));
-                if instance.skips_to(&next.instance) {
+                if self.may_skip_runs(&view, &instance, &next.instance) {
                     self.position = Some((next.instance.clone(), Position::START));
                     self.queue_unknown_gap(GapCause::Rotated);
                 }
@@ -696,6 +714,15 @@ impl Backfill {
                 },
             }
         }
+    }
+
+    /// Whether the replica may have had runs between `instance` and `next` that the view no longer names,
+    /// because their pod was removed while this backfill read.
+    fn may_skip_runs(&self, view: &ReplicaView, instance: &Instance, next: &Instance) -> bool {
+        let is_forgotten = !next.is_same_pod(instance) && view.run(instance).is_none();
+        let is_next =
+            || self.live.as_ref().is_some_and(|live| live.reader.ring().is_next_run(instance, next));
+        instance.skips_to(next) || is_forgotten && !is_next()
     }
 
     /// Ends after the last readable run of a replica that is gone, with the events that the ring would have

@@ -25,7 +25,7 @@ use super::backfill_limits::BackfillLimiter;
 use super::encoder;
 use super::heartbeat::{self, HeartbeatTimer};
 use super::memory_budget::{Charge, RingMinimum};
-use super::message::{self, Batch, Gap, Message};
+use super::message::{Batch, Gap, Message};
 use super::notice::NoticeKind;
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::representation::Representation;
@@ -392,7 +392,7 @@ impl LogsBody {
             }
             if self.streams.is_empty() {
                 let source = heartbeat::nothing_deployed(&self.view.borrow());
-                batch.add_heartbeat(message::encode_heartbeat(None, None, source));
+                batch.add_heartbeat(encoder::heartbeat(self.request.representation, None, None, source));
             }
             let oldest = self.streams.iter().filter_map(ReplicaStream::silent_since).min();
             timer.restart(oldest.unwrap_or_else(Instant::now));

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::chunk::Chunk;
+use super::entries;
 use super::entry_name::{NameStyle, entry_name};
 use super::message::{self, Event, Gap};
 use super::notice::Notice;
@@ -16,6 +17,7 @@ use super::representation::Representation;
 use super::websocket::{self, LineEncoder, NoticeSubject};
 use crate::model::id::{Instance, Replica, ServiceName};
 use crate::model::position::{Cursor, Position};
+use crate::model::proto::lease::SourceState;
 
 /// Upper bound on a notice besides its details: the sentence, of which each character may be escaped, the
 /// names and the keys.
@@ -46,6 +48,9 @@ impl Encoder<'_> {
             Representation::Timestamped => message::encode_lines(self.replica, instance, chunk, true).message,
             Representation::WebSocket(_) => LineEncoder::new(&name(), self.replica).encode_chunk(chunk),
             Representation::Published(_) => published::lines(&name(), chunk),
+            Representation::Entries => {
+                entries::frame(&message::lines_entry(self.replica, instance, chunk, true))
+            }
         }
     }
 
@@ -63,30 +68,48 @@ impl Encoder<'_> {
                 data * ESCAPE_MAX_BYTES + chunk.line_ends.len() * overhead
             }
             Representation::Published(_) => data + name().len() + PUBLISHED_OVERHEAD_BYTES,
+            Representation::Entries => {
+                data * ESCAPE_MAX_BYTES + entries::overhead_max_bytes(self.replica, instance, chunk)
+            }
         }
     }
 
     /// Encodes a gap. `at` is the position after it. `within_line`: the message before ended within a line.
     pub(crate) fn gap(&self, at: Option<(&Instance, Position)>, gap: &Gap, within_line: bool) -> Bytes {
         let instance = at.map(|(instance, _)| instance);
-        if self.representation.is_draft() {
-            return message::encode_gap(self.replica, at, gap);
+        match self.representation {
+            Representation::Plain | Representation::Timestamped => message::encode_gap(self.replica, at, gap),
+            Representation::Entries => entries::frame(&message::gap_entry(self.replica, at, gap)),
+            Representation::WebSocket(_) | Representation::Published(_) => {
+                self.notice(instance, &Notice::of_gap(gap), within_line)
+            }
         }
-        self.notice(instance, &Notice::of_gap(gap), within_line)
     }
 
     /// Encodes an event of the run of `instance`, if there is one.
     pub(crate) fn event(&self, instance: Option<&Instance>, event: &Event, within_line: bool) -> Bytes {
-        if self.representation.is_draft() {
-            return message::encode_event(Some(self.replica), event.clone());
+        match self.representation {
+            Representation::Plain | Representation::Timestamped => {
+                message::encode_event(Some(self.replica), event.clone())
+            }
+            Representation::Entries => {
+                entries::frame(&message::event_entry(Some(self.replica), event.clone()))
+            }
+            Representation::WebSocket(_) | Representation::Published(_) => {
+                let notice = Notice::of_event(Some(self.replica.index), &event.0);
+                notice.map(|notice| self.notice(instance, &notice, within_line)).unwrap_or_default()
+            }
         }
-        let notice = Notice::of_event(Some(self.replica.index), &event.0);
-        notice.map(|notice| self.notice(instance, &notice, within_line)).unwrap_or_default()
     }
 
     /// Returns an upper bound on the length of a gap or event whose plain message has the length `plain`.
     pub(crate) fn notice_max_bytes(&self, plain: usize) -> usize {
-        if self.representation.is_draft() { plain } else { NOTICE_MAX_BYTES + ESCAPE_MAX_BYTES * plain }
+        match self.representation {
+            Representation::Plain | Representation::Timestamped => plain,
+            Representation::WebSocket(_) | Representation::Published(_) | Representation::Entries => {
+                NOTICE_MAX_BYTES + ESCAPE_MAX_BYTES * plain
+            }
+        }
     }
 
     fn notice(&self, instance: Option<&Instance>, notice: &Notice<'_>, within_line: bool) -> Bytes {
@@ -100,27 +123,51 @@ impl Encoder<'_> {
     }
 }
 
-/// Encodes one response with the given cursors and nothing else.
+/// Encodes the given cursors and nothing else.
 pub(crate) fn cursors<'a>(
     representation: Representation,
     cursors: impl IntoIterator<Item = &'a Cursor>,
 ) -> Bytes {
-    if representation.is_draft() { message::encode_cursors(cursors) } else { Bytes::new() }
+    match representation {
+        Representation::Plain | Representation::Timestamped => message::encode_cursors(cursors),
+        Representation::Entries => entries::frames(cursors.into_iter().map(message::cursor_entry)),
+        Representation::WebSocket(_) | Representation::Published(_) => Bytes::new(),
+    }
+}
+
+/// Encodes a heartbeat; one of no replica has no service name. `cursor` is the position after the last entry.
+/// Protocols without heartbeats get nothing.
+pub(crate) fn heartbeat(
+    representation: Representation,
+    replica: Option<&Replica>,
+    cursor: Option<&Cursor>,
+    source: SourceState,
+) -> Bytes {
+    match representation {
+        Representation::Plain | Representation::Timestamped => {
+            message::encode_heartbeat(replica, cursor, source)
+        }
+        Representation::Entries => entries::frame(&message::heartbeat_entry(replica, cursor, source)),
+        Representation::WebSocket(_) | Representation::Published(_) => Bytes::new(),
+    }
 }
 
 /// Encodes that no selected replica is deployed. `service`: the only service that was asked for, if it was
 /// one.
 pub(crate) fn nothing_deployed(representation: Representation, service: Option<&ServiceName>) -> Bytes {
     let event = Event::nothing_deployed();
-    if representation.is_draft() {
-        return message::encode_event(None, event);
+    match representation {
+        Representation::Plain | Representation::Timestamped => message::encode_event(None, event),
+        Representation::Entries => entries::frame(&message::event_entry(None, event)),
+        Representation::WebSocket(_) | Representation::Published(_) => {
+            let notice = Notice::of_event(None, &event.0);
+            let subject = NoticeSubject::Stream { service };
+            notice.map(|notice| encode_notice(representation, subject, &notice, false)).unwrap_or_default()
+        }
     }
-    let notice = Notice::of_event(None, &event.0);
-    let subject = NoticeSubject::Stream { service };
-    notice.map(|notice| encode_notice(representation, subject, &notice, false)).unwrap_or_default()
 }
 
-/// Encodes that the stream waits. Only websockets have this notice.
+/// Encodes that the stream waits. Only websockets of lines have this notice.
 pub(crate) fn wait(representation: Representation, service: Option<&ServiceName>) -> Bytes {
     match representation {
         Representation::WebSocket(notices) => {
@@ -141,20 +188,26 @@ fn encode_notice(
         Representation::Published(notices) => {
             published::notice(subject.name(), notice, notices, within_line).unwrap_or_default()
         }
-        Representation::Plain | Representation::Timestamped => Bytes::new(),
+        Representation::Plain | Representation::Timestamped | Representation::Entries => Bytes::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
     use proptest::prelude::*;
+    use prost::Message as _;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::logs::chunk::Chunker;
     use crate::logs::notice::Notices;
     use crate::logs::websocket::tests::decode;
+    use crate::model::entry_json;
     use crate::model::limits::CHUNK_MAX_BYTES;
     use crate::model::line::{GapCause, Line, LineBatch};
+    use crate::model::proto::lease::ServiceLogsResponse;
+    use crate::model::proto::unframed;
     use crate::model::time::LogTime;
 
     const WEBSOCKET: Representation = Representation::WebSocket(Notices::All);
@@ -218,6 +271,22 @@ mod tests {
         }
 
         #[test]
+        fn entries_have_the_fields_of_grpc(lines in lines()) {
+            let (replica, instance) = (replica(), instance());
+            let of = |representation| encoder(&replica, representation);
+            for chunk in chunks(&lines) {
+                let frame = of(Representation::Entries).lines(&instance, &chunk);
+                let bound = of(Representation::Entries).lines_max_bytes(Some(&instance), &chunk, 0);
+                prop_assert!(frame.len() <= bound);
+                let message = of(Representation::Timestamped).lines(&instance, &chunk);
+                let message = unframed(&mut BytesMut::from(&message[..])).unwrap();
+                let response = ServiceLogsResponse::decode(message.freeze()).unwrap();
+                let object = entry_json::entry(&response.services[0]);
+                prop_assert_eq!(decode(&frame), vec![serde_json::from_slice::<Value>(&object).unwrap()]);
+            }
+        }
+
+        #[test]
         fn bounds_hold_for_published_lines(lines in lines()) {
             let (replica, instance) = (replica(), instance());
             let encoder = encoder(&replica, PUBLISHED);
@@ -232,7 +301,7 @@ mod tests {
             let (replica, instance) = (replica(), instance());
             let event = Event::waiting(reason, text);
             let plain = encoder(&replica, Representation::Plain).event(None, &event, false).len();
-            for representation in [WEBSOCKET, PUBLISHED, Representation::Plain] {
+            for representation in [WEBSOCKET, PUBLISHED, Representation::Plain, Representation::Entries] {
                 let encoder = encoder(&replica, representation);
                 let message = encoder.event(Some(&instance), &event, true);
                 prop_assert!(message.len() <= encoder.notice_max_bytes(plain));
@@ -257,5 +326,28 @@ mod tests {
             assert_eq!(wait(Representation::WebSocket(notices), None).is_empty(), !has_event);
         }
         assert!(wait(PUBLISHED, None).is_empty());
+    }
+
+    #[test]
+    fn entries_of_gaps_events_and_positions_are_frames() {
+        let (replica, instance) = (replica(), instance());
+        let encoder = encoder(&replica, Representation::Entries);
+        let position = json!("web:3:uid/web/7::0:0");
+        let gap = Gap { cause: GapCause::Lag, lines: 1, bytes: 2, exact: true, from: None, to: None };
+        let gap = &decode(&encoder.gap(Some((&instance, Position::START)), &gap, true))[0];
+        assert_eq!((&gap["gap"]["lines"], &gap["cursor"], gap.get("lines")), (&json!(1), &position, None));
+        assert_eq!(decode(&encoder.event(None, &Event::gone(), false))[0]["event"]["kind"], "gone");
+        let nothing = &decode(&nothing_deployed(Representation::Entries, None))[0];
+        assert_eq!(
+            (&nothing["service"], &nothing["event"]["reason"]),
+            (&json!(""), &json!("NothingDeployed"))
+        );
+        let cursor = Cursor { replica: replica.clone(), instance, position: Position::START };
+        let positions = decode(&cursors(Representation::Entries, [&cursor, &cursor]));
+        assert_eq!((positions.len(), &positions[1]["cursor"]), (2, &position));
+        let source = SourceState { lines_left: Some(3), ..SourceState::default() };
+        let beat = &decode(&heartbeat(Representation::Entries, Some(&replica), Some(&cursor), source))[0];
+        assert_eq!((&beat["source"]["lines_left"], &beat["cursor"]), (&json!(3), &position));
+        assert!(wait(Representation::Entries, None).is_empty());
     }
 }

@@ -18,8 +18,8 @@ use crate::model::proto::lease::source_state::State;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState};
 
-/// A replica gets its heartbeat together with others if it is due within this part of the interval. Bounds the
-/// wakes of a stream with many replicas to eight per interval.
+/// A replica gets its heartbeat together with others if it is due within this part of the interval. Bounds
+/// the wakes of a stream with many replicas to eight per interval.
 const COALESCE_DIVISOR: u32 = 8;
 
 /// Reasons of RECONNECTING. They give no details of the platform to a tenant.

@@ -246,8 +246,8 @@ impl MemoryBudget {
         self.try_reserve(rings, bytes, spare).ok_or_else(|| self.exceeded())
     }
 
-    /// Reserves bytes if these and `spare` fit, or would if all rings were shrunk to their minimum. `rings` is
-    /// locked, so that two callers do not reserve the same bytes.
+    /// Reserves bytes if these and `spare` fit, or would if all rings were shrunk to their minimum. `rings`
+    /// is locked, so that two callers do not reserve the same bytes.
     fn try_reserve(&self, rings: &mut Rings, bytes: usize, spare: usize) -> Option<Charge> {
         let limit = self.0.limit_bytes;
         let excess = |more: usize| self.charged().saturating_add(more).saturating_sub(limit);

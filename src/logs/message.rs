@@ -200,16 +200,22 @@ impl Event {
 
 /// Encodes a chunk as one message, with or without times.
 pub fn encode_lines(replica: &Replica, instance: &Instance, chunk: &Chunk, times: bool) -> EncodedLines {
-    let logs = if times { timestamped(chunk) } else { chunk.data.clone() };
-    let length = logs.len();
-    let cursor = to_proto_cursor(replica, instance, chunk.end);
+    let lines = lines_entry(replica, instance, chunk, times);
+    let length = lines.logs.len();
     // Prost writes fields in the order of their numbers: only cursor and part follow the log bytes.
-    let part = part(chunk);
-    let trailing = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor)
-        + part.as_ref().map_or(0, |part| prost::encoding::message::encoded_len(PART_FIELD, part));
-    let message = entry(ServiceLogs { logs, cursor: Some(cursor), part, ..named(replica) });
+    let trailing =
+        lines.cursor.as_ref().map_or(0, |it| prost::encoding::message::encoded_len(CURSOR_FIELD, it))
+            + lines.part.as_ref().map_or(0, |it| prost::encoding::message::encoded_len(PART_FIELD, it));
+    let message = entry(lines);
     let end = message.len() - trailing;
     EncodedLines { logs: message.slice(end - length..end), message }
+}
+
+/// Returns the entry of a chunk, with or without times.
+pub(super) fn lines_entry(replica: &Replica, instance: &Instance, chunk: &Chunk, times: bool) -> ServiceLogs {
+    let logs = if times { timestamped(chunk) } else { chunk.data.clone() };
+    let cursor = Some(to_proto_cursor(replica, instance, chunk.end));
+    ServiceLogs { logs, cursor, part: part(chunk), ..named(replica) }
 }
 
 /// Returns an upper bound on the bytes that timestamps add to the message of `chunk`.
@@ -220,6 +226,11 @@ pub(crate) fn timestamps_max_bytes(chunk: &Chunk) -> usize {
 /// Encodes a gap. `at` is the position after it, so that a client that resumes there does not read lines that
 /// were reported as lost.
 pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
+    entry(gap_entry(replica, at, gap))
+}
+
+/// Returns the entry of a gap, as [`encode_gap`] encodes it.
+pub(super) fn gap_entry(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> ServiceLogs {
     let cause = match gap.cause {
         GapCause::Lag => lease::gap::Cause::Lag,
         GapCause::Rotated => lease::gap::Cause::Rotated,
@@ -235,31 +246,48 @@ pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, g
         exact: gap.exact,
     };
     let cursor = at.map(|(instance, position)| to_proto_cursor(replica, instance, position));
-    entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
+    ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) }
 }
 
 /// Encodes an event; one of no replica has no service name.
 pub(crate) fn encode_event(replica: Option<&Replica>, event: Event) -> Bytes {
-    entry(ServiceLogs { event: Some(event.0), ..replica.map(named).unwrap_or_default() })
+    entry(event_entry(replica, event))
+}
+
+/// Returns the entry of an event; one of no replica has no service name.
+pub(super) fn event_entry(replica: Option<&Replica>, event: Event) -> ServiceLogs {
+    ServiceLogs { event: Some(event.0), ..replica.map(named).unwrap_or_default() }
 }
 
 /// Encodes one response with the given cursors and nothing else.
 pub(crate) fn encode_cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
-    let services = cursors.into_iter().map(|cursor| ServiceLogs {
-        cursor: Some(to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position)),
-        ..named(&cursor.replica)
-    });
-    framed(&ServiceLogsResponse { services: services.collect() })
+    framed(&ServiceLogsResponse { services: cursors.into_iter().map(cursor_entry).collect() })
 }
 
-/// Encodes a heartbeat; one of no replica has no service name. `cursor` is the position after the last entry.
-pub(crate) fn encode_heartbeat(
+/// Returns the entry with a cursor and nothing else.
+pub(super) fn cursor_entry(cursor: &Cursor) -> ServiceLogs {
+    let position = to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position);
+    ServiceLogs { cursor: Some(position), ..named(&cursor.replica) }
+}
+
+/// Encodes a heartbeat, as [`heartbeat_entry`] returns it.
+pub(super) fn encode_heartbeat(
     replica: Option<&Replica>,
     cursor: Option<&Cursor>,
     source: lease::SourceState,
 ) -> Bytes {
+    entry(heartbeat_entry(replica, cursor, source))
+}
+
+/// Returns the entry of a heartbeat; one of no replica has no service name. `cursor` is the position after
+/// the last entry.
+pub(super) fn heartbeat_entry(
+    replica: Option<&Replica>,
+    cursor: Option<&Cursor>,
+    source: lease::SourceState,
+) -> ServiceLogs {
     let cursor = cursor.map(|cursor| to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position));
-    entry(ServiceLogs { cursor, source: Some(source), ..replica.map(named).unwrap_or_default() })
+    ServiceLogs { cursor, source: Some(source), ..replica.map(named).unwrap_or_default() }
 }
 
 fn named(replica: &Replica) -> ServiceLogs {

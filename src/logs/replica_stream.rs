@@ -18,7 +18,7 @@ use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
 use super::encoder::{self, Encoder};
 use super::heartbeat::{Phase, SourceCell};
-use super::message::{self, Batch, Content, Event, Gap, Message, RunChange};
+use super::message::{Batch, Content, Event, Gap, Message, RunChange};
 use super::ring::{Entry, EntryKind, Loss, ReadOutcome};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -33,8 +33,8 @@ use crate::stream::StreamControl;
 /// the ring returns as many.
 const MESSAGES_PER_POLL: usize = 4;
 
-/// A follower that lags this soon after a refill is slower than its replica, at least for now. Its next refill
-/// joins only near the ring's head, so that the follower does not alternate between log and ring.
+/// A follower that lags this soon after a refill is slower than its replica, at least for now. Its next
+/// refill joins only near the ring's head, so that the follower does not alternate between log and ring.
 const RELAPSE_PERIOD: Duration = Duration::from_secs(10);
 
 pub(crate) struct ReplicaStream {
@@ -204,7 +204,8 @@ impl ReplicaStream {
         };
         let source = status.describe(&self.params.view.borrow(), &self.params.replica);
         let cursor = self.cursor();
-        Some(message::encode_heartbeat(Some(&self.params.replica), cursor.as_ref(), source))
+        let BackfillParams { representation, replica, .. } = &self.params;
+        Some(encoder::heartbeat(*representation, Some(replica), cursor.as_ref(), source))
     }
 
     /// Adds the next messages to `batch`: at least one, if there is one, and a few more while the batch has

@@ -13,17 +13,15 @@ pub enum Representation {
     WebSocket(Notices),
     /// As entries of the published proto, with these notices.
     Published(Notices),
+    /// As websocket text frames, each the JSON object of one entry with times (`format=entries`).
+    Entries,
 }
 
 // === impl Representation ===
 
 impl Representation {
-    /// Whether messages are those of the draft, which are the same for all followers.
-    pub(crate) fn is_draft(self) -> bool {
-        matches!(self, Self::Plain | Self::Timestamped)
-    }
-
+    /// Whether messages are websocket frames.
     pub(crate) fn is_websocket(self) -> bool {
-        matches!(self, Self::WebSocket(_))
+        matches!(self, Self::WebSocket(_) | Self::Entries)
     }
 }

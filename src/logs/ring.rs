@@ -78,8 +78,8 @@ struct State {
     first_log: Option<LogPlace>,
     /// Positions of the head's run that cannot be compared.
     ambiguous: AmbiguousRange,
-    /// The newest runs that were read from their first line, each with the time of that line once it has come.
-    begun_runs: VecDeque<(Instance, Option<LogTime>)>,
+    /// The newest runs that were read from their first line.
+    begun_runs: VecDeque<BegunRun>,
     /// Time of the oldest line of the head's run that was read.
     oldest_read: Option<LogTime>,
     /// One slot per reader, with its waker while it waits.
@@ -97,9 +97,19 @@ struct State {
     gauged: usize,
     /// This ring's minimum in the memory budget.
     minimum: RingMinimum,
-    /// The size at which entries are evicted, as far as that is known: at most the maximum, and less after the
-    /// ring was shrunk, until it has grown again.
+    /// The size at which entries are evicted, as far as that is known: at most the maximum, and less after
+    /// the ring was shrunk, until it has grown again.
     capacity: usize,
+}
+
+/// A run that was read from its first line.
+#[derive(Debug)]
+struct BegunRun {
+    instance: Instance,
+    /// The replica's run before it, if the replica had none in between.
+    previous: Option<Instance>,
+    /// Time of the first line, once it has come.
+    first_time: Option<LogTime>,
 }
 
 /// A place in a log.
@@ -183,13 +193,15 @@ impl Ring {
         self.evict_and_notify(state);
     }
 
-    /// Remembers the time of the next line as that of the first line of the run, unless a gap comes before it.
-    pub(crate) fn expect_first_line(&self, instance: &Instance) {
+    /// Remembers the time of the next line as that of the first line of the run, unless a gap comes before
+    /// it. `previous` is the replica's run before it, if the replica had none in between.
+    pub(crate) fn expect_first_line(&self, instance: &Instance, previous: Option<&Instance>) {
+        let run = BegunRun { instance: instance.clone(), previous: previous.cloned(), first_time: None };
         let begun_runs = &mut self.state.lock().begun_runs;
         if begun_runs.len() == BEGUN_RUNS_MAX {
             begun_runs.pop_front();
         }
-        begun_runs.push_back((instance.clone(), None));
+        begun_runs.push_back(run);
     }
 
     /// Encodes chunks and pushes them, in order. Leaves `chunks` empty.
@@ -212,10 +224,10 @@ impl Ring {
                 state.ambiguous.record_line(start, line.time);
                 state.oldest_read.get_or_insert(line.time);
                 if start == Position::START
-                    && let Some((run, first @ None)) = state.begun_runs.back_mut()
-                    && run == instance
+                    && let Some(run) = state.begun_runs.back_mut()
+                    && run.instance == *instance
                 {
-                    *first = Some(line.time);
+                    run.first_time.get_or_insert(line.time);
                 }
             }
             let kind = EntryKind::Lines(chunk, contiguity);
@@ -249,7 +261,7 @@ impl Ring {
             state.ambiguous.record_gap();
         }
         // The line after the gap is not the first one of the run.
-        if state.begun_runs.back().is_some_and(|(run, first)| run == instance && first.is_none()) {
+        if state.begun_runs.back().is_some_and(|run| run.instance == *instance && run.first_time.is_none()) {
             state.begun_runs.pop_back();
         }
         let start = state.head_position();
@@ -274,7 +286,14 @@ impl Ring {
     /// Returns the time of the run's first line, if it was read from there.
     pub(crate) fn first_time(&self, instance: &Instance) -> Option<LogTime> {
         let state = self.state.lock();
-        state.begun_runs.iter().find(|(run, _)| run == instance)?.1
+        state.begun_runs.iter().find(|run| run.instance == *instance)?.first_time
+    }
+
+    /// Whether the actor has read `later` directly after `instance`: the replica had no run in between.
+    pub(crate) fn is_next_run(&self, instance: &Instance, later: &Instance) -> bool {
+        let state = self.state.lock();
+        let begun = state.begun_runs.iter().find(|run| run.instance == *later);
+        begun.and_then(|run| run.previous.as_ref()).is_some_and(|previous| previous == instance)
     }
 
     /// Returns the time of the oldest line of the run that was read, if that is known.

@@ -1,7 +1,7 @@
 //! Entries of a log stream as JSON objects, one per entry: `format=entries` of docs/PROTOCOL.md.
 //!
-//! Each object has the fields of the entry in gRPC. Lines are separate and have their times, which the request
-//! must ask for (`timestamps`). Bytes that are not UTF-8 become U+FFFD.
+//! Each object has the fields of the entry in gRPC. Lines are separate and have their times, which the
+//! request must ask for (`timestamps`). Bytes that are not UTF-8 become U+FFFD.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -123,8 +123,8 @@ pub(crate) fn entry(entry: &ServiceLogs) -> Vec<u8> {
     })
 }
 
-/// Returns the object of the end of a stream. `retry_after`: the delay before the stream can be resumed; `None`
-/// if it cannot.
+/// Returns the object of the end of a stream. `retry_after`: the delay before the stream can be resumed;
+/// `None` if it cannot.
 pub(crate) fn end(reason: &str, message: &str, retry_after: Option<Duration>) -> Vec<u8> {
     let retry_after_ms = retry_after.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
     to_line(&EndBody { end: EndDetails { reason, message, retry_after_ms } })

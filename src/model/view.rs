@@ -243,12 +243,15 @@ impl ReplicaView {
         self.runs.iter().find(|run| run.instance == *instance)
     }
 
-    /// Returns the run after `instance`, or the oldest run if `instance` is not in the list.
+    /// Returns the run after `instance`. If `instance` is not in the list, that is the next one of its
+    /// container, or otherwise the oldest run.
     pub(crate) fn run_after(&self, instance: &Instance) -> Option<&Run> {
-        match self.runs.iter().position(|run| run.instance == *instance) {
-            Some(at) => self.runs.get(at + 1),
-            None => self.runs.first(),
+        if let Some(at) = self.runs.iter().position(|run| run.instance == *instance) {
+            return self.runs.get(at + 1);
         }
+        // A pod that is being replaced may still be in the list before it.
+        let is_later = |run: &&Run| run.instance.is_later_than(instance);
+        self.runs.iter().find(is_later).or(self.runs.first())
     }
 }
 
@@ -356,6 +359,19 @@ mod tests {
             filter.add(service.parse().unwrap(), replicas);
         }
         view.select(&filter).map(|(replica, _)| replica.to_string()).collect()
+    }
+
+    #[test]
+    fn run_after_a_forgotten_one_is_of_its_container() {
+        let instance = |uid: &str, number| Instance::new(uid, "web", number).unwrap();
+        let run = |instance| Run { instance, started: LogTime::MIN, end: None, log_is_gone: false };
+        let runs = [instance("old", 3), instance("new", 1), instance("new", 2)].map(run);
+        let view = ReplicaView { runs: runs.to_vec(), ..ReplicaView::default() };
+        let next = |uid, number| view.run_after(&instance(uid, number)).map(|run| run.instance.clone());
+        assert_eq!(next("old", 3), Some(instance("new", 1)));
+        assert_eq!(next("new", 0), Some(instance("new", 1)));
+        assert_eq!(next("new", 2), None);
+        assert_eq!(next("gone", 0), Some(instance("old", 3)));
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub(super) struct LineBatcher {
     /// A gap that may still grow.
     gap: Option<SourceGap>,
     /// Gaps after the last line, which was not delivered. With [`StartFilter::Since`] they may be new enough.
-    /// With [`StartFilter::Nothing`] a reader of the lines before them stops there, and would not report them.
+    /// With [`StartFilter::Nothing`] a reader of the lines before them stops there, and would not report
+    /// them.
     pending_gap: Option<SourceGap>,
     /// Size of the next batch, in bytes of log.
     expected_bytes: usize,

@@ -68,6 +68,9 @@ const PENDING_WRITES_MAX: usize = 256;
 /// Interval at which failed writes of indices are retried.
 const REWRITE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Interval of checks for pods that were hidden for long enough.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Interval at which expired pods and unused views are removed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -177,7 +180,8 @@ impl KubePlatform {
         for (kind, watch) in watch.provider_kinds(&client, &cluster.manifest_namespace) {
             tasks.spawn(start::once_installed(client.clone(), kind, installed.contains(&kind), watch));
         }
-        tasks.spawn(write_indices(client.clone(), to_write));
+        tasks.spawn(write_indices(client.clone(), store.clone(), to_write));
+        tasks.spawn(show_overdue(store.clone()));
         tasks.spawn(rewrite(store.clone(), unwritten));
         tasks.spawn(freshness.mark(store.clone(), metrics.views_stale.clone()));
         tasks.spawn(remove_expired(store.clone()));
@@ -311,11 +315,16 @@ impl fmt::Debug for KubePlatform {
 }
 
 /// Writes replica indices one by one, as far as that is permitted.
-async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrite>) {
+async fn write_indices(client: Client, store: Store, mut pods: mpsc::Receiver<PendingIndexWrite>) {
     // An API server that has just started denies everything for a moment, so writes are tried again.
     let (mut denied_until, mut is_logged) = (Instant::now(), false);
     while let Some(pod) = pods.recv().await {
-        if Instant::now() < denied_until || api::write_index(&client, &pod).await {
+        if Instant::now() < denied_until {
+            continue;
+        }
+        let is_permitted = api::write_index(&client, &pod).await;
+        store.set_writes_indices(is_permitted);
+        if is_permitted {
             continue;
         }
         denied_until = Instant::now() + REWRITE_INTERVAL / 2;
@@ -336,6 +345,13 @@ async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
                 break;
             }
         }
+    }
+}
+
+async fn show_overdue(store: Store) {
+    loop {
+        tokio::time::sleep(SHOW_INTERVAL).await;
+        store.show_overdue();
     }
 }
 

@@ -47,7 +47,7 @@ use futures_util::stream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::sys::dir_watch::{DirWatch, Notifier};
+use crate::sys::dir_watch::{DirWatch, Notifier, POLL};
 
 use super::{Error, ReadFrom, Tail, TailItem};
 use log_reader::{LogReader, ReadLimit};
@@ -138,6 +138,18 @@ pub async fn open(
     };
     let items = stream::try_unfold(state, TailState::next).boxed();
     Ok(Tail { start, unfinished, items })
+}
+
+/// Waits until all files of a run are removed. Cancel safe.
+pub(super) async fn removed(notifier: &Notifier, log: &LogFiles) {
+    loop {
+        let log = log.clone();
+        if blocking(notifier, move || log.list()).await.is_ok_and(|files| files.is_empty()) {
+            return;
+        }
+        // Not at each notification: a log may be written all the time.
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 /// Runs `work` on the blocking pool. If the caller is dropped, the work, which is short, completes and its

@@ -28,6 +28,10 @@ use crate::sys::dir_watch::Notifier;
 /// report the end; this is for those that do not.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
+/// Longest wait for the removal of a log whose pod was removed before its kubelet reported the end: deleted
+/// by force, a pod prints until its container has ended. The grace period is 30 s by default.
+const UNREPORTED_END_MAX: Duration = Duration::from_secs(35);
+
 /// The platform of a gateway that runs on a node of the cluster.
 #[derive(Debug)]
 pub struct NodePlatform {
@@ -65,9 +69,14 @@ impl NodePlatform {
         }
         let end = CancellationToken::new();
         let on_end = end.clone();
+        let (notifier, log) = (self.notifier.clone(), files.clone());
         #[expect(clippy::disallowed_methods, reason = "owned: aborted when the stream is dropped")]
         let watch_end = AbortOnDropHandle::new(tokio::spawn(async move {
             run.ended().await;
+            if run.is_end_unreported() {
+                let removed = log_files::removed(&notifier, &log);
+                let _ = tokio::time::timeout(UNREPORTED_END_MAX, removed).await;
+            }
             tokio::time::sleep(OUTPUT_GRACE).await;
             on_end.cancel();
         }));

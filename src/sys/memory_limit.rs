@@ -15,9 +15,9 @@ fn limit_below(root: &Path) -> Option<u64> {
     machine.into_iter().chain(groups.lines().filter_map(|group| group_limit(root, group))).min()
 }
 
-/// Returns the lowest limit of a group and of those above it. `line` is one of `/proc/self/cgroup`: hierarchy,
-/// controllers and path. In a container without a cgroup namespace, the path is not below the mounted
-/// directory, which is then the group itself.
+/// Returns the lowest limit of a group and of those above it. `line` is one of `/proc/self/cgroup`:
+/// hierarchy, controllers and path. In a container without a cgroup namespace, the path is not below the
+/// mounted directory, which is then the group itself.
 fn group_limit(root: &Path, line: &str) -> Option<u64> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (dir, file) = match fields.next()? {

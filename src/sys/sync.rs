@@ -1,5 +1,5 @@
-//! Locks, atomics and wakers of the types that are model-checked: the ring, the waker gate, turns of tasks, the
-//! count of an actor's followers, and the unsent bytes of a stream.
+//! Locks, atomics and wakers of the types that are model-checked: the ring, the waker gate, turns of tasks,
+//! the count of an actor's followers, and the unsent bytes of a stream.
 //!
 //! Unit tests with the feature `loom` use loom's types instead, which run a test in all possible
 //! interleavings. The models are in modules named `models`.

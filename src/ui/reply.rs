@@ -1,18 +1,12 @@
-//! Answers of the server. All have the headers that restrict the page.
+//! Answers of the server.
 
 use bytes::Bytes;
-use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
 pub(super) type Reply = Response<Full<Bytes>>;
-
-/// The page loads its own files and calls its own server, and nothing else: log lines are untrusted.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-    img-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'";
 
 const JSON: &str = "application/json; charset=utf-8";
 
@@ -37,18 +31,4 @@ pub(super) fn json(body: impl Into<Bytes>) -> Reply {
 /// Returns the answer to a failed request. `reason` is a word for programs, `message` a sentence.
 pub(super) fn error(status: StatusCode, reason: &str, message: &str) -> Reply {
     of(status, JSON, serde_json::to_vec(&ErrorBody { reason, message }).unwrap_or_default())
-}
-
-/// Adds the headers that all answers have.
-pub(super) fn restrict(headers: &mut HeaderMap) {
-    for (name, value) in [
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (REFERRER_POLICY, "no-referrer"),
-        (CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
 }

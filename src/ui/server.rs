@@ -20,7 +20,8 @@ use super::origin::{OwnHosts, is_speculative};
 use super::reply::{self, Reply, error};
 use super::session::Session;
 use super::stream::{Call, frames};
-use super::{assets, end, restart};
+use super::{end, restart};
+use crate::edge::page_files::{self, PageFile};
 use crate::edge::rest::entries_query::EntriesQuery;
 use crate::edge::rest::status_json::lease_status;
 use crate::edge::websocket::{Session as Websocket, UpgradeSlot, handshake};
@@ -59,7 +60,7 @@ struct Inner {
 
 /// What a path names.
 enum Route<'a> {
-    Asset(&'static assets::Asset),
+    File(&'static PageFile),
     /// The printed URL, with this secret.
     Open(&'a str),
     /// A route that only the page may use.
@@ -119,7 +120,7 @@ impl Server {
                 let (server, slot) = (self.clone(), slot.clone());
                 async move {
                     let mut reply = server.answer(request, &slot).await;
-                    reply::restrict(reply.headers_mut());
+                    page_files::restrict(reply.headers_mut());
                     Ok::<_, Infallible>(reply)
                 }
             })
@@ -154,7 +155,7 @@ impl Server {
         }
         match route {
             // These two have nothing of the lease. A browser may request them for another page: a link.
-            Route::Asset(asset) => reply::of(StatusCode::OK, asset.content_type, asset.bytes),
+            Route::File(file) => reply::of(StatusCode::OK, file.content_type, file.bytes),
             Route::Open(secret) => self.open(secret, &request),
             Route::Page(route) => self.answer_page(route, request, slot).await,
         }
@@ -196,8 +197,8 @@ impl Server {
     }
 
     fn route<'a>(&self, path: &'a str) -> Option<Route<'a>> {
-        if let Some(asset) = assets::find(path) {
-            return Some(Route::Asset(asset));
+        if let Some(file) = page_files::find(path) {
+            return Some(Route::File(file));
         }
         if let Some(secret) = path.strip_prefix("/open/") {
             return Some(Route::Open(secret));
@@ -218,8 +219,9 @@ impl Server {
         format!("/lease/{}/{}/{}", lease.dseq(), lease.gseq(), lease.oseq())
     }
 
-    /// Exchanges the secret for a cookie, and removes it from the address. Another secret only leads to the page:
-    /// an admitted browser sends no cookie with a link of another site, and to others the page explains the error.
+    /// Exchanges the secret for a cookie, and removes it from the address. Another secret only leads to the
+    /// page: an admitted browser sends no cookie with a link of another site, and to others the page explains
+    /// the error.
     fn open(&self, secret: &str, request: &Request<Incoming>) -> Reply {
         if is_speculative(request.headers()) {
             let message = "this address is good once, and not for a prefetch";
@@ -237,6 +239,7 @@ impl Server {
     fn description(&self) -> String {
         let calls = &self.0.calls;
         let body = serde_json::json!({
+            "credentials": "session",
             "lease": calls.lease().to_string(),
             "path": self.lease_path(),
             "gateway": calls.gateway(),

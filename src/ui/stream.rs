@@ -1,7 +1,7 @@
 //! Streams of gRPC as the frames of a websocket.
 //!
-//! Nothing is read ahead: a browser that takes no frames stops the stream of gRPC by its flow control, so that
-//! the gateway measures and reports the lag.
+//! Nothing is read ahead: a browser that takes no frames stops the stream of gRPC by its flow control, so
+//! that the gateway measures and reports the lag.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,8 +20,8 @@ use crate::edge::websocket::CloseOf;
 use crate::logs::websocket::push_text_message;
 use crate::stream::{Messages, Parts, StreamControl};
 
-/// Most bytes of objects that are sent together; one more may exceed it. Small enough for a low delay, and large
-/// enough that a write costs little.
+/// Most bytes of objects that are sent together; one more may exceed it. Small enough for a low delay, and
+/// large enough that a write costs little.
 const BATCH_MAX_BYTES: usize = 64 * 1024;
 
 /// The frames of a websocket.

@@ -63,10 +63,12 @@ def follow_by_akash(arguments):
     from akash.modules.deployment.client import DeploymentClient
 
     closed = []
+    errors = []
 
     class Closes(logging.Handler):
         def emit(self, record):
             closed.extend(re.findall(r"^WebSocket stream closed: (\S+)", record.getMessage()))
+            errors.extend(re.findall(r"^WebSocket stream error: (.*)", record.getMessage()))
 
     logger = logging.getLogger("akash.modules.deployment.utils")
     logger.setLevel(logging.INFO)
@@ -85,8 +87,8 @@ def follow_by_akash(arguments):
     replica = Replica(f"{arguments.service}-0", arguments.text, from_first=False)
     for message in messages:
         replica.take(message)
-    [code] = closed
-    report("end", code)
+    assert len(closed) == 1, f"closed: {closed}, errors: {errors}"
+    report("end", closed[0])
 
 
 async def follow_by_websockets(arguments):

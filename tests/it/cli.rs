@@ -235,6 +235,17 @@ fn output_variable_works_for_all_commands() {
     }
     let text = usage_error(&["status", LEASE, "-o", "xml"], &[]);
     assert!(text.contains("--output \"xml\": must be table or json"), "{text}");
+    // A template is for `logs`. In the variable, the other commands ignore it.
+    for form in ["template={line}", "template={"] {
+        for args in [&["status", "x"][..], &["restart", "x", "--all"]] {
+            let text = usage_error(args, &[("LEASEMUX_OUTPUT", form)]);
+            assert!(text.matches("error: ").count() == 1 && text.contains("LEASE \"x\""), "{form}: {text}");
+        }
+    }
+    let text = usage_error(&["logs", "x"], &[("LEASEMUX_OUTPUT", "template={")]);
+    assert!(text.contains("(from LEASEMUX_OUTPUT): must be a template"), "{text}");
+    let text = usage_error(&["status", LEASE, "-o", "template={line}"], &[]);
+    assert!(text.contains("--output \"template={line}\": must be table or json"), "{text}");
 }
 
 #[test]
@@ -247,6 +258,12 @@ fn lease_argument_must_be_canonical_and_without_sdl() {
             assert!(text.contains(right), "{text}");
         }
     }
+    // People who know kubectl name a service.
+    let text = usage_error(&["logs", "web"], &[]);
+    let hint = "is not owner/dseq/gseq/oseq/provider; a service is selected with --service web, a context with --context\n";
+    assert!(text.contains(&format!("error: LEASE \"web\": {hint}")), "{text}");
+    let text = usage_error(&["logs", "a/b"], &[]);
+    assert!(text.contains("error: LEASE \"a/b\": is not owner/dseq/gseq/oseq/provider\n"), "{text}");
     let for_serve = format!("{LEASE}=shop.yaml");
     let alone =
         "must be a lease alone, owner/dseq/gseq/oseq/provider; with an SDL file it is what 'serve' takes";

@@ -79,9 +79,12 @@ fn status_prints_a_table_or_json() {
     let some =
         call(&workspace, &gateway, &lease, "status", &["--service", "web", "--replica", "1", "-o", "json"]);
     assert_eq!(replicas(&some.out).into_keys().collect::<Vec<_>>(), ["web/1"]);
-    let nowhere = call(&workspace, &gateway, &lease, "status", &["--service", "nope"]);
-    assert_code(&nowhere, 4);
-    assert!(nowhere.err.contains("no service nope"), "{}", nowhere.err);
+    // A name that does not exist: the error lists those that do.
+    for command in ["status", "logs", "restart"] {
+        let nowhere = call(&workspace, &gateway, &lease, command, &["--service", "nope"]);
+        assert_code(&nowhere, 4);
+        assert!(nowhere.err.ends_with("no service nope; it has api, web\n"), "{}", nowhere.err);
+    }
 }
 
 #[test]

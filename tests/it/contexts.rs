@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use leasemux::model::id::LeaseId;
 
 use crate::support::completion;
-use crate::support::process::{Done, Gateway, Workspace};
+use crate::support::process::{Done, Gateway, Program, Workspace};
 
 struct Scenario {
     workspace: Workspace,
@@ -36,7 +36,7 @@ impl Scenario {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut command = self.workspace.command(&args);
         command.envs(environment.iter().copied());
-        crate::support::process::Program::start(command, args.join(" ")).done()
+        Program::start(command, args.join(" ")).done()
     }
 
     fn succeeds<A: AsRef<str>>(&self, args: &[A]) -> String {
@@ -125,6 +125,28 @@ fn contexts_are_listed_chosen_and_deleted() {
     scenario.succeeds(&["context", "delete", "two"]);
     assert!(scenario.fails(&["context", "show"], &[]).contains("no context is current"));
     assert!(scenario.fails(&["context", "use", "one"], &[]).contains("there is no context \"one\""));
+}
+
+#[test]
+fn concurrent_changes_are_all_kept() {
+    let workspace = Workspace::new();
+    let names: Vec<String> = (0..30).map(|number| format!("shop-{number:02}")).collect();
+    let start = |name: &String| {
+        let args = ["context", "set", name, "--gateway", "https://provider.test:8446"];
+        Program::start(workspace.command(&args), name.clone())
+    };
+    let calls: Vec<Program> = names.iter().map(start).collect();
+    for call in calls {
+        let done = call.done();
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+    }
+    let list = workspace.run(&["context", "list"]).out;
+    let listed: Vec<&str> = list
+        .lines()
+        .skip(1)
+        .filter_map(|row| row.split_whitespace().find(|word| word.starts_with("shop")))
+        .collect();
+    assert_eq!(listed, names);
 }
 
 #[test]
@@ -230,4 +252,60 @@ fn bash_completes_services_and_contexts() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}", silent.local_addr().unwrap());
     assert_eq!(complete(&["logs", "--gateway", &url, "--service", ""]), [""; 0]);
+}
+
+#[test]
+fn fish_completes_services_contexts_and_files() {
+    if !completion::is_installed("fish") {
+        eprintln!("not tested: fish is not installed");
+        return;
+    }
+    let scenario = Scenario::start();
+    let (identity, lease) = (scenario.text("alice"), scenario.lease.to_string());
+    let complete = |line: &str| {
+        let mut fish = completion::fish(&scenario.workspace.path("leasemux"), line);
+        fish.env("XDG_CONFIG_HOME", scenario.workspace.path("config"))
+            .current_dir(scenario.workspace.path(""));
+        completion::candidates(&mut fish)
+    };
+    assert_eq!(complete("leasemux ser"), ["serve"]);
+    assert_eq!(complete("leasemux serve --admin"), ["--admin-listen"]);
+    assert_eq!(complete("leasemux serve --config alice.y"), ["alice.yaml"]);
+    let (url, ca) = (scenario.url(), scenario.text("data/server.pem"));
+    let target = format!("leasemux logs {lease} --gateway {url} --ca {ca} --identity {identity}");
+    assert_eq!(complete(&format!("{target} --service ")), ["web"]);
+    assert_eq!(complete("leasemux logs --service "), [""; 0]);
+    scenario.set("shop", &["--identity", &identity, "--lease", &lease]);
+    scenario.set("blog", &[]);
+    assert_eq!(complete("leasemux logs --service w"), ["web"]);
+    assert_eq!(complete("leasemux logs --context b"), ["blog"]);
+    assert_eq!(complete("leasemux context use "), ["blog", "shop", "--help"]);
+}
+
+#[test]
+fn zsh_completes_services_contexts_and_files() {
+    if !completion::is_installed("zsh") {
+        eprintln!("not tested: zsh is not installed");
+        return;
+    }
+    let scenario = Scenario::start();
+    let (identity, lease) = (scenario.text("alice"), scenario.lease.to_string());
+    scenario.set("shop", &["--identity", &identity, "--lease", &lease]);
+    scenario.set("blog", &[]);
+    let (program, home) = (scenario.workspace.path("leasemux"), scenario.workspace.path(""));
+    let mut zsh = completion::Zsh::start(&program, &home, [""; 2]);
+    // Before the script is loaded.
+    assert_eq!(zsh.complete("leasemux ser"), "ser");
+    let file = "leasemux completions zsh >_leasemux; fpath=($PWD $fpath)";
+    let source = "source <(leasemux completions zsh)";
+    // The first completion loads a file.
+    for load in [[file, ""], ["", source]] {
+        let mut zsh = completion::Zsh::start(&program, &home, load);
+        assert_eq!(zsh.complete("leasemux ser"), "serve ", "{load:?}");
+        assert_eq!(zsh.complete("leasemux serve --admin"), "serve --admin-listen ");
+        assert_eq!(zsh.complete("leasemux serve --config alice.y"), "serve --config alice.yaml ");
+        assert_eq!(zsh.complete("leasemux logs --service w"), "logs --service web ");
+        assert_eq!(zsh.complete("leasemux logs --context b"), "logs --context blog ");
+        assert_eq!(zsh.complete("leasemux context use s"), "context use shop ");
+    }
 }

@@ -1,6 +1,6 @@
-//! Crash test: the gateway is killed at random moments, while its services print and restart and their logs are
-//! rotated. Each time, no process of a service may be left or run twice, the logs on disk must be whole, and followers
-//! that reconnect must have every line that reached the disk, and a report of what did not.
+//! Crash test: the gateway is killed at random moments, while its services print and restart and their logs
+//! are rotated. Each time, no process of a service may be left or run twice, the logs on disk must be whole,
+//! and followers that reconnect must have every line that reached the disk, and a report of what did not.
 //!
 //! `LEASEMUX_TEST_KILLS` sets the number of kills per seed (`support::seeds`). The seed chooses the moments:
 //!
@@ -68,7 +68,8 @@ struct Scenario {
     stop: CancellationToken,
     /// Last lines of all runs whose end was seen on disk.
     on_disk: LastLines,
-    /// Kills while a gateway started, when it was ready, when followers had lines, and of these two during a restart.
+    /// Kills while a gateway started, when it was ready, when followers had lines, and of these two during a
+    /// restart.
     moments: [u32; 4],
 }
 

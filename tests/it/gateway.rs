@@ -434,6 +434,8 @@ fn killed_gateway_leaves_no_descendants() {
     gateway.program.signal(Signal::KILL);
     assert_eq!(gateway.program.done().status.signal(), Some(9));
     follower.program.until_said("; reconnecting in ");
+    let said = follower.program.err.get();
+    assert!(!said.contains("close_notify"), "a text of a library: {said}");
     // Only the follower is left, which tries to reconnect.
     workspace.until_processes(|found| found.len() == 1);
     let (seen, _) = follower.end();

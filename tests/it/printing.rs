@@ -128,6 +128,11 @@ fn lines_are_printed_in_the_form_of_a_template() {
     let [time, instance, line] = out.trim_end().split('|').collect::<Vec<_>>()[..] else { panic!("{out}") };
     assert!(time.parse::<jiff::Timestamp>().is_ok() && !time.ends_with('Z'), "{time}");
     assert!(instance.contains("/web/") && line == "line 5", "{out}");
+    // The time of `-t` is before the line.
+    let args = ["-t", "-o", "template={service} {line}", "--include", "line 5", "--max-lines", "1"];
+    let out = scenario.printed(&args);
+    let ["web", time, "line", "5"] = out.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{out}") };
+    assert!(time.parse::<jiff::Timestamp>().is_ok(), "{out}");
     // `--until` needs times that are not printed.
     let out =
         scenario.printed(&["--until", "0s", "--include", "line 1", "--service", "web", "--replica", "0"]);
@@ -149,6 +154,20 @@ fn colours_and_matches_on_a_terminal_are_safe() {
     let always = scenario.printed(&["--color", "always", "--include", "line 9", "--no-prefix"]);
     assert_eq!(always, "\x1b[7mline 9\x1b[27m ERROR\n");
     assert_eq!(scenario.printed(&["--include", "line 9", "--no-prefix"]), "line 9 ERROR\n");
+}
+
+/// Returns a bash on a session of its own, which runs `script` with the words of `call` as its arguments.
+fn in_bash(script: &str, call: &Command) -> Command {
+    let mut shell = Command::new("setsid");
+    shell.args(["--ctty", "--wait", "bash", "-c", script, "bash"]).arg(call.get_program());
+    shell.args(call.get_args());
+    for (name, value) in call.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// Reads older lines so slowly that a read of [`LARGE`] takes several seconds.
@@ -188,19 +207,22 @@ fn progress_of_a_download_is_drawn_and_erased() {
     let (status, shown) = start(&["-q"], "quiet").finish();
     assert_eq!((status.code(), rows(&shown)), (Some(0), 0), "{shown:?}");
 
-    // In the background of a shell, whose terminal it is.
-    let job = "set -m; \"$@\" >some & wait $!";
-    let mut shell = Command::new("setsid");
+    // Started with the signal ignored, as a background job of a script is.
     let args = workspace.logs_args(gateway.address, "alice", &lease);
-    let call = workspace.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    shell.args(["--ctty", "--wait", "bash", "-c", job, "bash"]).arg(call.get_program());
-    shell.args(call.get_args()).current_dir(workspace.path(""));
-    for (name, value) in call.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
+    let call = || workspace.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let output = Stdio::from(File::create(workspace.path("ignoring")).unwrap());
+    let ignoring = in_bash("trap '' INT; exec \"$@\"", &call());
+    let terminal = OnTerminal::start_with_output(ignoring, 80, output);
+    terminal.until("a row", |shown| (rows(shown) >= 1).then_some(()));
+    terminal.signal(Signal::INT);
+    let (status, shown) = terminal.finish();
+    assert_eq!(status.code(), Some(0), "{shown:?}");
+    let printed = std::fs::read_to_string(workspace.path("ignoring")).unwrap();
+    assert_eq!(printed.lines().count(), 250_000);
+
+    // In the background of a shell, whose terminal it is.
+    let mut shell = in_bash("set -m; \"$@\" >some & wait $!", &call());
+    shell.current_dir(workspace.path(""));
     let output = Stdio::from(File::create(workspace.path("none")).unwrap());
     let (status, shown) = OnTerminal::start_with_output(shell, 80, output).finish();
     assert_eq!((status.code(), rows(&shown)), (Some(0), 0), "{shown:?}");

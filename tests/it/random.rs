@@ -525,7 +525,8 @@ fn gap_ends_within_line_that_ring_cannot_hold() {
     run(actions, 1, Duration::from_millis(20));
 }
 
-/// The log of the first run fails for longer than a follower would wait for it after the next one has started.
+/// The log of the first run fails for longer than a follower would wait for it after the next one has
+/// started.
 #[test]
 fn log_that_fails_for_long_becomes_readable() {
     let wait = |millis| Action::Wait { millis };

@@ -17,8 +17,11 @@ use crate::support::{account, replica};
 
 mod connections;
 mod ends;
+mod entries;
+mod page;
 mod program;
 mod requests;
+mod restarts;
 mod streams;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -109,6 +112,7 @@ pub(crate) fn settings() -> RestSettings {
         notices: Notices::All,
         native_events: true,
         token_grace: 24 * HOUR,
+        serves_page: false,
     }
 }
 

@@ -1,15 +1,16 @@
-//! Simulation of the whole gateway: random scenarios in which followers of several gateways read the logs of a
-//! cluster, while everything fails that can. A seed reproduces a scenario exactly.
+//! Simulation of the whole gateway: random scenarios in which followers of several gateways read the logs of
+//! a cluster, while everything fails that can. A seed reproduces a scenario exactly.
 //!
-//! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client, `node` platform with
-//! its log files. Simulated parts: the API server with its kubelets and containers ([`crate::kube::cluster`]),
-//! what a node's kubelet and runtime do to the files (`files`), the disk's delays, failures and notifications
-//! (`disk`), the network (pipes in memory), time (paused; it advances when all tasks wait), random numbers and
-//! the system's clock (`leasemux-determinism`). All tasks are on one thread; files are read on it, too.
+//! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client, `node` platform
+//! with its log files. Simulated parts: the API server with its kubelets and containers
+//! ([`crate::kube::cluster`]), what a node's kubelet and runtime do to the files (`files`), the disk's
+//! delays, failures and notifications (`disk`), the network (pipes in memory), time (paused; it advances when
+//! all tasks wait), random numbers and the system's clock (`leasemux-determinism`). All tasks are on one
+//! thread; files are read on it, too.
 //!
-//! `LEASEMUX_TEST_SEED` and `LEASEMUX_TEST_SEEDS` choose seeds as for other random tests.
-//! `cargo run --release --example simulate -- --seeds 5000` runs more. With `LEASEMUX_SIMULATION_TRACE` and a
-//! file, one seed writes all its events.
+//! `LEASEMUX_TEST_SEED` and `LEASEMUX_TEST_SEEDS` choose seeds as for other random tests; by default they are
+//! the same each time. `cargo run --release --example simulate -- --seeds 5000` runs more. With
+//! `LEASEMUX_SIMULATION_TRACE` and a file, one seed writes all its events.
 
 mod check;
 mod clock;
@@ -24,16 +25,24 @@ mod world;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ops::Range;
 
     use super::outcome::Outcome;
     use super::pool::{Worker, work};
-    use crate::support::seeds::seeds;
+    use crate::support::seeds::number;
 
     /// Seeds that `cargo test` runs.
     const SEEDS: u64 = 200;
 
     /// Seeds that run twice.
     const TWICE: u64 = 20;
+
+    /// Returns the seeds to try, from 0 on unless the environment says otherwise. They are the same each
+    /// time, so that a change is tested, and not chance. `.ci/full` tries others.
+    fn seeds(count: u64) -> Range<u64> {
+        let first = number("LEASEMUX_TEST_SEED").unwrap_or(0);
+        first..first + number("LEASEMUX_TEST_SEEDS").unwrap_or(count)
+    }
 
     /// This program, as a worker.
     fn worker() -> Worker {

@@ -1,6 +1,6 @@
-//! Soak test: the real program over real sockets for minutes, with followers of every kind, while logs are rotated,
-//! services and the gateway restart, the gateway is killed, and connections are reset. Speed is not checked, only
-//! that every line is delivered once or reported lost, and that the gateway does not grow.
+//! Soak test: the real program over real sockets for minutes, with followers of every kind, while logs are
+//! rotated, services and the gateway restart, the gateway is killed, and connections are reset. Speed is not
+//! checked, only that every line is delivered once or reported lost, and that the gateway does not grow.
 //!
 //! ```sh
 //! .ci/soak 900
@@ -46,11 +46,12 @@ const DISTURBED_EVERY: Duration = Duration::from_secs(3);
 /// One in this many disturbances is a restart of the gateway.
 const GATEWAY_RESTARTS_ONE_IN: u32 = 8;
 
-/// Share of the duration in percent after which the gateway is not restarted, so that the last one lives long enough
-/// to show growth.
+/// Share of the duration in percent after which the gateway is not restarted, so that the last one lives long
+/// enough to show growth.
 const GATEWAY_RESTARTS_UNTIL: u32 = 60;
 
-/// Time after which the gateway gives up a peer that does not read. Shorter than the pause of a stalled follower.
+/// Time after which the gateway gives up a peer that does not read. Shorter than the pause of a stalled
+/// follower.
 const STALL_TIMEOUT: &str = "--stall-timeout=10s";
 
 /// Threads of the blocking pool of a Tokio runtime. It keeps those that it once needed while it is used.
@@ -368,8 +369,8 @@ impl Usage {
         }
     }
 
-    /// Asserts that nothing has grown without bound since `start`. The same followers are connected at both times,
-    /// but some are between two connections.
+    /// Asserts that nothing has grown without bound since `start`. The same followers are connected at both
+    /// times, but some are between two connections.
     fn assert_bounded(&self, start: &Self) {
         for (what, start, end, more) in [
             ("memory, in KiB", start.memory_kib, self.memory_kib, 64 * 1024),

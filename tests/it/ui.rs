@@ -293,6 +293,58 @@ fn page_modules_work_without_a_browser() {
     assert!(done.status.success() && done.out == "done\n", "{}{}", done.out, done.err);
 }
 
+/// The page of the REST port, with tokens.
+#[test]
+fn page_of_rest_port_in_chromium_asks_for_a_token() {
+    let (Some(modules), Some(chromium)) = (setting(NODE), setting(CHROMIUM)) else { return };
+    let workspace = Workspace::new();
+    let alice = workspace.tenant("alice");
+    let bob = workspace.tenant("bob");
+    let bob = LeaseId::new(bob.owner().as_str(), 8, 1, 1, bob.provider().as_str()).unwrap();
+    let other = LeaseId::new(alice.owner().as_str(), 8, 1, 1, alice.provider().as_str()).unwrap().to_string();
+    for tenant in ["alice", "bob"] {
+        let key = workspace.path(tenant).join("account.pub");
+        fs::copy(key, workspace.path("trusted").join(format!("{tenant}.pub"))).unwrap();
+    }
+    let counting = counting();
+    let sdl = workspace.sdl("alice.yaml", &[("web", &*counting, 2), ("db", &counting, 1)]);
+    let of_bob = workspace.sdl("bob.yaml", &[("secret", "echo of bob; exec sleep 1000", 1)]);
+    let (listen, rest) = (own_port(), own_port());
+    let provider = format!("--provider={}", alice.provider());
+    let flags = [
+        format!("--listen=127.0.0.1:{listen}"),
+        format!("--rest-listen=127.0.0.1:{rest}"),
+        provider,
+        "--rest-ui".to_owned(),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let gateway = workspace.serve(&[(&alice, &sdl), (&bob, &of_bob)], &flags);
+    let token = |tenant: &str, more: &[&str]| {
+        let identity = workspace.path(tenant);
+        let args = [&["token", "new", "--identity", identity.to_str().unwrap()][..], more].concat();
+        workspace.run(&args).out.trim().to_owned()
+    };
+    let mut command = node(&modules, "ui_token.mjs");
+    command.arg(chromium).arg(format!("https://127.0.0.1:{rest}/ui")).arg(TEXT);
+    command.args([
+        token("alice", &[]),
+        token("alice", &["--scope=status"]),
+        token("bob", &[]),
+        token("alice", &["--scope=status,logs", "--service=*", "--lease", &other]),
+        token("alice", &["--ttl=1s"]),
+    ]);
+    command.args([alice.dseq().to_string(), bob.dseq().to_string()]);
+    let page = Program::start(command, "ui_token.mjs".to_owned());
+    for word in ["refused", "lines", "restarted"] {
+        page.until_out(word, |out| out.lines().any(|line| line.starts_with(word)).then_some(()));
+    }
+    assert_eq!(gateway.stop(Signal::TERM).status.code(), Some(0));
+    let gateway = workspace.serve(&[(&alice, &sdl), (&bob, &of_bob)], &flags);
+    let done = page.done();
+    assert!(done.status.success() && done.out.ends_with("done\n"), "{}{}", done.out, done.err);
+    assert_eq!(gateway.stop(Signal::TERM).status.code(), Some(0));
+}
+
 /// One long test, because each part continues on the page of the one before: see `ui_page.mjs`.
 #[test]
 fn page_in_chromium_shows_follows_and_restarts() {

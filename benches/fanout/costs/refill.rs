@@ -1,5 +1,5 @@
-//! Measures how much is read from a log for followers that lag and are refilled. Gateway, service and followers
-//! run in this process, since bytes are counted, not CPU time.
+//! Measures how much is read from a log for followers that lag and are refilled. Gateway, service and
+//! followers run in this process, since bytes are counted, not CPU time.
 //!
 //! The followers pause at the same time: each refill reads the log by itself, so this changes no count. While
 //! a follower pauses, its connection still takes what the HTTP/2 window and the pipe hold (about 2.3 MB).

@@ -95,6 +95,7 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
                 notices: Notices::default(),
                 native_events: true,
                 token_grace: Duration::ZERO,
+                serves_page: false,
             };
             Protocol::Rest(RestService::new(service.clone(), settings))
         } else {

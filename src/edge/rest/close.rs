@@ -1,6 +1,7 @@
 //! The end of a websocket: its close frame, and the notice before it.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use tonic_types::StatusExt as _;
 
@@ -27,6 +28,9 @@ const LEASE_NOT_FOUND: u16 = 4001;
 /// The platform cannot be reached.
 const CLUSTER_UNAVAILABLE: u16 = 4002;
 
+/// Delay before a stream that lagged is resumed: it is not the gateway that needs time.
+const LAG_RETRY_AFTER: Duration = Duration::from_millis(250);
+
 /// The end of a websocket stream: a close frame, and the text that explains it to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
@@ -37,6 +41,8 @@ pub(crate) struct Ending {
     pub(crate) text: String,
     /// The reason code of gRPC's `ErrorInfo`; empty if there is none.
     pub(crate) error: String,
+    /// Delay before another attempt; `None` if that would fail too.
+    pub(crate) retry_after: Option<Duration>,
     /// For metrics.
     pub(crate) label: WebsocketEnd,
 }
@@ -92,6 +98,7 @@ impl Ending {
             // The text for gRPC names cursors, which this protocol does not have.
             ending.text =
                 format!("the stream lagged behind the buffer of {buffer} and was closed, as requested");
+            ending.retry_after = Some(LAG_RETRY_AFTER);
         }
         ending
     }
@@ -125,13 +132,14 @@ impl Ending {
 
     fn failed(reason: &str, text: String, error: &str) -> Self {
         let (reason, error) = (reason.to_owned(), error.to_owned());
-        Self { code: FAILED, reason, text, error, label: WebsocketEnd::Error }
+        Self { code: FAILED, reason, text, error, retry_after: None, label: WebsocketEnd::Error }
     }
 
     fn new(code: u16, reason: &str, status: &tonic::Status, label: WebsocketEnd) -> Self {
         let error = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         let reason = truncate(reason, REASON_MAX_BYTES).to_owned();
-        Self { code, reason, text: status.message().to_owned(), error, label }
+        Self { code, reason, text: status.message().to_owned(), error, retry_after, label }
     }
 }
 
@@ -186,6 +194,20 @@ mod tests {
             assert_eq!(close.text.is_empty(), matches!(end, StreamEnd::Done), "{}", close.text);
         }
         assert!(!Ending::of_end(&StreamEnd::Lagged("web/0".to_owned())).text.contains("cursor"));
+    }
+
+    #[test]
+    fn only_temporary_ends_have_a_delay() {
+        for (end, is_temporary) in [
+            (StreamEnd::LeaseEnded, false),
+            (StreamEnd::Lagged("web/0".to_owned()), true),
+            (StreamEnd::Unreadable(vec![replica()]), true),
+            (StreamEnd::Draining, true),
+            (StreamEnd::Refused(Refusal::TokenExpired), false),
+            (StreamEnd::Refused(Refusal::TrustUnavailable), true),
+        ] {
+            assert_eq!(Ending::of_end(&end).retry_after.is_some(), is_temporary, "{end:?}");
+        }
     }
 
     #[test]

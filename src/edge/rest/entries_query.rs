@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::query::{StreamKind, StreamQuery, invalid};
+use super::query::{FilterSpelling, StreamKind, StreamQuery, invalid};
 use crate::logs::LagPolicy;
 use crate::model::cursor_text;
 use crate::model::id::LeaseId;
@@ -24,6 +24,12 @@ pub(crate) struct EntriesQuery {
     heartbeat: Option<Duration>,
 }
 
+/// Returns whether a query string asks for entries. Another format is ignored, as any unknown parameter.
+pub(crate) fn selects_entries(query: &str) -> bool {
+    let mut parameters = form_urlencoded::parse(query.as_bytes());
+    parameters.find(|(name, _)| name == "format").is_some_and(|(_, format)| format == ENTRIES)
+}
+
 // === impl EntriesQuery ===
 
 impl EntriesQuery {
@@ -32,6 +38,9 @@ impl EntriesQuery {
     /// # Errors
     /// A text for the caller, which names the parameter and does not repeat its value.
     pub(crate) fn parse(query: &str, services_max: usize) -> Result<Self, String> {
+        if !selects_entries(query) {
+            return Err(invalid("format", "must be entries"));
+        }
         let common = StreamQuery::parse(query, StreamKind::Logs, services_max)?;
         let mut parsed = Self {
             common,
@@ -41,10 +50,8 @@ impl EntriesQuery {
             resume: Vec::new(),
             heartbeat: None,
         };
-        let mut format = None;
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {
-                "format" => format = Some(value.into_owned()),
                 "replica" => parsed.add_replica(&value)?,
                 "since" => {
                     let time = value.parse().map_err(|_| invalid("since", "must be a time in RFC 3339"))?;
@@ -59,9 +66,6 @@ impl EntriesQuery {
                 _ => {}
             }
         }
-        if format.as_deref() != Some(ENTRIES) {
-            return Err(invalid("format", "must be entries"));
-        }
         if let Some(unknown) = &parsed.common.unknown {
             return Err(invalid("service", &format!("has the name {unknown}, which no service can have")));
         }
@@ -71,7 +75,22 @@ impl EntriesQuery {
         if parsed.previous && parsed.common.follow {
             return Err(invalid("previous", "and follow do not go together"));
         }
+        let excluded = [
+            ("tail", parsed.common.tail.is_some()),
+            ("since", parsed.since.is_some()),
+            ("previous", parsed.previous),
+        ];
+        if !parsed.resume.is_empty()
+            && let Some((name, _)) = excluded.iter().find(|(_, is_set)| *is_set)
+        {
+            return Err(invalid("resume", &format!("and {name} do not go together")));
+        }
         Ok(parsed)
+    }
+
+    /// Returns how services are selected.
+    pub(crate) fn spelling(&self) -> FilterSpelling {
+        self.common.spelling
     }
 
     /// Returns the request that gRPC has for this query.
@@ -130,6 +149,8 @@ fn parse_heartbeat(value: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const LEASE: &str =
@@ -143,7 +164,7 @@ mod tests {
     fn parameters_become_the_request_of_grpc() {
         let got = request(
             "format=entries&follow=true&service=web&replica=0&replica=2&tail=5&since=2026-01-31T12:00:00.5Z\
-             &on_lag=refill&heartbeat=2&resume=web:0:u/web/1:5.000000006:7:0",
+             &on_lag=refill&heartbeat=2",
         );
         assert_eq!(got.lease_id.unwrap().dseq, 7);
         assert_eq!(
@@ -152,11 +173,13 @@ mod tests {
         );
         assert_eq!((got.follow, got.tail_lines, got.timestamps, got.previous), (true, Some(5), true, false));
         assert_eq!(got.since, Some(prost_types::Timestamp { seconds: 1_769_860_800, nanos: 500_000_000 }));
-        assert_eq!((got.on_lag, got.resume.len()), (OnLag::Refill as i32, 1));
+        assert_eq!((got.on_lag, got.resume.len()), (OnLag::Refill as i32, 0));
         assert_eq!(got.heartbeat.unwrap().seconds, 2);
         let got = request("format=entries");
         assert_eq!((got.filters.len(), got.follow, got.tail_lines, got.heartbeat), (0, false, None, None));
         assert!(request("format=entries&previous=true").previous);
+        let cursors = "resume=web:0:u/web/1:5.000000006:7:0&resume=web:1:u/web/1::0:0";
+        assert_eq!(request(&format!("format=entries&{cursors}")).resume.len(), 2);
     }
 
     #[test]
@@ -164,6 +187,10 @@ mod tests {
         for (query, name) in [
             ("follow=true", "format"),
             ("format=lines", "format"),
+            ("format=lines&format=entries", "format"),
+            ("format=entries&resume=web:0:u/web/1::0:0&tail=5", "resume"),
+            ("format=entries&resume=web:0:u/web/1::0:0&since=2026-01-31T12:00:00Z", "resume"),
+            ("format=entries&resume=web:0:u/web/1::0:0&previous=true", "resume"),
             ("format=entries&replica=0", "replica"),
             ("format=entries&service=a,b&replica=0", "replica"),
             ("format=entries&service=a&replica=x", "replica"),
@@ -177,6 +204,13 @@ mod tests {
         ] {
             let error = EntriesQuery::parse(query, 4).unwrap_err();
             assert!(error.starts_with(&format!("parameter \"{name}\"")), "{query}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_parsed_or_refused(query in "[a-z=&,:/.0-9\u{0}-\u{ff}]{0,60}") {
+            let _ = EntriesQuery::parse(&format!("format=entries&{query}"), 4);
         }
     }
 }

@@ -8,25 +8,33 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
+use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::status_json::APPLICATION_JSON;
 use crate::access::refusal::{Refusal, RefusalKind};
 use crate::edge::errors::CallError;
+use crate::edge::websocket::handshake::HandshakeError;
 use crate::model::id::IdError;
 
 /// The reason code of a refusal, as in gRPC's `ErrorInfo`. A header, because the body is that of the Akash
 /// provider.
 const REASON_HEADER: &str = "leasemux-reason";
 
+/// The reason of an invalid request, as in gRPC.
+const INVALID: &str = "INVALID_REQUEST";
+
 /// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RestError {
     status: StatusCode,
     body: Body,
-    /// For programs; only refusals have one.
-    reason: Option<&'static str>,
+    /// For programs: that of gRPC. Errors of the Akash provider's form send it for refusals only.
+    reason: Cow<'static, str>,
+    /// The method that a route has.
+    allow: Option<Method>,
     retry_after: Option<Duration>,
 }
 
@@ -37,13 +45,35 @@ enum Body {
     Json(Cow<'static, str>),
     /// The text and a newline.
     Text(Cow<'static, str>),
+    /// `{"reason":"…","message":"…"}`
+    Object(Cow<'static, str>),
+}
+
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+    message: &'a str,
 }
 
 // === impl RestError ===
 
 impl RestError {
     pub(crate) fn text(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: Body::Text(text.into()), reason: None, retry_after: None }
+        Self { status, body: Body::Text(text.into()), reason: "".into(), allow: None, retry_after: None }
+    }
+
+    fn with_reason(self, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: reason.into(), ..self }
+    }
+
+    /// Returns the same error with an object as its body, for routes that the Akash provider does not have.
+    pub(crate) fn with_object(self) -> Self {
+        let body = match self.body {
+            Body::Json(text) | Body::Text(text) => Body::Object(text),
+            other @ (Body::Empty | Body::Object(_)) => other,
+        };
+        Self { body, ..self }
     }
 
     /// The response to an unknown path.
@@ -51,24 +81,30 @@ impl RestError {
         Self::text(StatusCode::NOT_FOUND, "404 page not found")
     }
 
-    /// The response to a method that a native route does not have.
-    pub(crate) fn method_not_allowed() -> Self {
-        Self { body: Body::Empty, ..Self::text(StatusCode::METHOD_NOT_ALLOWED, "") }
+    /// The response to a method that a native route does not have. It has the method `allow`.
+    pub(crate) fn method_not_allowed(allow: Method) -> Self {
+        Self { body: Body::Empty, allow: Some(allow), ..Self::text(StatusCode::METHOD_NOT_ALLOWED, "") }
+    }
+
+    /// The response to a request that a page of another origin sends.
+    pub(crate) fn other_origin() -> Self {
+        let error = HandshakeError::Origin;
+        Self::text(error.status(), error.to_string()).with_reason("OTHER_ORIGIN")
     }
 
     /// The response to a service that the lease does not have.
     pub(crate) fn no_service() -> Self {
-        Self::text(StatusCode::NOT_FOUND, "the lease has no such service")
+        Self::text(StatusCode::NOT_FOUND, "the lease has no such service").with_reason("SERVICE_NOT_FOUND")
     }
 
     /// The response to an invalid lease id in the path.
     pub(crate) fn lease_id(error: &IdError) -> Self {
-        Self::text(StatusCode::BAD_REQUEST, format!("invalid lease id: {error}"))
+        Self::text(StatusCode::BAD_REQUEST, format!("invalid lease id: {error}")).with_reason(INVALID)
     }
 
     /// The response to an invalid query, with the text of its parser.
     pub(crate) fn query(text: String) -> Self {
-        Self::text(StatusCode::BAD_REQUEST, text)
+        Self::text(StatusCode::BAD_REQUEST, text).with_reason(INVALID)
     }
 
     /// The response to a caller with a certificate only, on a route that is forwarded.
@@ -82,6 +118,7 @@ impl RestError {
     }
 
     pub(crate) fn into_response(self) -> Response<Bytes> {
+        let has_reason = matches!(self.body, Body::Json(_) | Body::Object(_)) && !self.reason.is_empty();
         let (content_type, body) = match self.body {
             Body::Empty => (None, Bytes::new()),
             Body::Json(message) => {
@@ -89,6 +126,10 @@ impl RestError {
                 (Some(APPLICATION_JSON_ERROR), json.into())
             }
             Body::Text(text) => (Some("text/plain; charset=utf-8"), format!("{text}\n").into()),
+            Body::Object(message) => {
+                let object = ErrorObject { reason: &self.reason, message: &message };
+                (Some(APPLICATION_JSON), serde_json::to_vec(&object).unwrap_or_default().into())
+            }
         };
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
@@ -96,16 +137,16 @@ impl RestError {
         if let Some(content_type) = content_type {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
-        if let Some(reason) = self.reason {
-            headers.insert(REASON_HEADER, HeaderValue::from_static(reason));
+        if has_reason && let Ok(reason) = HeaderValue::from_str(&self.reason) {
+            headers.insert(REASON_HEADER, reason);
         }
         if let Some(after) = self.retry_after {
             // In whole seconds, rounded up.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, seconds.into());
         }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        if let Some(Ok(allow)) = self.allow.map(|method| HeaderValue::from_str(method.as_str())) {
+            headers.insert(ALLOW, allow);
         }
         response
     }
@@ -128,7 +169,7 @@ impl From<Refusal> for RestError {
             RefusalKind::Unavailable | RefusalKind::Exhausted => Some(Duration::from_secs(1)),
             RefusalKind::Unauthenticated | RefusalKind::PermissionDenied => None,
         };
-        Self { status, body: Body::Json(text), reason: Some(refusal.reason()), retry_after }
+        Self { body: Body::Json(text), retry_after, ..Self::text(status, "") }.with_reason(refusal.reason())
     }
 }
 
@@ -146,7 +187,8 @@ impl From<&Status> for RestError {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        Self { retry_after, ..Self::text(code, status.message().to_owned()) }
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        Self { retry_after, ..Self::text(code, status.message().to_owned()) }.with_reason(reason)
     }
 }
 
@@ -245,7 +287,9 @@ mod tests {
     fn routing_errors_are_those_of_the_provider() {
         let plain = "text/plain; charset=utf-8".to_owned();
         assert_eq!(sent(RestError::not_found()), (404, plain.clone(), "404 page not found\n".into()));
-        assert_eq!(sent(RestError::method_not_allowed()), (405, String::new(), String::new()));
+        let not_allowed = RestError::method_not_allowed(Method::POST);
+        assert_eq!(sent(not_allowed.clone()), (405, String::new(), String::new()));
+        assert_eq!(not_allowed.with_object().into_response().headers()[ALLOW], "POST");
         let error = IdError::LeasePart { part: "dseq", reason: "must be a positive decimal number" };
         let text = "invalid lease id: dseq must be a positive decimal number\n";
         assert_eq!(sent(RestError::lease_id(&error)), (400, plain, text.into()));
@@ -269,6 +313,24 @@ mod tests {
         assert_eq!(status(CallError::field("x", "y")), 400);
         assert_eq!(status(CallError::RequestTimeout), 408);
         assert_eq!(status(CallError::Unimplemented("no")), 501);
+    }
+
+    #[test]
+    fn object_has_reason_and_message() {
+        let object = |error: RestError| {
+            let reason = error.clone().with_object().into_response().headers()[REASON_HEADER].clone();
+            (sent(error.with_object()), reason)
+        };
+        let json = || APPLICATION_JSON.to_owned();
+        let body = r#"{"reason":"NOT_YOURS","message":"unauthorized access"}"#;
+        let reason = Refusal::NotYours.reason();
+        let body = body.replace("NOT_YOURS", reason);
+        assert_eq!(object(Refusal::NotYours.into()), ((401, json(), body), reason.parse().unwrap()));
+        let body = r#"{"reason":"LEASE_NOT_FOUND","message":"the lease does not exist on this gateway"}"#;
+        let expected = ((404, json(), body.to_owned()), "LEASE_NOT_FOUND".parse().unwrap());
+        assert_eq!(object((&CallError::NoLease).into()), expected);
+        // Texts of the Akash provider's form have no reason.
+        assert!(!RestError::from(&CallError::NoLease).into_response().headers().contains_key(REASON_HEADER));
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub struct StreamQuery {
 // === impl StreamQuery ===
 
 impl StreamQuery {
-    /// Parses a query string, without its question mark. It may select this many services. Of a parameter that
-    /// is repeated, other than the services, the first one counts.
+    /// Parses a query string, without its question mark. It may select this many services. Of a parameter
+    /// that is repeated, other than the services, the first one counts.
     ///
     /// # Errors
     /// A text for the caller, which names the parameter and does not repeat its value.
@@ -179,6 +179,7 @@ fn parse_tail(value: &str) -> Result<Option<u32>, String> {
 
 fn parse_on_lag(value: &str, kind: StreamKind) -> Result<LagPolicy, String> {
     match (value, kind) {
+        (_, StreamKind::Status) => Err(invalid("on_lag", "is not for a status")),
         ("drop", _) => Ok(LagPolicy::Drop),
         ("refill", StreamKind::Logs) => Ok(LagPolicy::Refill),
         ("close", _) => Ok(LagPolicy::Close),

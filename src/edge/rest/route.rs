@@ -7,7 +7,7 @@ use http::Method;
 
 use crate::access::grants::TokenScope;
 use crate::model::id::{Address, IdError, LeaseId, ServiceName};
-use crate::model::metrics::RouteTemplate;
+use crate::model::metrics::{RouteTemplate, StreamKind};
 
 /// What a path asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +17,21 @@ pub(crate) enum Route<'a> {
     Status,
     /// A route of a lease. Its id may be invalid: credentials are checked first.
     Lease(LeasePath<'a>, LeaseRoute<'a>),
+    /// A route of the page, if the port has it.
+    Page(PageRoute<'a>),
     /// A route that only a provider serves, or an unknown one.
     Other(RouteTemplate),
+}
+
+/// A route of the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageRoute<'a> {
+    /// `/ui`, which has no slash at its end.
+    Root,
+    /// A file, or the description of the server.
+    File(&'a str),
+    /// A websocket of a lease, whose first message has the token.
+    Stream(LeasePath<'a>, StreamKind),
 }
 
 /// A native route below a lease.
@@ -27,6 +40,8 @@ pub(crate) enum LeaseRoute<'a> {
     Status,
     /// With the name of the service as it came.
     ServiceStatus(&'a str),
+    /// Restarts this service; with its name as it came.
+    Restart(&'a str),
     Logs,
     Events,
 }
@@ -56,6 +71,14 @@ impl<'a> Route<'a> {
             ["", "version"] => Self::Version,
             ["", "address"] => Self::Address,
             ["", "status"] => Self::Status,
+            ["", "ui"] => Self::Page(PageRoute::Root),
+            ["", "ui", file] => Self::Page(PageRoute::File(file)),
+            ["", "ui", "lease", dseq, gseq, oseq, stream @ ("logs" | "status")]
+                if [dseq, gseq, oseq].iter().all(|segment| !segment.is_empty()) =>
+            {
+                let kind = if *stream == "logs" { StreamKind::Logs } else { StreamKind::Status };
+                Self::Page(PageRoute::Stream(LeasePath { dseq, gseq, oseq }, kind))
+            }
             ["", "lease", dseq, gseq, oseq, rest @ ..]
                 if [dseq, gseq, oseq].iter().all(|segment| !segment.is_empty()) =>
             {
@@ -66,6 +89,9 @@ impl<'a> Route<'a> {
                     ["kubeevents"] => Self::Lease(lease, LeaseRoute::Events),
                     ["service", name, "status"] if !name.is_empty() => {
                         Self::Lease(lease, LeaseRoute::ServiceStatus(name))
+                    }
+                    ["service", name, "restart"] if !name.is_empty() => {
+                        Self::Lease(lease, LeaseRoute::Restart(name))
                     }
                     ["manifest"] => Self::Other(RouteTemplate::GetManifest),
                     ["shell"] => Self::Other(RouteTemplate::Shell),
@@ -90,8 +116,12 @@ impl<'a> Route<'a> {
             Self::Status => RouteTemplate::Status,
             Self::Lease(_, LeaseRoute::Status) => RouteTemplate::LeaseStatus,
             Self::Lease(_, LeaseRoute::ServiceStatus(_)) => RouteTemplate::ServiceStatus,
+            Self::Lease(_, LeaseRoute::Restart(_)) => RouteTemplate::Restart,
             Self::Lease(_, LeaseRoute::Logs) => RouteTemplate::Logs,
             Self::Lease(_, LeaseRoute::Events) => RouteTemplate::Events,
+            Self::Page(PageRoute::Root | PageRoute::File(_)) => RouteTemplate::PageFile,
+            Self::Page(PageRoute::Stream(_, StreamKind::Status)) => RouteTemplate::PageStatus,
+            Self::Page(PageRoute::Stream(..)) => RouteTemplate::PageLogs,
             Self::Other(template) => *template,
         }
     }
@@ -99,7 +129,17 @@ impl<'a> Route<'a> {
     /// Whether the route takes this method; only for native routes. As in the Akash provider, this does not
     /// include `HEAD` and `OPTIONS`.
     pub(crate) fn allows(&self, method: &Method) -> bool {
-        matches!(self, Self::Other(_)) || method == Method::GET
+        matches!(self, Self::Other(_)) || *method == self.method()
+    }
+
+    /// Returns the method of a native route.
+    pub(crate) fn method(&self) -> Method {
+        if let Self::Lease(_, LeaseRoute::Restart(_)) = self { Method::POST } else { Method::GET }
+    }
+
+    /// Whether its errors are objects. The routes of the Akash provider have its forms.
+    pub(crate) fn has_error_objects(&self) -> bool {
+        matches!(self, Self::Lease(_, LeaseRoute::Restart(_)))
     }
 }
 
@@ -111,15 +151,16 @@ impl LeaseRoute<'_> {
         match self {
             // The Akash provider checks no scope for the status of one service.
             Self::Status | Self::ServiceStatus(_) => TokenScope::Status,
+            Self::Restart(_) => TokenScope::Restart,
             Self::Logs => TokenScope::Logs,
             Self::Events => TokenScope::Events,
         }
     }
 
-    /// Returns the service of a service status; `None` if no service can have the name.
+    /// Returns the service that the path names; `None` if no service can have the name.
     pub(crate) fn service(self) -> Option<ServiceName> {
         match self {
-            Self::ServiceStatus(name) => name.parse().ok(),
+            Self::ServiceStatus(name) | Self::Restart(name) => name.parse().ok(),
             Self::Status | Self::Logs | Self::Events => None,
         }
     }
@@ -208,12 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn native_routes_take_get_only() {
+    fn native_routes_have_one_method() {
         for method in [Method::HEAD, Method::OPTIONS, Method::POST, Method::PUT] {
             assert!(!Route::of("/lease/7/1/1/logs").allows(&method) && !Route::of("/status").allows(&method));
             assert!(Route::of("/lease/7/1/1/shell").allows(&method));
         }
         assert!(Route::of("/lease/7/1/1/logs").allows(&Method::GET));
+        let restart = Route::of("/lease/7/1/1/service/web/restart");
+        assert!(restart.allows(&Method::POST) && !restart.allows(&Method::GET));
     }
 
     #[test]

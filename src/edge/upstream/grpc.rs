@@ -1,8 +1,8 @@
 //! Forwards gRPC calls to the provider as bytes: path, headers, messages and trailers stay as they are.
 //!
 //! All calls share one HTTP/2 connection, which is opened on demand. It presents no client certificate, so
-//! the provider sees the caller's token only. A call is sent once, with its deadline (`grpc-timeout`). The end
-//! of a response also ends its request.
+//! the provider sees the caller's token only. A call is sent once, with its deadline (`grpc-timeout`). The
+//! end of a response also ends its request.
 
 use std::error::Error as StdError;
 use std::pin::Pin;

@@ -1,6 +1,7 @@
 //! Reads the frames of a client. Pure.
 //!
-//! Only control frames matter. The payload of data frames is counted and thrown away.
+//! Only control frames matter. The payload of data frames is counted and thrown away, unless a first message
+//! is collected.
 //!
 //! tungstenite's parser of headers would leave all checks to this module, and would add a crate to the
 //! gateway. The tests compare the two.
@@ -27,7 +28,7 @@ const LENGTH_16: u8 = 126;
 /// Length in the second byte that announces a length of eight bytes after it.
 const LENGTH_64: u8 = 127;
 
-/// An incremental reader. Its memory does not depend on the input.
+/// An incremental reader. Its memory does not depend on the input, but for a message that it collects.
 #[derive(Debug)]
 pub struct ClientFrames {
     state: State,
@@ -36,9 +37,18 @@ pub struct ClientFrames {
     header_bytes: usize,
     /// Payload of the control frame, without its mask.
     control: [u8; CONTROL_MAX_BYTES],
+    /// The message that is collected.
+    message: Option<Collected>,
     /// A data message has begun that another frame continues.
     in_message: bool,
     discarded_bytes: u64,
+}
+
+/// A message, or its beginning, without its masks.
+#[derive(Debug)]
+struct Collected {
+    bytes: Vec<u8>,
+    max_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +70,7 @@ struct FrameStart {
     length: usize,
 }
 
-/// A control frame of the client.
+/// What the client sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientFrame<'a> {
     /// A ping and its payload.
@@ -69,6 +79,8 @@ pub enum ClientFrame<'a> {
     Pong(&'a [u8]),
     /// A close frame and its code, if it has one. Nothing is read after it.
     Close(Option<u16>),
+    /// A message, by a reader that collects it. Its length limits all later messages together.
+    Message(&'a [u8]),
 }
 
 /// Why a frame is refused.
@@ -91,6 +103,7 @@ impl Default for ClientFrames {
             header: [0; HEADER_MAX_BYTES],
             header_bytes: 0,
             control: [0; CONTROL_MAX_BYTES],
+            message: None,
             in_message: false,
             discarded_bytes: 0,
         }
@@ -98,8 +111,13 @@ impl Default for ClientFrames {
 }
 
 impl ClientFrames {
-    /// Consumes `input` up to the end of the next control frame, which it returns. Returns `None` when all of
-    /// `input` is consumed.
+    /// Creates a reader that collects the first message, of at most `max_bytes`.
+    pub(super) fn collecting(max_bytes: usize) -> Self {
+        Self { message: Some(Collected { bytes: Vec::new(), max_bytes }), ..Self::default() }
+    }
+
+    /// Consumes `input` up to the end of the next control frame or collected message, which it returns.
+    /// Returns `None` when all of `input` is consumed.
     pub fn read<'a>(&'a mut self, input: &mut &[u8]) -> Result<Option<ClientFrame<'a>>, FrameError> {
         let ended = loop {
             let (frame, read) = match self.state {
@@ -124,10 +142,14 @@ impl ClientFrames {
                 break frame;
             }
             self.in_message = !frame.is_final;
+            if frame.is_final && self.message.is_some() {
+                break frame;
+            }
         };
         match (ended.opcode, ended.length) {
             (OPCODE_PING, length) => Ok(Some(ClientFrame::Ping(&self.control[..length]))),
             (OPCODE_PONG, length) => Ok(Some(ClientFrame::Pong(&self.control[..length]))),
+            (0..=2, _) => Ok(self.message.as_ref().map(|message| ClientFrame::Message(&message.bytes))),
             (_, length) => match close_code(&self.control[..length]) {
                 Ok(code) => {
                     self.state = State::Ended;
@@ -199,7 +221,11 @@ impl ClientFrames {
             },
             short => usize::from(short),
         };
-        if length > DATA_FRAME_MAX_BYTES {
+        let frame_max = match &self.message {
+            Some(message) if first & !FIN < OPCODE_CLOSE => message.max_bytes - message.bytes.len(),
+            _ => DATA_FRAME_MAX_BYTES,
+        };
+        if length > frame_max {
             return Err(FrameError::TooLong);
         }
         let mut mask = [0; MASK_BYTES];
@@ -215,6 +241,9 @@ impl ClientFrames {
             for (index, byte) in (read..).zip(payload) {
                 self.control[index] = byte ^ frame.mask[index % MASK_BYTES];
             }
+        } else if let Some(message) = &mut self.message {
+            let bytes = (read..).zip(payload).map(|(index, byte)| byte ^ frame.mask[index % MASK_BYTES]);
+            message.bytes.extend(bytes);
         } else {
             self.discarded_bytes += payload.len() as u64;
         }
@@ -293,6 +322,7 @@ mod tests {
                     Ok(Some(ClientFrame::Ping(payload))) => Event::Ping(payload.to_vec()),
                     Ok(Some(ClientFrame::Pong(payload))) => Event::Pong(payload.to_vec()),
                     Ok(Some(ClientFrame::Close(code))) => Event::Close(code),
+                    Ok(Some(ClientFrame::Message(_))) => panic!("nothing is collected"),
                     Err(e) => Event::Error(e),
                 };
                 events.push(event);

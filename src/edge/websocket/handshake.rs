@@ -90,7 +90,7 @@ fn accept_key(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Whether each `Origin` that was sent has the host and port of `Host`. Compares the text, as the Akash
 /// provider does: a default port that only one of them names is a difference.
-fn is_same_origin(target: &Uri, headers: &HeaderMap) -> bool {
+pub(crate) fn is_same_origin(target: &Uri, headers: &HeaderMap) -> bool {
     let host = target.authority().map(|authority| authority.as_str().as_bytes());
     let host = host.or_else(|| headers.get(HOST).map(HeaderValue::as_bytes));
     headers.get_all(ORIGIN).into_iter().all(|origin| {

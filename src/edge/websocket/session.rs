@@ -170,7 +170,8 @@ where
     fn read_frames(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.frames.read(&mut bytes) {
-                Ok(None) => {}
+                // Messages are not collected.
+                Ok(None | Some(ClientFrame::Message(_))) => {}
                 Ok(Some(ClientFrame::Ping(payload))) => self.pong = Some(Bytes::copy_from_slice(payload)),
                 Ok(Some(ClientFrame::Pong(payload))) => self.window.record_pong(payload),
                 Ok(Some(ClientFrame::Close(code))) => self.close_by_client(code),

@@ -6,8 +6,11 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use futures_util::stream::Fuse;
+use tokio::time::Instant;
 
-use super::{AfterFailure, Backfill, BackfillEvent, Failures, LOOKAHEAD, Stage};
+use super::{
+    AfterFailure, Backfill, BackfillEvent, BackfillParams, Failures, LOOKAHEAD, QUIET_LOG_PAUSE, Stage,
+};
 use crate::logs::actor::Subscription;
 use crate::logs::chunk::Chunker;
 use crate::logs::heartbeat::{Phase, SourceCell};
@@ -21,6 +24,10 @@ use crate::platform::{self, ReadFrom, TailItem};
 /// A backfill that has read up to the head, but cannot join there, checks this often whether others need its
 /// permit. Most join within milliseconds.
 const PERMIT_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A log that lets its reader wait this long was read up to its newest line: sources send what there is
+/// without a pause.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// The open log of one run.
 pub(super) struct Log {
@@ -39,6 +46,10 @@ pub(super) struct Log {
     /// Whether the ring has changed since the log's last item. If the log stays quiet then, its connection
     /// may be dead, and the ring may have a line that the log has not returned.
     ring_has_changed: bool,
+    /// Since when its next item is waited for.
+    waiting_since: Option<Instant>,
+    /// Sum of the waits of [`IDLE_WAIT`] and more.
+    idle: Duration,
 }
 
 /// The result of an attempt to join the ring at the log's position.
@@ -109,6 +120,8 @@ impl Backfill {
                     // lost.
                     must_read: resumed_at.is_some_and(|position| position != tail.start),
                     ring_has_changed: false,
+                    waiting_since: None,
+                    idle: Duration::ZERO,
                 }))
             }
             Err(error) => self.failed(instance, from, &error).await,
@@ -140,6 +153,9 @@ impl Backfill {
         match event {
             WaitEvent::Next(stage) => stage,
             WaitEvent::Quiet if self.limiter.is_exhausted(self.params.lease.owner()) => {
+                if !self.is_followed_by_ring(&log.instance) {
+                    return Stage::AwaitLines(log.instance, position);
+                }
                 if log.ring_has_changed {
                     self.permit = None;
                     return Stage::Open(log.instance, ReadFrom::After(position));
@@ -176,6 +192,13 @@ impl Backfill {
                 if !self.ambiguous.contains(position) && self.must_give_turn() {
                     return Stage::Open(log.instance, ReadFrom::After(position));
                 }
+                // Lines that are printed now and then are waited for without a permit.
+                if log.idle >= PERMIT_CHECK_INTERVAL
+                    && !self.is_followed_by_ring(&log.instance)
+                    && self.limiter.is_exhausted(self.params.lease.owner())
+                {
+                    return Stage::AwaitLines(log.instance, position);
+                }
                 Stage::Read(log)
             }
             WaitEvent::Item(Some(Ok(TailItem::Gap(gap)))) => self.read_gap(log, position, gap).await,
@@ -198,7 +221,12 @@ impl Backfill {
             self.ambiguous.record_gap();
         }
         self.position = Some((log.instance.clone(), gap.after));
-        self.queue_gap(&gap);
+        // A log that was opened again directly after a gap reports it again.
+        let is_reported = self.inexact_gap.is_some() && self.inexact_gap == self.position;
+        self.inexact_gap = self.position.clone().filter(|_| !gap.exact);
+        if gap.exact || !is_reported {
+            self.queue_gap(&gap);
+        }
         Stage::Read(log)
     }
 
@@ -206,6 +234,8 @@ impl Backfill {
     async fn wait(&mut self, log: &mut Log, attempt: JoinAttempt) -> WaitEvent {
         let is_ahead = matches!(attempt, JoinAttempt::AheadOfRing);
         let may_be_long = matches!(attempt, JoinAttempt::AheadOfRing | JoinAttempt::AtHead);
+        let is_elsewhere =
+            matches!(attempt, JoinAttempt::ReadLog) && !self.is_followed_by_ring(&log.instance);
         let source = self.params.source.as_deref();
         if let Some(source) = source {
             // It may have to read on at the head, too.
@@ -223,14 +253,29 @@ impl Backfill {
         let Some(live) = live else {
             return WaitEvent::Item(log.next(source).await);
         };
-        tokio::select! {
+        let now = Instant::now();
+        // A ring that reads another log may change all the time.
+        let since = if is_elsewhere { *log.waiting_since.get_or_insert(now) } else { now };
+        let event = tokio::select! {
             biased;
             // Not while it is ahead: the ring is paced, and a backfill that reads on would stay ahead
             // forever.
             item = log.next(source), if !is_ahead => WaitEvent::Item(item),
             () = live.reader.changed() => WaitEvent::RingChanged,
-            () = tokio::time::sleep(PERMIT_CHECK_INTERVAL), if may_be_long => WaitEvent::Quiet,
+            () = tokio::time::sleep_until(since + PERMIT_CHECK_INTERVAL), if may_be_long || is_elsewhere => {
+                WaitEvent::Quiet
+            }
+        };
+        if !matches!(event, WaitEvent::RingChanged) {
+            log.record_wait();
         }
+        event
+    }
+
+    /// Whether the ring's newest lines are those of this run. If not, it has no lines after a position of it.
+    fn is_followed_by_ring(&self, instance: &Instance) -> bool {
+        let head = self.live.as_ref().and_then(|live| live.reader.ring().head());
+        head.is_some_and(|(run, _)| run == *instance)
     }
 
     /// Waits for the ring without a permit: on a quiet log that may take long. If it cannot join at the new
@@ -247,6 +292,39 @@ impl Backfill {
                 JoinAttempt::AtHead | JoinAttempt::ReadLog | JoinAttempt::IgnoreRing => {
                     return Stage::Open(instance, ReadFrom::After(position));
                 }
+            }
+        }
+    }
+
+    /// Waits without a permit for more lines of a log that the ring does not follow. Returns as soon as the
+    /// run has ended: the log may be removed soon.
+    pub(super) async fn await_lines(&mut self, instance: Instance, position: Position) -> Stage {
+        self.permit = None;
+        let pause = tokio::time::sleep(QUIET_LOG_PAUSE);
+        tokio::pin!(pause);
+        loop {
+            match self.try_join(&instance, position) {
+                JoinAttempt::Next(stage) => return stage,
+                JoinAttempt::AheadOfRing | JoinAttempt::AtHead => {
+                    return Stage::AwaitRing(instance, position);
+                }
+                JoinAttempt::ReadLog if self.is_followed_by_ring(&instance) => {
+                    return Stage::Open(instance, ReadFrom::After(position));
+                }
+                JoinAttempt::ReadLog | JoinAttempt::IgnoreRing => {}
+            }
+            let BackfillParams { view, replica, .. } = &mut self.params;
+            let has_ended = view.wait_for(|view| {
+                let run = view.replica(replica).and_then(|replica| replica.run(&instance));
+                run.is_none_or(|run| run.end.is_some())
+            });
+            let is_over = tokio::select! {
+                _ = has_ended => true,
+                () = &mut pause => true,
+                () = ring_changed(&mut self.live) => false,
+            };
+            if is_over {
+                return Stage::Open(instance, ReadFrom::After(position));
             }
         }
     }
@@ -285,6 +363,8 @@ impl Backfill {
     /// Queues the lines of a batch that are not older than `since`.
     fn queue_lines(&mut self, log: &mut Log, batch: LineBatch) {
         self.update_since(&log.instance, log.chunker.position());
+        // A gap that comes now is another one, even at the same position.
+        self.inexact_gap = None;
         if let Some(line) = batch.lines.first() {
             self.ambiguous.record_line(log.chunker.position(), line.time);
         }
@@ -331,6 +411,10 @@ impl Backfill {
             AfterFailure::Retry => return Stage::Open(instance, from),
             AfterFailure::GiveUp => return Stage::End(BackfillEvent::Unreadable),
             AfterFailure::Skip => {}
+        }
+        // The gap that was just sent has no position that the ring could be compared with.
+        if self.inexact_gap.is_some() && self.inexact_gap == self.position {
+            return Stage::RunEnded(instance);
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
         let position = match from {
@@ -406,6 +490,14 @@ impl Backfill {
 // === impl Log ===
 
 impl Log {
+    /// Records the end of a wait for an item.
+    fn record_wait(&mut self) {
+        let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        if waited >= IDLE_WAIT {
+            self.idle += waited;
+        }
+    }
+
     /// Returns the next item. Takes those that report interruptions, and stores them. Cancel safe.
     async fn next(&mut self, source: Option<&SourceCell>) -> Option<Result<TailItem, platform::Error>> {
         if let Some(item) = self.peeked.take() {
@@ -437,6 +529,14 @@ impl Log {
         };
         self.peeked = Some(item);
         time
+    }
+}
+
+/// Waits for a change of the ring; forever without one, or if it is closed.
+async fn ring_changed(live: &mut Option<Subscription>) {
+    match live {
+        Some(live) if !live.reader.is_closed() => live.reader.changed().await,
+        _ => std::future::pending().await,
     }
 }
 

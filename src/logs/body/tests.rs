@@ -515,8 +515,8 @@ fn timed(range: std::ops::Range<u64>) -> TailItem {
     TailItem::Lines(LineBatch { data: data.into(), lines })
 }
 
-/// A view of one replica with this number of runs, of which all but the last one have ended, and also that one
-/// with `ended`.
+/// A view of one replica with this number of runs, of which all but the last one have ended, and also that
+/// one with `ended`.
 fn runs(count: u32, ended: bool) -> Arc<LeaseView> {
     let runs: Vec<_> = (0..count).map(|number| (number, ended || number + 1 < count)).collect();
     view_of(&runs)
@@ -897,6 +897,59 @@ async fn follower_that_lags_after_gap_resumes_behind_it() {
     log.send(timed(next..2_000));
     frames.push(polled.sent_bytes().await);
     assert_eq!(check_loss(&frames, 2_000), ["started"]);
+}
+
+/// The log is opened again, and each time counts from the start of a new file.
+#[tokio::test(start_paused = true)]
+async fn each_gap_at_the_same_position_is_reported_if_lines_came_between() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, _views) = script.follow();
+    let gap = "gap 0 false";
+    for lines in [0..5, 5..10] {
+        live.unknown_gap(Position::START);
+        live.send(timed(lines));
+    }
+    let mut frames = vec![polled.sent_bytes().await];
+    assert_eq!(transcript(&frames), [gap, "0-4", gap, "5-9"]);
+    live.flood(10..1_000).await;
+    let log = script.add(0, None);
+    for lines in [500..510, 520..530] {
+        log.unknown_gap(Position::START);
+        log.send(timed(lines));
+    }
+    log.send(timed(530..1_000));
+    frames.push(polled.sent_bytes().await);
+    assert_eq!(transcript(&frames)[4..], [gap, "500-509", gap, "520-999"]);
+}
+
+/// The gap has no position in the old file, so the ring's lines cannot be compared with it.
+#[tokio::test(start_paused = true)]
+async fn log_that_is_gone_after_gap_repeats_no_line_of_the_ring() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (mut polled, _views) = script.follow();
+    live.send(timed(0..10));
+    let mut frames = vec![polled.sent_bytes().await];
+    live.flood(10..1_000).await;
+    live.unknown_gap(after(1_000));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let log = script.add(0, None);
+    log.send(timed(10..1_000));
+    log.unknown_gap(after(1_000));
+    log.0.try_send(Err(Error::Unavailable("interrupted".into()))).unwrap();
+    let log = script.add(0, None);
+    log.unknown_gap(Position::START);
+    log.0.try_send(Err(Error::NotFound("removed".into()))).unwrap();
+    for _ in 0..10 {
+        frames.push(polled.sent_bytes().await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(script.opened.lock().len(), 3);
+    live.send(timed(1_000..1_010));
+    frames.push(polled.sent_bytes().await);
+    let gap = "gap 0 false";
+    assert_eq!(transcript(&frames), ["0-999", gap, gap, "1000-1009"]);
 }
 
 #[tokio::test(start_paused = true)]

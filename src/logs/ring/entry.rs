@@ -50,6 +50,7 @@ pub(super) struct LazyForms {
     timestamped: OnceLock<Bytes>,
     websocket: OnceLock<Bytes>,
     published: OnceLock<Bytes>,
+    entries: OnceLock<Bytes>,
 }
 
 #[derive(Debug)]
@@ -95,8 +96,8 @@ pub(super) struct Totals {
 
 impl Entry {
     /// Returns the message in this representation. Lines are encoded on first use, which locks the ring to
-    /// account for their size; gaps and events of protocols without fields for them for each follower, since
-    /// each may have other notices. `within_line`: the message before it ended within a line.
+    /// account for their size; gaps and events of protocols other than gRPC for each follower: they are rare,
+    /// and followers may have other notices. `within_line`: the message before it ended within a line.
     pub(crate) fn message(&self, ring: &Ring, representation: Representation, within_line: bool) -> Bytes {
         match (&self.kind, representation) {
             (_, Representation::Plain) => self.message.clone(),
@@ -242,6 +243,7 @@ impl LazyForms {
             Representation::Timestamped => Some(&self.timestamped),
             Representation::WebSocket(_) => Some(&self.websocket),
             Representation::Published(_) => Some(&self.published),
+            Representation::Entries => Some(&self.entries),
         }
     }
 }
@@ -291,6 +293,7 @@ mod tests {
             Representation::Timestamped,
             Representation::WebSocket(Notices::All),
             Representation::Published(Notices::None),
+            Representation::Entries,
         ];
         let mut expected = size_of::<LazyForms>();
         for form in forms {

@@ -124,8 +124,8 @@ struct Follower {
     /// Lines reported as lost.
     lost: u64,
     is_refilling: bool,
-    /// Follows until the ring is closed; otherwise until all lines have come. Then nothing but the wake-up for
-    /// a line lets it continue.
+    /// Follows until the ring is closed; otherwise until all lines have come. Then nothing but the wake-up
+    /// for a line lets it continue.
     until_closed: bool,
 }
 

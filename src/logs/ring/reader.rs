@@ -229,9 +229,11 @@ impl RingReader {
         let state = self.ring.state.lock();
         // A ring keeps its newest entry, so one that has evicted entries is not empty.
         let (index, next) = skip_target(&state)?;
+        // After an inexact gap of a refill, the totals would count lines again that were lost in that gap.
+        let counts_from = if self.seen.inexact_gaps == INEXACT { next.totals_before } else { self.seen };
         let loss = Loss {
-            lines: lost_lines(&next, self.seen, &mut self.partly_lost),
-            bytes: next.totals_before.bytes.saturating_sub(self.seen.bytes),
+            lines: lost_lines(&next, counts_from, &mut self.partly_lost),
+            bytes: next.totals_before.bytes.saturating_sub(counts_from.bytes),
             exact: next.totals_before.inexact_gaps == self.seen.inexact_gaps,
             next,
         };
@@ -709,6 +711,25 @@ mod tests {
         // The log had a gap that the ring does not have.
         reader.record_refilled_gap(0, 0, false);
         assert_eq!(reader.lines_left(), None);
+    }
+
+    #[test]
+    fn loss_after_inexact_gap_of_refill_counts_no_line_twice() {
+        let (ring, run) = small_ring();
+        let (mut reader, mut at) = (ring.reader(), Position::START);
+        for line in [b"one\n", b"two\n", b"six\n"] {
+            push_only(&ring, &run, &mut at, line);
+        }
+        // The log has none of them any more: the gap stands for them.
+        reader.record_refilled_gap(0, 0, false);
+        let next = push_only(&ring, &run, &mut at, b"ten\n");
+        let data = bytes::Bytes::from_static(b"ten\n");
+        let lines = vec![Line::whole(4, next.line_ends[0].time, at)];
+        reader.record_refilled(&LineBatch { data, lines });
+        push_only(&ring, &run, &mut at, b"end\n");
+        push_only(&ring, &run, &mut at, b"new\n");
+        let loss = reader.skip().map(|loss| (loss.lines, loss.bytes, loss.exact));
+        assert_eq!(loss, Some((0, 0, false)), "lower bounds");
     }
 
     #[test]

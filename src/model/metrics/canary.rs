@@ -63,8 +63,8 @@ catalogue! {
             "The 99th percentile exceeds a second while the canary is connected. It includes the \
              difference between the clocks of the service and the canary, and the time of an interruption.";
 
-        /// Lead of the service's clock over that of the canary at the last line, in seconds; the greatest one of
-        /// the replicas. At least this much of the delays is missing
+        /// Lead of the service's clock over that of the canary at the last line, in seconds; the greatest one
+        /// of the replicas. At least this much of the delays is missing
         clock_ahead: Gauge = "leasemux_canary_clock_ahead_seconds" (Seconds),
             "It exceeds the delays that you want to see. Synchronise the clocks.";
 
@@ -85,8 +85,8 @@ catalogue! {
             "`rejected`: the credentials were refused or a quota is used up. `not_found`: the lease or the \
              service is gone. `unavailable` without a restart of the gateway: see its log.";
 
-        /// Time at which the last numbered line arrived, in seconds since the Unix epoch, of the replica that has
-        /// been silent longest. Before its first line, the time at which the canary began to follow it
+        /// Time at which the last numbered line arrived, in seconds since the Unix epoch, of the replica that
+        /// has been silent longest. Before its first line, the time at which the canary began to follow it
         last_line: Gauge = "leasemux_canary_last_line_timestamp_seconds" (Seconds),
             "It is older than several intervals of the service.";
     }

@@ -401,8 +401,8 @@ catalogue! {
             "leasemux_grpc_upstream_seconds" (Seconds) in UPSTREAM_BUCKETS_SECONDS,
             "It is high for all methods: the provider is slow. Manifests take long by themselves.";
 
-        /// Forwarded calls and spliced connections of `--published-listen` that the provider did not answer or
-        /// complete, by reason
+        /// Forwarded calls and spliced connections of `--published-listen` that the provider did not answer
+        /// or complete, by reason
         grpc_upstream_failures: Family<Counter, UpstreamFailure> = "leasemux_grpc_upstream_failures_total",
             "`connect`: the provider is down, or `--upstream-grpc` is another port. `certificate`: check \
              `--upstream-name` and `--upstream-ca`. `busy`: one address, or all, have too many calls in progress.";

@@ -318,6 +318,7 @@ label! {
         Status = "/status",
         LeaseStatus = "/lease/{dseq}/{gseq}/{oseq}/status",
         ServiceStatus = "/lease/{dseq}/{gseq}/{oseq}/service/{service}/status",
+        Restart = "/lease/{dseq}/{gseq}/{oseq}/service/{service}/restart",
         Logs = "/lease/{dseq}/{gseq}/{oseq}/logs",
         Events = "/lease/{dseq}/{gseq}/{oseq}/kubeevents",
         GetManifest = "/lease/{dseq}/{gseq}/{oseq}/manifest",
@@ -326,6 +327,9 @@ label! {
         SendManifest = "/deployment/{dseq}/manifest",
         MigrateHostname = "/hostname/migrate",
         MigrateEndpoint = "/endpoint/migrate",
+        PageFile = "/ui/{file}",
+        PageLogs = "/ui/lease/{dseq}/{gseq}/{oseq}/logs",
+        PageStatus = "/ui/lease/{dseq}/{gseq}/{oseq}/status",
         Other = "other",
     }
 }
@@ -370,6 +374,8 @@ label! {
         Logs = "logs",
         /// Events, which have no `tail`.
         Events = "events",
+        /// The status of a lease and each change of it.
+        Status = "status",
     }
 }
 

@@ -216,6 +216,13 @@ impl RunWatch {
         run.is_none_or(|run| run.end.is_some())
     }
 
+    /// Returns whether the pod was removed before the end of the run was reported.
+    pub(in crate::platform) fn is_end_unreported(&self) -> bool {
+        let view = self.view.borrow();
+        let run = view.replica(&self.replica).and_then(|replica| replica.run(&self.instance));
+        run.and_then(|run| run.end.as_ref()).is_some_and(|end| end.exit_code.is_none())
+    }
+
     /// Waits until the run has ended. Cancel safe.
     pub(in crate::platform) async fn ended(&mut self) {
         while !self.has_ended() {

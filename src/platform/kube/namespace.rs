@@ -1,6 +1,7 @@
 //! Everything known of one namespace, and the numbering of its pods.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -15,6 +16,11 @@ use crate::model::time::LogTime;
 /// addresses) are the provider's own.
 pub(super) const BUILT_IN: [Watched; 5] =
     [Watched::Namespaces, Watched::Pods, Watched::Deployments, Watched::StatefulSets, Watched::Services];
+
+/// Longest time for which the view hides a living pod whose index is not written on it yet. Gateways that see
+/// different changes first may compute different indices, and only the written one counts. A write takes
+/// milliseconds; the wait is shorter than the one of a follower for the pod of its cursor.
+pub(super) const INDEX_WAIT: Duration = Duration::from_secs(5);
 
 /// The stored part of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +52,10 @@ pub(super) struct NamespaceState {
     pub(super) facts: BTreeMap<(Watched, String), Fact>,
     /// The indices of pods that Kubernetes does not number, by uid.
     indices: BTreeMap<String, u32>,
+    /// The indices at which the view shows pods, by uid.
+    shown: BTreeMap<String, u32>,
+    /// Until when the view hides a pod, by uid: its index is not written on it yet.
+    hidden: BTreeMap<String, Instant>,
     /// The order in which the logs of one replica's pods are read, by uid. Pods that do not live come first.
     ranks: BTreeMap<String, usize>,
     /// Pods that are gone, when they went, and until when the view has them.
@@ -93,8 +103,24 @@ impl NamespaceState {
         self.ranks.get(&pod.uid).copied().unwrap_or(usize::MAX)
     }
 
-    /// Numbers the pods that Kubernetes does not number, and ranks all pods.
-    pub(super) fn number(&mut self) {
+    /// Whether the view hides a pod, because gateways may not agree on its index yet.
+    pub(super) fn is_hidden(&self, pod: &PodFacts) -> bool {
+        self.hidden.contains_key(&pod.uid)
+    }
+
+    /// Whether the view hides any pod.
+    pub(super) fn hides_pods(&self) -> bool {
+        !self.hidden.is_empty()
+    }
+
+    /// Returns whether the time is over for which a pod is hidden.
+    pub(super) fn has_overdue(&self, now: Instant) -> bool {
+        self.hidden.values().any(|until| *until <= now)
+    }
+
+    /// Numbers the pods that Kubernetes does not number, and ranks all pods. `writes_indices`: a computed
+    /// index will be written on its pod.
+    pub(super) fn number(&mut self, writes_indices: bool, now: Instant) {
         let mut pods_max: BTreeMap<&ServiceName, u32> = BTreeMap::new();
         for workload in self.workloads() {
             let pods = pods_max.entry(&workload.service).or_default();
@@ -118,6 +144,33 @@ impl NamespaceState {
         let given = replica_index::assign(numbered);
         self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
         self.ranks = self.ranked();
+        self.hide(writes_indices, now);
+    }
+
+    /// Hides living pods whose index is not written yet, for at most [`INDEX_WAIT`]. A pod that was shown
+    /// stays visible while it keeps its index.
+    fn hide(&mut self, writes_indices: bool, now: Instant) {
+        let (mut shown, mut hidden) = (BTreeMap::new(), BTreeMap::new());
+        for pod in self.pods() {
+            let Some(index) = self.index(pod) else { continue };
+            let until = self.hidden.get(&pod.uid).copied().unwrap_or(now + INDEX_WAIT);
+            let must_wait = writes_indices
+                && pod.lives
+                && self.has_unwritten_index(pod)
+                && self.shown.get(&pod.uid) != Some(&index)
+                && until > now;
+            if must_wait {
+                hidden.insert(pod.uid.clone(), until);
+            } else {
+                shown.insert(pod.uid.clone(), index);
+            }
+        }
+        (self.shown, self.hidden) = (shown, hidden);
+    }
+
+    /// Whether the index of a pod was computed, and is not, or not yet, the one that is written on it.
+    fn has_unwritten_index(&self, pod: &PodFacts) -> bool {
+        pod.ordinal.is_none() && self.index(pod).is_some_and(|index| pod.written != Some(index))
     }
 
     /// Ranks the pods. A pod that ceases to live follows those that ceased before and precedes those that
@@ -162,17 +215,17 @@ impl NamespaceState {
         self.gone.len() < count
     }
 
-    /// Returns the pods whose index is not written on them yet.
+    /// Returns the pods whose index is not written on them yet. Also those that are being deleted: their logs
+    /// are read, by gateways that start now, too.
     pub(super) fn unwritten(&self, namespace: &str) -> Vec<PendingIndexWrite> {
-        let pods = self.pods().filter(|pod| pod.lives && pod.ordinal.is_none());
-        let unwritten = pods.filter_map(|pod| {
-            let index = self.index(pod)?;
-            (pod.written != Some(index)).then(|| PendingIndexWrite {
+        let pods = self.pods().filter(|pod| pod.lives || pod.deleted.is_some());
+        let unwritten = pods.filter(|pod| self.has_unwritten_index(pod)).filter_map(|pod| {
+            Some(PendingIndexWrite {
                 namespace: namespace.to_owned(),
                 pod: pod.name.clone(),
                 uid: pod.uid.clone(),
                 version: pod.version.clone(),
-                index,
+                index: self.index(pod)?,
             })
         });
         unwritten.collect()

@@ -52,6 +52,8 @@ struct Inner {
     namespaces: HashMap<String, NamespaceState>,
     /// The views in use.
     views: HashMap<String, watch::Sender<Arc<LeaseView>>>,
+    /// Whether computed indices are written on pods, as far as is known: it may not be permitted.
+    writes_indices: bool,
 }
 
 // === impl Store ===
@@ -60,7 +62,8 @@ impl Store {
     /// Creates an empty store for a provider whose node ports are reached at `hostname`.
     pub(super) fn new(hostname: String) -> Self {
         let provider = Provider { hostname, ..Provider::default() };
-        let inner = Inner { provider, namespaces: HashMap::new(), views: HashMap::new() };
+        let inner =
+            Inner { provider, namespaces: HashMap::new(), views: HashMap::new(), writes_indices: true };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -84,7 +87,7 @@ impl Store {
 
     /// Watches the view of `lease`; `None` if the cluster has no such lease.
     pub(super) fn watch(&self, lease: &LeaseId) -> Option<watch::Receiver<Arc<LeaseView>>> {
-        let Inner { provider, namespaces, views } = &mut *self.0.lock();
+        let Inner { provider, namespaces, views, .. } = &mut *self.0.lock();
         let namespace = lease.namespace();
         let state = namespaces.get(&namespace)?;
         state.lease().filter(|facts| facts.lease == *lease)?;
@@ -155,6 +158,20 @@ impl Store {
         }
     }
 
+    /// Sets whether computed indices are written on pods. If not, no pod is hidden until that is done.
+    pub(super) fn set_writes_indices(&self, writes: bool) {
+        let mut inner = self.0.lock();
+        if std::mem::replace(&mut inner.writes_indices, writes) != writes {
+            inner.refresh_where(NamespaceState::hides_pods);
+        }
+    }
+
+    /// Shows pods that were hidden for long enough. To be called periodically.
+    pub(super) fn show_overdue(&self) {
+        let now = Instant::now();
+        self.0.lock().refresh_where(|state| state.has_overdue(now));
+    }
+
     /// Returns the pods of all leases whose index is not written on them yet.
     pub(super) fn unwritten(&self) -> Vec<PendingIndexWrite> {
         let inner = self.0.lock();
@@ -221,11 +238,19 @@ impl Inner {
         touched
     }
 
+    /// Refreshes the namespaces for which this holds.
+    fn refresh_where(&mut self, holds: impl Fn(&NamespaceState) -> bool) {
+        let of = self.namespaces.iter().filter(|(_, state)| holds(state));
+        for namespace in of.map(|(namespace, _)| namespace.clone()).collect::<Vec<_>>() {
+            self.refresh(&namespace);
+        }
+    }
+
     /// Numbers the pods of a namespace and updates its view, if that is in use. Returns the pods whose index
     /// is to be written.
     fn refresh(&mut self, namespace: &str) -> Vec<PendingIndexWrite> {
         let Some(state) = self.namespaces.get_mut(namespace) else { return Vec::new() };
-        state.number();
+        state.number(self.writes_indices, Instant::now());
         if let Some(view) = self.views.get(namespace) {
             let now = view::build(state, &self.provider);
             if **view.borrow() != now {

@@ -84,7 +84,7 @@ fn pods_by_replica(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u3
     pods.sort_by_key(|(pod, _)| state.rank(pod));
     let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();
     for (pod, gone) in pods {
-        if let Some(index) = state.index(pod) {
+        if let Some(index) = state.index(pod).filter(|_| !state.is_hidden(pod)) {
             services.entry(&pod.service).or_default().entry(index).or_default().push((pod, gone));
         }
     }

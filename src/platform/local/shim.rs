@@ -174,8 +174,8 @@ fn run() -> io::Result<()> {
     })
 }
 
-/// Waits until no other shim has the lock of this replica. Returns false if an order, or the end of the gateway,
-/// comes first.
+/// Waits until no other shim has the lock of this replica. Returns false if an order, or the end of the
+/// gateway, comes first.
 ///
 /// A killed gateway leaves shims that are still ending their services, for up to [`ORPHAN_GRACE`]. The next
 /// gateway may start meanwhile. Two processes of one replica would use the same files and ports.

@@ -37,7 +37,7 @@ pub(super) struct Seek {
     reader: LogReader,
     /// Whether the search started at the oldest file.
     is_from_oldest: bool,
-    has_several_files: bool,
+    /// Rotated files that are left. Others may have been removed before them.
     rotated_files: usize,
     /// The newest known time before the start of the search. `None` if a file's time is unknown.
     newest_before: Option<LogTime>,
@@ -92,7 +92,6 @@ impl Seek {
                 limit,
                 reader,
                 is_from_oldest: index == 0,
-                has_several_files: list.len() > 1,
                 rotated_files: list.iter().filter(|entry| entry.name.rotated.is_some()).count(),
                 checkpoints: Checkpoints { kept: Vec::new(), stride: 1, steps: 0 },
             }))
@@ -122,7 +121,7 @@ impl Seek {
         if let ReadFrom::After(after) = self.from {
             // The lines of the oldest time may have begun in a file that was removed.
             let is_unsure = after.time == LogTime::MIN || self.reader.batcher().first() == Some(after.time);
-            if is_unsure && !resume_missed && self.is_from_oldest && self.has_several_files {
+            if is_unsure && !resume_missed && self.is_from_oldest && self.rotated_files > 0 {
                 self.reader.batcher().gap_first(unknown_gap(GapCause::Rotated));
             }
         }

@@ -1,5 +1,6 @@
 // Streams from the server: the log, which reconnects and resumes at cursors, and the status.
 
+import { UNANSWERED, openSocket, refusedBy, rejectedBy } from "./server.js";
 import { parseTime } from "./time.js";
 
 /** Delays before reconnects, in milliseconds. */
@@ -18,26 +19,9 @@ const EVENTS_REMEMBERED = 16;
 /** Seconds between heartbeats of a silent replica. */
 const HEARTBEAT = 2;
 
-/** The message if the program that serves the page has ended. */
-const UNANSWERED = "leasemux ui does not answer";
-
 /** Delay with a random part, so that pages do not reconnect together. */
 function jittered(delay) {
   return delay * (0.5 + Math.random() / 2);
-}
-
-function socketUrl(path, query) {
-  return `ws://${location.host}${path}?${query}`;
-}
-
-/** Returns why the server refuses this page, as after its restart; `null` if it does not, or cannot be reached. */
-async function refusedBy() {
-  try {
-    const answer = await fetch("/session");
-    return answer.ok ? null : await answer.json();
-  } catch {
-    return null;
-  }
 }
 
 /** Reads a cursor, which is only a text to send back for other clients. */
@@ -218,7 +202,8 @@ export class Channel {
     this.end = null;
     this.isOpen = false;
     const opened = Date.now();
-    const socket = new WebSocket(socketUrl(this.path, this.query()));
+    this.lastQuery = this.query();
+    const socket = openSocket(this.path, this.lastQuery);
     this.socket = socket;
     socket.onmessage = (message) => {
       if (this.socket !== socket) return;
@@ -250,7 +235,11 @@ export class Channel {
       this.handlers.state({ kind: "failed", reason: end.reason ?? "", message: end.message });
       return;
     }
-    const refusal = end === null ? await refusedBy() : null;
+    let refusal = null;
+    if (end === null) {
+      refusal = await refusedBy();
+      if (refusal === null && !this.isOpen) refusal = await rejectedBy(this.path, this.lastQuery);
+    }
     if (this.isClosed) return;
     if (refusal !== null) {
       this.handlers.state({ kind: "failed", reason: refusal.reason, message: refusal.message });
@@ -261,6 +250,15 @@ export class Channel {
     this.delay = Math.min(this.delay * 2, DELAY_MAX);
     this.handlers.state({ kind: "reconnecting", message, delay });
     this.timer = setTimeout(() => this.open(), delay);
+  }
+
+  /** Opens it again after a final end, as with a new token. */
+  reopen() {
+    if (this.isClosed) return;
+    clearTimeout(this.timer);
+    this.socket.close();
+    this.delay = DELAY_MIN;
+    this.open();
   }
 
   close() {
@@ -364,7 +362,7 @@ export class GapReader {
 /** Reads the lines of a gap again with `reader`. Calls `done` with the problem, or with `null`. */
 export function refill(path, { service, replica }, reader, done) {
   const query = new URLSearchParams({ format: "entries", service, replica, resume: reader.cursor });
-  const socket = new WebSocket(socketUrl(`${path}/logs`, query));
+  const socket = openSocket(`${path}/logs`, query);
   let failure = null;
   const finish = (problem) => {
     if (socket.onclose === null) return;

@@ -4,7 +4,6 @@
 // position. So a million rows need no tall document, which browsers limit, and rows may wrap.
 
 import { SHOWN_MAX, appendLine, visibleText } from "./ansi.js";
-import { matches } from "./filter.js";
 import { lineText } from "./store.js";
 import { rfc3339, timeText } from "./time.js";
 
@@ -312,7 +311,7 @@ export class LogView {
       this.appendMarker(cell, row.data, number);
     } else {
       const line = make("span", "text");
-      appendLine(line, text, matches(this.view.isTooSlow ? null : this.view.expression, text));
+      appendLine(line, text, this.view.marks(text));
       cell.append(line);
     }
     node.append(cell);

@@ -1,13 +1,20 @@
 // The page: connects the streams, the rows and the controls.
 
-import { Channel, GapReader, LogStream, Reader, cursorText, parseCursor, refill } from "./connection.js";
+import { visibleText } from "./ansi.js";
+import { Channel, LogStream, Reader, cursorText, parseCursor } from "./connection.js";
+import { listen, prepare, settings } from "./controls.js";
+import { announce, byId, fail, isPressed, press, setText } from "./dom.js";
 import { View, compile } from "./filter.js";
-import { LogView, markerText } from "./log_view.js";
+import { refillGap } from "./gap_refill.js";
+import { LogView } from "./log_view.js";
+import { Login } from "./login.js";
+import { Matcher } from "./matcher.js";
 import { Ordering } from "./order.js";
-import { visibleText, withoutReturn } from "./ansi.js";
 import { Replicas, RestartDialog } from "./replicas.js";
-import { CHARACTERS_MAX, ROWS_MAX, Store, lineText } from "./store.js";
-import { TIME_FORMS, duration, rfc3339 } from "./time.js";
+import { describe, needsToken, setToken } from "./server.js";
+import { SincePicker } from "./since.js";
+import { Store, lineText } from "./store.js";
+import { duration, rfc3339 } from "./time.js";
 
 /** Time without entries after which the first rows are ordered and shown, and the longest wait for it. */
 const FIRST_QUIET = 150;
@@ -20,14 +27,14 @@ const STATUS_MAX = 1000;
 const WAITING_MAX = 100_000;
 const WAITING_CHARACTERS_MAX = 64 * 1024 * 1024;
 
-/** Most rows and characters that one refill reads. The rest stays a gap. */
-const REFILL_MAX = { rowsMax: 200_000, charactersMax: WAITING_CHARACTERS_MAX };
-
 /** Age of a new line above which the page is behind, in seconds. Clocks may differ by less. */
 const BEHIND_MIN = 5;
 
 /** Time before a linked line that is read too, in seconds. */
 const LINK_CONTEXT = 60;
+
+/** Reasons for which another token may help. */
+const OF_CREDENTIALS = /^(TOKEN|ACCOUNT|CREDENTIALS|AUTHORIZATION|SCOPE)_|_NOT_(YOURS|GRANTED)$/;
 
 /** The end of the year 9999: a link can have any number. */
 const TIME_MAX = 253_402_300_799;
@@ -35,34 +42,16 @@ const TIME_MAX = 253_402_300_799;
 /** Least time between two announcements of lost lines for screen readers, in milliseconds. */
 const ANNOUNCE_EVERY = 10_000;
 
-const KEYS = [
-  ["/", "filter"],
-  ["Space", "pause, or follow the newest line"],
-  ["End", "newest line"],
-  ["Arrows, Page, Home", "choose a line; with Shift more lines"],
-  ["Enter", "read the lines of a chosen gap again"],
-  ["c", "copy the chosen lines, or all visible ones"],
-  ["l", "copy a link to the chosen line"],
-  ["w", "wrap lines"],
-  ["t", "next form of times"],
-  ["s", "show or hide the replicas"],
-  ["Escape", "clear the choice or the filter"],
-  ["?", "this help"],
-];
-
-const byId = (id) => document.getElementById(id);
-
 /** The state of the page, for its tests too. */
 export const app = { store: new Store(), lost: { lines: 0, gaps: 0, isExact: true } };
 
-const saved = (name, fallback) => localStorage.getItem(`leasemux.${name}`) ?? fallback;
-const save = (name, value) => localStorage.setItem(`leasemux.${name}`, value);
-
-const narrow = matchMedia("(max-width: 700px)");
-const isNarrow = narrow.matches;
-const settings = { time: saved("time", isNarrow ? "off" : "local"), wrap: saved("wrap", String(isNarrow)) === "true" };
 const { store } = app;
-const view = new View(store);
+const view = new View(store, new Matcher(), (areMarks) => {
+  // At once: one question per frame would be slow.
+  view.step();
+  if (areMarks) logView.refresh();
+  schedule();
+});
 let ordering = new Ordering();
 let reader = null;
 let stream = null;
@@ -76,18 +65,21 @@ let seenEnd = 0;
 let announced = 0;
 let connection = { kind: "connecting" };
 let behind = 0;
+let wasTooSlow = false;
 
 const logView = new LogView(
   { scroller: byId("scroller"), spacer: byId("spacer"), frame: byId("frame"), pane: byId("pane") },
   view,
   settings,
-  { changed: schedule, refill: refillGap },
+  { changed: schedule, refill: refillRow },
 );
 const replicas = new Replicas(byId("replicas"), view, {
   changed: filterChanged,
   restart: (service, chosen) => restartDialog.ask(service, chosen),
 });
 let restartDialog = null;
+let since = null;
+let login = null;
 Object.assign(app, { view, logView, replicas, settings, selected: () => logView.selected(), state: () => byId("state").textContent });
 
 // === Rows ===
@@ -126,13 +118,13 @@ function frame() {
   if (ordering.count > 0 && mayFlush(performance.now())) flush();
   drawState();
   if (linked !== null) showLinked();
-  const wasTooSlow = view.isTooSlow;
   view.step();
   if (view.isTooSlow && !wasTooSlow) fail("The filter takes too long on some lines, and was stopped. Rows after these are not shown.");
+  wasTooSlow = view.isTooSlow;
   logView.draw();
   if (logView.follows) seenEnd = store.end;
   drawCounts();
-  if (ordering.count > 0 || !view.isCurrent) schedule();
+  if (ordering.count > 0 || !view.isCurrent || view.unmarked.size > 0) schedule();
 }
 
 function onEntry(entry) {
@@ -154,6 +146,7 @@ function selection() {
   if (linked !== null) return { since: rfc3339(linked.seconds - LINK_CONTEXT, 0) };
   const [kind, value] = byId("selection").value.split("=");
   if (kind === "previous") return { previous: true };
+  if (kind === "at") return { since: rfc3339(since.seconds, 0) };
   if (kind === "since") return { since: rfc3339(Math.floor(Date.now() / 1000) - Number(value), 0) };
   return { tail: kind === "tail" ? value : null };
 }
@@ -185,9 +178,11 @@ function start() {
     drawState();
     schedule();
     if (state.kind !== "open") announce(byId("state").textContent);
+    if (login?.isOpen && state.kind === "open") login.done();
+    if (login !== null && state.kind === "failed" && OF_CREDENTIALS.test(state.reason)) login.ask("", state.message);
   };
   stream = new LogStream(app.session.path, selection(), reader, onState, onEntry, clearRows);
-  Object.assign(app, { reader, stream });
+  Object.assign(app, { reader, stream, channels: [app.statusChannel, stream.channel] });
   drawState();
 }
 
@@ -244,95 +239,30 @@ function drawCounts() {
   }
 }
 
-function setText(id, text) {
-  const node = byId(id);
-  if (node.textContent !== text) node.textContent = text;
-}
-
-function press(id, isPressed) {
-  byId(id).setAttribute("aria-pressed", String(isPressed));
-}
-
-function announce(text) {
-  // Screen readers announce changes, so that the same text twice needs one.
-  const node = byId("announcement");
-  node.textContent = node.textContent === text ? `${text}\u00a0` : text;
-}
-
-function fail(text) {
-  const node = byId("error");
-  node.textContent = text;
-  node.hidden = text === "";
-}
-
-// === Refill ===
-
-function refillGap(number) {
-  if (number < store.first || number >= store.end) return;
-  const row = store.row(number);
-  const { data } = row;
-  if (typeof data !== "object" || data.kind !== "gap" || data.before === null || data.after === null || data.isBusy) return;
-  change(data, { isBusy: true, failure: undefined });
-  const source = store.sources[row.source];
-  const { events } = reader.replica(source.service, source.replica);
-  const gapReader = new GapReader(store, data, source, events, REFILL_MAX);
-  refill(app.session.path, source, gapReader, (failure) => {
-    data.isBusy = false;
-    const at = numberOf(data);
-    if (at === null) return;
-    const { rows, isComplete } = gapReader;
-    const lines = rows.filter((one) => lineText(one.data) !== null).length;
-    if (lines === 0) {
-      change(data, { failure: failure ?? "the log no longer has them" });
-      return;
-    }
-    const note = `${lines.toLocaleString("en")} missing ${lines === 1 ? "line was" : "lines were"} read again`;
-    const marker = { ...row, data: { kind: "note", text: note } };
-    app.lost.gaps -= 1;
-    app.lost.lines -= data.gap.lines;
-    const rest = [];
-    if (!isComplete) {
-      const left = { ...data.gap, lines: Math.max(0, data.gap.lines - lines), bytes: 0 };
-      rest.push({ ...row, data: { kind: "gap", gap: left, before: gapReader.cursor, after: data.after, failure } });
-      app.lost.gaps += 1;
-      app.lost.lines += left.lines;
-    }
-    for (const one of rows) {
-      if (typeof one.data === "object" && one.data.kind === "gap") {
-        app.lost.gaps += 1;
-        app.lost.lines += one.data.gap.lines;
-      }
-    }
-    store.replace(at, [marker, ...rows, ...rest]);
-    const inserted = rows.length + rest.length;
-    if (logView.top > at) logView.top += inserted;
-    if (seenEnd > at) seenEnd += inserted;
-    logView.clearSelection();
-    logView.refresh();
-    announce(note);
+/** Reads the lines of the gap in this row again. */
+function refillRow(number) {
+  refillGap(number, {
+    store,
+    reader,
+    path: app.session.path,
+    lost: app.lost,
+    changed: schedule,
+    inserted: (at, count) => {
+      if (logView.top > at) logView.top += count;
+      if (seenEnd > at) seenEnd += count;
+      logView.clearSelection();
+      logView.refresh();
+    },
   });
-}
-
-/** Changes the data of a marker, and draws it again. */
-function change(data, changes) {
-  Object.assign(data, changes, { version: (data.version ?? 0) + 1 });
-  schedule();
-}
-
-/** Returns the number of the row with this marker; `null` if it was dropped. */
-function numberOf(data) {
-  let found = null;
-  store.each(store.first, store.end, (block, at, number) => {
-    if (block.data[at] === data) found = number;
-    return found === null;
-  });
-  return found;
 }
 
 // === Links ===
 
+/** Returns a parameter of the link that opened the page. */
+const ofLink = (name) => new URLSearchParams(location.hash.slice(1)).get(name);
+
 function readLink() {
-  const text = new URLSearchParams(location.hash.slice(1)).get("line");
+  const text = ofLink("line");
   const cursor = text === null ? null : parseCursor(text);
   return cursor !== null && cursor.seconds >= LINK_CONTEXT && cursor.seconds <= TIME_MAX ? cursor : null;
 }
@@ -365,60 +295,8 @@ function link() {
   if (number === null || number < store.first) return null;
   const row = store.row(number);
   if (typeof row.data !== "string") return null;
-  return `${location.origin}/#line=${cursorText({ ...store.sources[row.source], ...row })}`;
-}
-
-// === Copies ===
-
-/** Returns the text of a row as the page shows it. Raw control characters could act in the terminal into which it is pasted. */
-function rowText(number) {
-  const row = store.row(number);
-  const text = lineText(row.data);
-  const name = store.sources[row.source].name;
-  return text === null ? `${name} [${markerText(row.data)}]` : `${name} ${visibleText(withoutReturn(text))}`;
-}
-
-function rowObject(number) {
-  const { source, seconds, nanos, data } = store.row(number);
-  const { service, replica, instance } = store.sources[source];
-  const time = Number.isFinite(seconds) ? rfc3339(seconds, nanos) : undefined;
-  const text = lineText(data);
-  const content = text === null ? { [data.kind]: data[data.kind] ?? data.text } : { text };
-  return JSON.stringify({ service, replica, instance, time, ...content });
-}
-
-async function copy() {
-  const chosen = logView.selected();
-  const numbers = chosen.length > 0 ? chosen : [...logView.nodes.keys()];
-  await copyText(numbers.map(rowText).join("\n"), `${numbers.length} ${numbers.length === 1 ? "line" : "lines"} copied`);
-}
-
-async function copyLink() {
-  const url = link();
-  if (url === null) announce("choose a line first");
-  else await copyText(url, "link copied");
-}
-
-async function copyText(text, done) {
-  try {
-    await navigator.clipboard.writeText(text);
-    announce(done);
-  } catch {
-    fail("The browser does not let this page write to the clipboard.");
-  }
-}
-
-/** Saves all rows that the filter shows. */
-function download(extension, type, format) {
-  while (!view.isCurrent) view.step();
-  const parts = [];
-  for (let index = 0; index < view.count; index += 1) parts.push(format(view.number(index)), "\n");
-  const url = URL.createObjectURL(new Blob(parts, { type }));
-  const anchor = document.createElement("a");
-  anchor.href = url;
-  anchor.download = `leasemux.${extension}`;
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  const lease = needsToken() ? `&lease=${app.session.path.slice("/lease/".length)}` : "";
+  return `${location.origin}${location.pathname}#line=${cursorText({ ...store.sources[row.source], ...row })}${lease}`;
 }
 
 // === Controls ===
@@ -427,6 +305,7 @@ function filterChanged() {
   const input = byId("filter");
   try {
     view.expression = compile(input.value, isPressed("regex"), isPressed("case"));
+    view.isRegex = isPressed("regex");
     input.removeAttribute("aria-invalid");
     fail("");
   } catch (error) {
@@ -439,10 +318,6 @@ function filterChanged() {
   logView.refresh();
 }
 
-function isPressed(id) {
-  return byId(id).getAttribute("aria-pressed") === "true";
-}
-
 function togglePause() {
   if (logView.follows) {
     logView.leaveEnd();
@@ -453,178 +328,72 @@ function togglePause() {
   schedule();
 }
 
-function setWrap(wraps) {
-  settings.wrap = wraps;
-  save("wrap", wraps);
-  press("wrap", wraps);
-  document.documentElement.classList.toggle("wrap", wraps);
-  logView.refresh();
-}
-
-function setTime(form) {
-  settings.time = form;
-  save("time", form);
-  byId("time").value = form;
-  logView.measured = undefined;
-  logView.refresh();
-}
-
-function setTheme(theme) {
-  save("theme", theme);
-  byId("theme").value = theme;
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-}
-
-function toggleReplicas() {
-  const isShown = document.body.classList.toggle("without-replicas");
-  byId("toggle-replicas").setAttribute("aria-expanded", String(!isShown));
-}
-
-function help() {
-  byId("help-dialog").showModal();
-}
-
-function escape() {
-  if (logView.current !== null) logView.clearSelection();
-  else clearFilter();
-}
-
-function clearFilter() {
-  if (byId("filter").value === "") return;
-  byId("filter").value = "";
-  filterChanged();
-}
-
-const SHORTCUTS = {
-  "/": () => byId("filter").focus(),
-  " ": togglePause,
-  End: () => logView.toEnd(),
-  c: copy,
-  l: copyLink,
-  w: () => setWrap(!settings.wrap),
-  t: () => setTime(TIME_FORMS[(TIME_FORMS.indexOf(settings.time) + 1) % TIME_FORMS.length]),
-  s: toggleReplicas,
-  Escape: escape,
-  "?": help,
-};
-
-function listen() {
-  const on = (id, type, action) => byId(id).addEventListener(type, action);
-  on("filter", "input", filterChanged);
-  on("context", "input", filterChanged);
-  for (const id of ["regex", "case"]) {
-    on(id, "click", () => {
-      press(id, !isPressed(id));
-      filterChanged();
-    });
-  }
-  on("selection", "change", start);
-  on("time", "change", (event) => setTime(event.target.value));
-  on("theme", "change", (event) => setTheme(event.target.value));
-  on("wrap", "click", () => setWrap(!settings.wrap));
-  on("pause", "click", togglePause);
-  on("newest", "click", () => {
-    logView.toEnd();
-    byId("scroller").focus();
-  });
-  on("copy", "click", copy);
-  on("save", "click", () => byId("save-menu").showModal());
-  on("save-close", "click", () => byId("save-menu").close());
-  on("download-text", "click", () => download("log", "text/plain", rowText));
-  on("download-json", "click", () => download("jsonl", "application/x-ndjson", rowObject));
-  on("toggle-replicas", "click", toggleReplicas);
-  on("help-button", "click", help);
-  on("help-close", "click", () => byId("help-dialog").close());
-  byId("shortcuts").checked = saved("shortcuts", "true") === "true";
-  on("shortcuts", "change", (event) => save("shortcuts", event.target.checked));
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented || document.querySelector("dialog[open]")) return;
-    const isTyping = event.target.closest("input:not([type=checkbox]), select");
-    if (isTyping && event.key === "Escape") {
-      event.preventDefault();
-      if (event.target.id === "filter" && event.target.value !== "") clearFilter();
-      else byId("scroller").focus();
-    }
-    const isActivation = event.key === " " && event.target.closest("button, label, input");
-    if (isTyping || isActivation || (event.key.length === 1 && saved("shortcuts", "true") !== "true")) return;
-    const action = SHORTCUTS[event.key];
-    if (action === undefined) return;
-    event.preventDefault();
-    action();
-  });
-  // In a narrow window the list covers the log.
-  narrow.addEventListener("change", ({ matches }) => {
-    if (matches !== document.body.classList.contains("without-replicas")) toggleReplicas();
-  });
-  addEventListener("hashchange", () => {
-    linked = readLink();
-    if (linked !== null) start();
-  });
-  setInterval(() => {
-    if (settings.time === "relative") logView.refresh();
-  }, 1000);
-}
-
-function fillHelp() {
-  for (const [key, meaning] of KEYS) {
-    const row = document.createElement("tr");
-    const head = document.createElement("th");
-    head.scope = "row";
-    head.append(Object.assign(document.createElement("kbd"), { textContent: key }));
-    row.append(head, Object.assign(document.createElement("td"), { textContent: meaning }));
-    byId("keys").append(row);
-  }
-  const millions = CHARACTERS_MAX / 1024 / 1024;
-  byId("limits").textContent = `This page keeps the newest ${ROWS_MAX.toLocaleString("en")} rows or ${millions} million characters. Older ones are dropped here, and stay in the log.`;
-}
-
 async function begin() {
-  setTheme(saved("theme", "auto"));
-  setTime(settings.time);
-  setWrap(settings.wrap);
-  byId("selection").value = "tail=1000";
-  fillHelp();
-  if (isNarrow) toggleReplicas();
-  let answer;
+  prepare(logView);
+  let server;
   try {
-    answer = await fetch("/session");
-  } catch {
-    fail("leasemux ui does not answer.");
-    return;
-  }
-  const session = await answer.json();
-  if (!answer.ok) {
-    fail(session.message);
+    server = await describe();
+  } catch (error) {
+    fail(error.message);
     connection = { kind: "failed", message: "no session" };
     drawState();
     return;
   }
-  app.session = session;
-  const [owner, dseq] = session.lease.split("/");
-  byId("lease").textContent = `${owner.slice(0, 10)}…${owner.slice(-4)} / ${dseq}`;
-  byId("lease").title = session.lease;
-  byId("gateway").textContent = session.gateway;
-  document.title = `${dseq} · leasemux`;
-  restartDialog = new RestartDialog(byId("restart-dialog"), session.path, announce);
-  listen();
+  byId("gateway").textContent = server.gateway;
+  restartDialog = new RestartDialog(byId("restart-dialog"), announce);
+  since = new SincePicker(byId("since-dialog"), byId("selection"), start);
+  listen(logView, {
+    filter: filterChanged,
+    pause: togglePause,
+    link,
+    open: () => {
+      linked = readLink();
+      if (linked !== null) start();
+    },
+  });
+  if (needsToken()) {
+    login = new Login(byId("login-dialog"), ({ path, token }) => {
+      setToken(token);
+      if (path === app.session?.path) app.channels.forEach((channel) => channel.reopen());
+      else openLease({ ...server, path });
+    });
+    login.ask(ofLink("lease") ?? "", "");
+  } else {
+    await openLease(server);
+  }
+}
+
+/** Shows the lease of this session. With a token, not before the server has accepted it. */
+async function openLease(session) {
+  app.statusChannel?.close();
   // Colours of replicas follow from their names in the order of the status.
-  await new Promise((resolve) => {
-    setTimeout(resolve, STATUS_MAX);
+  const isAccepted = await new Promise((resolve) => {
+    if (login === null) setTimeout(() => resolve(true), STATUS_MAX);
     app.statusChannel = new Channel(`${session.path}/status`, () => new URLSearchParams({ follow: "true" }), {
       message: (status) => {
         replicas.update(status);
         // Replicas get their colours in this order.
         replicas.draw();
-        resolve();
+        resolve(true);
       },
       state: (state) => {
         if (state.kind === "failed" || state.kind === "reconnecting") replicas.fail(state.message);
         if (state.kind === "complete") replicas.fail("the gateway sends no further states");
-        if (state.kind !== "open") resolve();
+        if (login !== null && state.kind !== "open" && app.session !== session) login.ask("", state.message ?? "the lease has ended");
+        else if (state.kind !== "open") resolve(true);
+        if (login !== null && state.kind === "failed") resolve(false);
       },
     });
   });
+  if (!isAccepted) return;
+  login?.done();
+  app.session = session;
+  restartDialog.path = session.path;
+  const [dseq, ...rest] = session.path.split("/").slice(2);
+  const owner = session.lease?.split("/")[0];
+  byId("lease").textContent = owner === undefined ? [dseq, ...rest].join("/") : `${owner.slice(0, 10)}…${owner.slice(-4)} / ${dseq}`;
+  byId("lease").title = session.lease ?? session.path;
+  document.title = `${dseq} · leasemux`;
   linked = readLink();
   start();
 }

@@ -2,6 +2,7 @@
 
 import { visibleText } from "./ansi.js";
 import { colorOf } from "./log_view.js";
+import { post } from "./server.js";
 import { duration } from "./time.js";
 
 /** Seconds that one request waits for the outcome of a restart. */
@@ -172,9 +173,10 @@ function made(name, className, text) {
 
 /** Asks for a confirmation, restarts, and shows the progress in a dialog. */
 export class RestartDialog {
-  constructor(dialog, path, announce) {
+  /** `path` of the lease is set before the first restart. */
+  constructor(dialog, announce) {
     this.dialog = dialog;
-    this.path = path;
+    this.path = null;
     this.announce = announce;
     const part = (id) => dialog.querySelector(`#restart-${id}`);
     Object.assign(this, { title: part("title"), text: part("text"), list: part("progress"), confirm: part("confirm"), cancel: part("cancel") });
@@ -249,14 +251,5 @@ export class RestartDialog {
     const shown = visibleText(text);
     if (restart === this.restart) this.text.textContent = shown;
     this.announce(`${restart.what}: ${shown}`);
-  }
-}
-
-async function post(url) {
-  try {
-    const answer = await fetch(url, { method: "POST" });
-    return { status: answer.status, body: await answer.json() };
-  } catch {
-    return { status: 0, body: { message: "leasemux ui does not answer" } };
   }
 }

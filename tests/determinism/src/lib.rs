@@ -5,8 +5,8 @@
 //! simulation alone, without a change to the code under test. Threads without a simulation get the kernel's
 //! answers.
 //!
-//! It is a crate of its own because the replacement needs `unsafe`, which the gateway's crate forbids. Only Linux
-//! is supported, as by the gateway.
+//! It is a crate of its own because the replacement needs `unsafe`, which the gateway's crate forbids. Only
+//! Linux is supported, as by the gateway.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_uint, c_void};
@@ -18,8 +18,8 @@ thread_local! {
     static WALL_CLOCK: Cell<Option<fn() -> Duration>> = const { Cell::new(None) };
 }
 
-/// Starts the simulation of the calling thread, which must not have used a hash map or a random number before:
-/// it would keep their first seeds. `wall_clock` returns the time since the Unix epoch.
+/// Starts the simulation of the calling thread, which must not have used a hash map or a random number
+/// before: it would keep their first seeds. `wall_clock` returns the time since the Unix epoch.
 pub fn begin(seed: u64, wall_clock: fn() -> Duration) {
     RANDOM.set(Some(seed));
     WALL_CLOCK.set(Some(wall_clock));

@@ -62,6 +62,8 @@ struct State {
     /// (version, kind, event, object)
     history: Vec<(u64, String, &'static str, Value)>,
     logs: BTreeMap<RunKey, Log>,
+    /// Second in which the first run of a pod begins, by uid, if it is not the usual one.
+    starts: BTreeMap<String, i64>,
     denied: BTreeSet<(String, String)>,
     /// Incremented to break or complete all log responses.
     broken: u64,
@@ -266,8 +268,8 @@ impl Cluster {
     /// `restarts`.
     pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let uid = format!("uid-{pod}");
-        let node = if pod.starts_with("far") { "node2" } else { "node1" };
-        let last = if restarts == 0 { json!({}) } else { terminated(restarts - 1, 3) };
+        let node = node_of(pod);
+        let last = if restarts == 0 { json!({}) } else { terminated(FIRST_START, restarts - 1, 3) };
         self.put(
             "pods",
             json!({
@@ -278,7 +280,7 @@ impl Cluster {
                 "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
                     "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": true, "restartCount": restarts,
                         "containerID": format!("containerd://{restarts}"), "lastState": last,
-                        "state": running(restarts) }] },
+                        "state": running(FIRST_START, restarts) }] },
             }),
         );
         let key = (uid, service.to_owned(), restarts);
@@ -341,11 +343,12 @@ impl Cluster {
 
     /// Prints these lines.
     pub(crate) fn print_lines(&self, run: &RunKey, lines: &[String], step: i64) {
+        let start = self.first_start(&run.0);
         self.change(|state| {
             let log = &mut state.logs.get_mut(run).unwrap().lines;
             for line in lines {
                 // Half a second after the container's start.
-                let first = started(run.2) * 1_000_000_000 + 500_000_000 + step.max(0);
+                let first = started(start, run.2) * 1_000_000_000 + 500_000_000 + step.max(0);
                 let time = log.last().map_or(first, |(time, _)| *time + step);
                 log.push((time, line.clone()));
             }
@@ -392,11 +395,13 @@ impl Cluster {
     pub(crate) fn lag(&self, run: &RunKey, rest: usize, left_out: &[usize], newest: usize, step: i64) {
         self.change(|state| {
             let log = state.logs.get_mut(run).unwrap();
+            let name = log.lines.last().and_then(|(_, text)| text.split('/').next()).map(str::to_owned);
+            let name = name.unwrap_or_else(|| run.2.to_string());
             let mut print = |lines: usize| {
                 let from = log.lines.len();
                 for n in from..from + lines {
                     let time = log.lines.last().map_or(0, |(time, _)| *time) + step;
-                    log.lines.push((time, format!("{}/{n}", run.2)));
+                    log.lines.push((time, format!("{name}/{n}")));
                 }
                 from..log.lines.len()
             };
@@ -779,6 +784,10 @@ impl Cluster {
         let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous") && !is_between));
         let run = number.map(|number| (uid, query["container"].clone(), number));
         let Some((run, log)) = run.and_then(|run| state.logs.get_key_value(&run)) else {
+            if container["state"]["waiting"].is_object() && !is("previous") {
+                let why = format!("container in pod \"{pod}\" is waiting to start: ContainerCreating");
+                return refuse(StatusCode::BAD_REQUEST, &why);
+            }
             return refuse(StatusCode::BAD_REQUEST, "previous terminated container not found");
         };
         let number = |name: &str| query.get(name).map(|value| value.parse::<usize>().unwrap());
@@ -892,8 +901,10 @@ impl State {
     }
 
     fn remove(&mut self, kind: &str, namespace: &str, name: &str, quietly: bool) {
-        let object = self.objects.remove(&(kind.to_owned(), format!("{namespace}/{name}"))).unwrap();
+        let mut object = self.objects.remove(&(kind.to_owned(), format!("{namespace}/{name}"))).unwrap();
         self.version += 1;
+        // The version of the deletion, from which a watch continues.
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         if !quietly {
             self.history.push((self.version, kind.to_owned(), "DELETED", object));
         }
@@ -917,21 +928,30 @@ impl Drop for Follow {
     }
 }
 
-/// Second in which a run with this number begins. Runs are far enough apart for the clock changes of tests.
-fn started(number: u32) -> i64 {
+/// Second in which the first run of a pod begins.
+const FIRST_START: i64 = 1_795_564_800;
+
+/// Second in which a run with this number begins, if the first one begins at `first`. Runs are far enough
+/// apart for the clock changes of tests.
+fn started(first: i64, number: u32) -> i64 {
     const APART: i64 = 400 * 86_400;
-    1_795_564_800 + APART * i64::from(number)
+    first + APART * i64::from(number)
 }
 
 /// The state of a container in its run with this number.
-fn running(run: u32) -> Value {
-    json!({ "running": { "startedAt": at(started(run)) } })
+fn running(first: i64, run: u32) -> Value {
+    json!({ "running": { "startedAt": at(started(first, run)) } })
 }
 
 /// The state of a container after its run with this number, which ended a second before the next one begins.
-fn terminated(run: u32, code: i32) -> Value {
+fn terminated(first: i64, run: u32, code: i32) -> Value {
     json!({ "terminated": { "containerID": format!("containerd://{run}"), "exitCode": code, "reason": "Error",
-        "startedAt": at(started(run)), "finishedAt": at(started(run + 1) - 1) } })
+        "startedAt": at(started(first, run)), "finishedAt": at(started(first, run + 1) - 1) } })
+}
+
+/// The node of a pod.
+fn node_of(pod: &str) -> &'static str {
+    if pod.starts_with("far") { "node2" } else { "node1" }
 }
 
 /// Formats a second as the API does.

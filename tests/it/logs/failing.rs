@@ -55,6 +55,23 @@ async fn failing_log_is_given_up_after_replica_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failing_log_of_ended_run_is_given_up_for_a_later_run() {
+    let (setup, _, mut stream) = open_then_fail().await;
+    let (platform, web) = (&setup.gateway.platform, replica("web", 0));
+    platform.end(&setup.lease, &web, 1);
+    // Retried as long as no other run waits.
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(stream.received.events("web", 0), []);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(20..30));
+    tokio::time::sleep(Duration::from_secs(360)).await;
+    stream.until(|seen| seen.lines("web", 0) == 20).await;
+    let printed: Vec<String> = (0..30).map(|number| format!("line {number}")).collect();
+    assert_eq!(stream.received.assert_ordered("web", 0, &printed), 1);
+    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Started]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn failing_log_of_ended_lease_is_read_once_it_recovers() {
     let (setup, run, mut stream) = open_then_fail().await;
     let platform = &setup.gateway.platform;

@@ -3,9 +3,10 @@
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::view::Run;
 use tonic::Code;
 
-use super::{follow, follow_from_now, lines, open_live, replica};
+use super::{follow, follow_from_now, lines, one_run, open_live, replica};
 use crate::support::gateway::Setup;
 use crate::support::loss_check::Seen;
 use crate::support::reason;
@@ -215,4 +216,60 @@ async fn follower_without_backfill_gets_waiting_event_once() {
         assert_eq!(stream.received.events("web", 0), [Kind::Waiting, Kind::Started]);
         assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&second, 0)]), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_that_view_names_again_is_read_on() {
+    // Whether a line is printed before the view names the run again.
+    for prints_before in [false, true] {
+        let (setup, run) = one_run(Limits::default());
+        let platform = &setup.gateway.platform;
+        platform.print(&run, lines(0..10));
+        let mut stream = setup.open(follow(&setup)).await.unwrap();
+        let mut away = setup.open(follow(&setup)).await.unwrap();
+        for stream in [&mut stream, &mut away] {
+            stream.until(|seen| seen.lines("web", 0) == 10).await;
+        }
+        // The pod has another index for a moment, so its log ends here.
+        let mut runs = Vec::new();
+        let swap = |runs: &mut Vec<Run>| {
+            platform.change(&setup.lease, |view| {
+                let web = view.services.get_mut(&"web".parse().unwrap()).unwrap();
+                std::mem::swap(&mut web.replicas.get_mut(&0).unwrap().runs, runs);
+            });
+        };
+        swap(&mut runs);
+        platform.set_log_ends(&run, true);
+        assert!(stream.is_quiet().await && away.is_quiet().await);
+        let mut moved = setup.resume(away, follow(&setup)).await;
+        assert!(moved.is_quiet().await);
+        platform.set_log_ends(&run, false);
+        if prints_before {
+            platform.print(&run, lines(10..11));
+        }
+        swap(&mut runs);
+        assert_eq!(stream.is_quiet().await, !prints_before);
+        platform.print(&run, lines(10 + usize::from(prints_before)..20));
+        for stream in [&mut stream, &mut moved] {
+            stream.until(|seen| seen.lines("web", 0) == 20).await;
+            assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
+            assert_eq!(stream.received.events("web", 0), []);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_that_ends_while_its_run_goes_on_is_opened_again() {
+    let (setup, run) = one_run(Limits::default());
+    let platform = &setup.gateway.platform;
+    platform.print(&run, lines(0..10));
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    platform.set_log_ends(&run, true);
+    assert!(stream.is_quiet().await);
+    platform.set_log_ends(&run, false);
+    platform.print(&run, lines(10..20));
+    tokio::time::sleep(std::time::Duration::from_secs(7 * 60)).await;
+    stream.until(|seen| seen.lines("web", 0) == 20).await;
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
 }

@@ -247,8 +247,11 @@ impl Environment for Node {
     }
 
     async fn replace(&mut self, index: u32) {
+        let old = self.file(&self.cluster.runs[&index]);
         self.cluster.replace(index).await;
         self.create(&self.cluster.runs[&index]);
+        // The kubelet removes the logs of a pod that is gone.
+        std::fs::remove_dir_all(old.parent().unwrap()).unwrap();
     }
 
     async fn end(&mut self) {

@@ -8,22 +8,18 @@ use super::files::NodeFiles;
 use super::outcome::{Outcome, Violation};
 use crate::kube::cluster::{Cluster, RunKey};
 
-/// A place in the lines of a replica: run, line.
+/// A place in the lines of a replica: number of the run among those of all its pods, line.
 pub(super) type Place = (usize, usize);
 
 /// Everything that was printed, by replica and run.
 pub(super) struct History {
     pub(super) cluster: Cluster,
     pub(super) runs: Vec<Vec<RunKey>>,
+    /// Per replica: the newest run whose lines followers can have. A pod that replaces another one is read
+    /// after the end of that one.
+    pub(super) current: Vec<usize>,
     /// The log files of the node, if a gateway reads them.
     pub(super) files: Option<NodeFiles>,
-}
-
-/// Where a gateway reads the log of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    Api,
-    Files,
 }
 
 /// Where a follower begins to read a replica.
@@ -44,13 +40,21 @@ pub(super) struct Progress {
     pub(super) cursor: Option<Cursor>,
     /// The beginning of a line.
     partial: Vec<u8>,
-    /// Where the present stream comes from.
-    source: Source,
-    /// Whether a stream since the last line came from the API.
-    was_api: bool,
+    /// Whether the gateway of the present stream reads the files of the node.
+    reads_files: bool,
+    since: GatewaysSince,
     /// Whether a gap came within a line, so that the rest of that line may follow.
     torn: bool,
     gap: PendingGap,
+}
+
+/// The gateways of all streams since the last line.
+#[derive(Clone, Copy, Debug, Default)]
+struct GatewaysSince {
+    /// Whether one does not read the files of the node.
+    was_api: bool,
+    /// Whether one did not know the pod of that line.
+    pod_was_unknown: bool,
 }
 
 /// The gaps since the last line.
@@ -64,30 +68,29 @@ struct PendingGap {
 // === impl History ===
 
 impl History {
-    /// The place after the last printed line.
+    /// The place after the last printed line that followers can have.
     pub(super) fn end(&self, replica: usize) -> Place {
-        let runs = &self.runs[replica];
-        (runs.len() - 1, self.cluster.extent(&runs[runs.len() - 1]).0)
+        let current = self.current[replica];
+        (current, self.cluster.extent(&self.runs[replica][current]).0)
     }
 
-    /// The files of the node, if the log of the replica is there.
-    pub(super) fn files_of(&mut self, replica: usize) -> Option<&mut NodeFiles> {
-        let run = &self.runs[replica][0];
-        self.files.as_mut().filter(|files| files.has(run))
+    /// Whether the log of a run is on the node whose files gateways may read.
+    pub(super) fn is_on_node(&self, run: &RunKey) -> bool {
+        self.files.as_ref().is_some_and(|files| files.has(run))
     }
 
     /// The first line that can be read of the newest run.
-    pub(super) fn oldest(&self, replica: usize, source: Source) -> Place {
+    pub(super) fn oldest(&self, replica: usize, reads_files: bool) -> Place {
         let newest = self.runs[replica].len() - 1;
-        (newest, self.oldest_line(replica, newest, source))
+        (newest, self.oldest_line(replica, newest, reads_files))
     }
 
     /// The first line that can be read of a run.
-    fn oldest_line(&self, replica: usize, run: usize, source: Source) -> usize {
+    fn oldest_line(&self, replica: usize, run: usize, reads_files: bool) -> usize {
         let key = &self.runs[replica][run];
         let (end, file) = self.cluster.extent(key);
-        match (source, &self.files) {
-            (Source::Files, Some(files)) => files.oldest(key).unwrap_or(end),
+        match &self.files {
+            Some(files) if reads_files && files.has(key) => files.oldest(key).unwrap_or(end),
             _ => file,
         }
     }
@@ -113,22 +116,28 @@ impl Progress {
             next: None,
             cursor: None,
             partial: Vec::new(),
-            source: Source::Api,
-            was_api: false,
+            reads_files: false,
+            since: GatewaysSince::default(),
             torn: false,
             gap: PendingGap::default(),
         }
     }
 
-    /// A stream begins.
-    pub(super) fn begin(&mut self, source: Source) {
-        self.source = source;
-        self.was_api |= source == Source::Api;
+    /// A stream begins. `is_known`: its gateway knows the pod of the last line.
+    pub(super) fn begin(&mut self, reads_files: bool, is_known: bool) {
+        self.reads_files = reads_files;
+        self.since.pod_was_unknown |= !is_known;
+        self.since.was_api |= !reads_files;
     }
 
-    /// Whether all lines were received, or a gap for them.
+    /// Whether all lines were received.
     pub(super) fn is_at(&self, place: Place) -> bool {
-        self.next == Some(place)
+        self.next.is_some_and(|next| next >= place)
+    }
+
+    /// Whether a gap of unknown size came after the newest line.
+    pub(super) fn has_unknown_gap(&self) -> bool {
+        self.gap.inexact
     }
 
     /// Takes an entry about this replica.
@@ -183,18 +192,24 @@ impl Progress {
             // The gap has counted this line.
             return if torn { Ok(()) } else { Err(Violation::wrong(format!("{line:?} was not printed"))) };
         };
-        if instance.rsplit('/').next() != Some(&place.0.to_string()) {
+        let (uid, container, number) = &history.runs[replica][place.0];
+        if instance != format!("{uid}/{container}/{number}") {
             return Err(Violation::wrong(format!("{line:?} under {instance}")));
         }
         let gap = std::mem::take(&mut self.gap);
         match self.next {
             None => self.check_start(place, replica, &gap, history, outcome)?,
+            // docs/KUBERNETES.md, "Known limits": the gateway begins with the runs that it knows, and then
+            // with the lines of this one that are left.
+            Some(next) if place < next && self.since.pod_was_unknown && gap.count > 0 => {
+                outcome.excuse("resumed in an unknown pod", 1);
+            }
             Some(next) if place < next => {
                 return Err(Violation::repeat(format!("{place:?} after {next:?}")));
             }
             Some(next) => self.check_gap(next, place, replica, &gap, history, outcome)?,
         }
-        self.was_api = self.source == Source::Api;
+        self.since = GatewaysSince { was_api: !self.reads_files, pod_was_unknown: false };
         self.next = Some((place.0, place.1 + 1));
         outcome.lines += 1;
         Ok(())
@@ -213,7 +228,7 @@ impl Progress {
             return Ok(());
         }
         // Its files may have been rotated away since: nothing was read, so nothing is known to be missing.
-        if place.1 <= history.oldest_line(replica, place.0, self.source) {
+        if place.1 <= history.oldest_line(replica, place.0, self.reads_files) {
             outcome.excuse("rotated before the first line", 1);
             return Ok(());
         }
@@ -234,10 +249,14 @@ impl Progress {
         for (run, lines) in history.between(replica, next, place) {
             let key = &history.runs[replica][run];
             let (left_out, file) = (history.cluster.left_out(key), history.cluster.extent(key).1);
+            let was_api = self.since.was_api || !history.is_on_node(key);
+            let cut_off = history.files.as_ref().map_or(0..0, |files| files.cut_off(key));
             missing += lines.len();
             for at in lines {
                 // docs/KUBERNETES.md, "Known limits": these are reported later, or never.
-                if !self.was_api {
+                if cut_off.contains(&at) {
+                    outcome.excuse("cut off by a crash of the machine", 1);
+                } else if !was_api {
                     unexplained += 1;
                 } else if left_out.iter().any(|lines| lines.contains(&at)) {
                     outcome.excuse("left out by the kubelet", 1);

@@ -40,6 +40,8 @@ struct RunFiles {
     /// The end of the last line, not written yet.
     held_back: Vec<u8>,
     steps: VecDeque<Step>,
+    /// Whole lines that a crash has cut off. The files do not show that they are missing.
+    cut_off: Range<usize>,
 }
 
 struct LogFile {
@@ -94,7 +96,8 @@ impl NodeFiles {
         File::create(dir.join(&name)).unwrap();
         let files = vec![LogFile { name, lines: 0..0 }];
         self.disk.changed(&dir);
-        let run_files = RunFiles { dir, files, written: 0, held_back: Vec::new(), steps: VecDeque::new() };
+        let (held_back, steps) = (Vec::new(), VecDeque::new());
+        let run_files = RunFiles { dir, files, written: 0, held_back, steps, cut_off: 0..0 };
         self.runs.insert(run.clone(), run_files);
         let is_old = |key: &&RunKey| (&key.0, &key.1) == (&run.0, &run.1) && key.2 + 1 < run.2;
         let old: Vec<RunKey> = self.runs.keys().filter(is_old).cloned().collect();
@@ -110,6 +113,14 @@ impl NodeFiles {
         self.disk.changed(&run.dir);
     }
 
+    /// Removes the logs of all runs of a pod.
+    pub(super) fn remove_pod(&mut self, uid: &str) {
+        let of_pod: Vec<RunKey> = self.runs.keys().filter(|key| key.0 == uid).cloned().collect();
+        for key in of_pod {
+            self.remove_run(&key);
+        }
+    }
+
     /// Gives up what is not written yet, and the remaining steps.
     pub(super) fn halt(&mut self, key: &RunKey) {
         if let Some(run) = self.runs.get_mut(key) {
@@ -123,11 +134,17 @@ impl NodeFiles {
         Some(self.runs.get(run)?.files.first()?.lines.start)
     }
 
+    /// Lines of a run that were cut off, and of which the files have no trace.
+    pub(super) fn cut_off(&self, run: &RunKey) -> Range<usize> {
+        self.runs.get(run).map_or(0..0, |files| files.cut_off.clone())
+    }
+
     pub(super) fn has(&self, run: &RunKey) -> bool {
         self.runs.contains_key(run)
     }
 
-    /// Writes the lines that a container has printed, up to line `end`. Sometimes the last bytes follow later.
+    /// Writes the lines that a container has printed, up to line `end`. Sometimes the last bytes follow
+    /// later.
     pub(super) fn write(&mut self, cluster: &Cluster, run: &RunKey, end: usize, random: &mut StdRng) {
         self.flush(run);
         let Some(files) = self.runs.get_mut(run) else { return };
@@ -201,12 +218,23 @@ impl NodeFiles {
         self.flush(run);
         let (kept, rotations) = (self.kept, self.rotations);
         let Some(files) = self.runs.get_mut(run) else { return false };
+        files.skip_empty_rotation();
         let Some(step) = files.steps.pop_front() else { return false };
         clock::record(format_args!("{} run {}: {step:?}", run.0, run.2));
         match step {
             Step::RemoveExcess => {
                 let count = (files.files.len() + 1).saturating_sub(kept).min(files.files.len() - 1);
                 files.remove(count);
+                // docs/KUBERNETES.md, "Known limits": no file shows that there were others. The next step is
+                // microseconds away.
+                if count > 0
+                    && files.files.len() == 1
+                    && let Some(at) = files.steps.iter().position(|step| matches!(step, Step::Rename))
+                {
+                    files.steps.drain(..=at);
+                    self.rotations += 1;
+                    files.rename(&format!("{}.log.{SUFFIX}.{rotations:09}", run.2));
+                }
             }
             Step::Compress => files.compress(),
             Step::RemoveCompressed => files.remove_compressed(),
@@ -255,6 +283,7 @@ impl NodeFiles {
                 file.write_all(&vec![0; usize::try_from(most).unwrap()]).unwrap();
             }
         }
+        files.note_cut_off();
         self.disk.changed(&files.dir);
     }
 }
@@ -271,6 +300,38 @@ impl RunFiles {
         let Some(newest) = self.files.len().checked_sub(1) else { return };
         let mut file = File::options().append(true).open(self.path(newest)).unwrap();
         file.write_all(bytes).unwrap();
+    }
+
+    /// Drops the next rotation if it has not begun and the log has no line since the last one: kubelets
+    /// rotate large files only.
+    fn skip_empty_rotation(&mut self) {
+        let is_empty = self.files.last().is_none_or(|file| file.lines.is_empty());
+        if is_empty && matches!(self.steps.front(), Some(Step::RemoveExcess)) {
+            let end = self.steps.iter().position(|step| matches!(step, Step::Reopen));
+            self.steps.drain(..=end.expect("a rotation ends with a new file"));
+        }
+    }
+
+    /// Notes the lines that the newest file has lost, if it ends after a whole line. Anything else at its end
+    /// shows the loss.
+    fn note_cut_off(&mut self) {
+        let Some(newest) = self.files.len().checked_sub(1) else { return };
+        let content = fs::read(self.path(newest)).unwrap();
+        if content.last().is_some_and(|last| *last != b'\n') {
+            return;
+        }
+        let tags =
+            content.split(|byte| *byte == b'\n').map(|record| record.split(|byte| *byte == b' ').nth(2));
+        let tags: Vec<&[u8]> = tags.flatten().collect();
+        if tags.last() == Some(&&b"P"[..]) {
+            // Looks like a line that its container has not ended. Cut further, it does not.
+            let file = File::options().write(true).open(self.path(newest)).unwrap();
+            file.set_len(content.len() as u64 - 1).unwrap();
+            return;
+        }
+        let whole = tags.iter().filter(|tag| **tag == b"F").count();
+        let lines = &self.files[newest].lines;
+        self.cut_off = lines.start + whole..lines.end;
     }
 
     fn remove(&mut self, count: usize) {

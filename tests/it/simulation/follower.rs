@@ -79,11 +79,15 @@ impl Follower {
         // Not both: a replica without a cursor is read from its oldest line.
         let tail = self.tail.filter(|_| resume.is_empty());
         for (replica, progress) in self.replicas.iter_mut().enumerate() {
-            let source = world.source(site, replica);
-            progress.begin(source);
+            let reads_files = world.reads_files(site);
+            let is_known = match progress.next {
+                None => true,
+                Some((run, _)) => world.is_known_at(site, replica, &history.runs[replica][run]).await,
+            };
+            progress.begin(reads_files, is_known);
             if progress.cursor.is_none() {
                 progress.start = match tail {
-                    None => Start::Until(history.oldest(replica, source)),
+                    None => Start::Until(history.oldest(replica, reads_files)),
                     Some(_) => Start::Anywhere,
                 };
             }
@@ -182,7 +186,7 @@ impl fmt::Display for Received<'_> {
                 write!(f, ", gap of {} ({:?}, exact: {})", gap.lines, gap.cause(), gap.exact)?;
             }
             if let Some(event) = &entry.event {
-                write!(f, ", {:?} {}", event.kind(), event.instance)?;
+                write!(f, ", {:?} {} {}", event.kind(), event.instance, event.reason)?;
             }
             if let Some(Cursor { instance, time, ordinal, offset, .. }) = &entry.cursor {
                 let nanos = time.as_ref().map(|time| (time.seconds, time.nanos));

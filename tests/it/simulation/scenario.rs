@@ -4,12 +4,18 @@
 //! - After a clock was set back, that run's log is not rotated.
 //! - A log that the API serves is not rotated between lines of one nanosecond.
 //! - The first line of each run is written after the two seconds in which kubelets do not rotate.
-//! - Before a run ends or a kubelet lags, all readers that can do so have read its lines. A crash of the machine
-//!   ends the runs at any time.
+//! - Before a run ends or a kubelet lags, all readers that can do so have read its lines. A crash of the
+//!   machine ends the runs at any time.
 //!
 //! The API's log has neither the lines before a rotation nor damage. So logs are damaged, or rotated between
-//! lines of one nanosecond, only if all gateways read files. Pods are not replaced.
+//! lines of one nanosecond, only if all gateways read files. `pods` has the bounds of replaced pods.
 
+mod actions;
+mod containers;
+mod faults;
+mod pods;
+
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::Duration;
@@ -20,16 +26,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::LocalSet;
 
-use super::check::{History, Progress, Source};
+use self::actions::{ACTIONS, Action};
+use self::pods::Replacement;
+use super::check::{History, Progress};
 use super::clock;
-use super::disk::DiskState;
-use super::files::{Damage, NodeFiles};
+use super::files::NodeFiles;
 use super::follower::{Follower, Pace};
 use super::outcome::{Kind, Outcome, Violation};
-use super::world::{self, World};
-use crate::kube::cluster::{Kubelets, RunKey};
+use super::world::{self, SERVICE, World};
+use crate::kube::cluster::RunKey;
 
-const SERVICE: &str = "web";
 /// On the node whose files gateways may read.
 const PODS: [&str; 2] = ["a", "b"];
 /// The second one is on another node.
@@ -48,80 +54,6 @@ const SECOND: i64 = 1_000 * MILLISECOND;
 /// half-open connection is replaced after five minutes.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3_600);
 
-/// Something that happens, and how often.
-#[derive(Clone, Copy, Debug)]
-enum Action {
-    Print,
-    Wait,
-    WaitLong,
-    Open,
-    ChangePace,
-    Disconnect,
-    Vanish,
-    KillGateway,
-    RestartGateway,
-    JumpClock,
-    SetBackLogClock,
-    BreakLogs,
-    CompleteLogs,
-    SilenceLogs,
-    SilenceWatches,
-    SendMessage,
-    ForgetHistory,
-    Compact,
-    Bookmark,
-    StopApiServer,
-    Kubelets,
-    Exhaust,
-    RefuseLogs,
-    HoldLists,
-    Heal,
-    Rotate,
-    Crash,
-    LagKubelet,
-    CrashUnreported,
-    RemoveOldFiles,
-    AddGarbage,
-    ChangeDisk,
-    CrashMachine,
-}
-
-const ACTIONS: [(u32, Action); 33] = [
-    (30, Action::Print),
-    (10, Action::Wait),
-    (3, Action::WaitLong),
-    (8, Action::Open),
-    (8, Action::ChangePace),
-    (4, Action::Disconnect),
-    (2, Action::Vanish),
-    (1, Action::KillGateway),
-    (1, Action::RestartGateway),
-    (1, Action::JumpClock),
-    (1, Action::SetBackLogClock),
-    (3, Action::BreakLogs),
-    (3, Action::CompleteLogs),
-    (1, Action::SilenceLogs),
-    (1, Action::SilenceWatches),
-    (1, Action::SendMessage),
-    (1, Action::ForgetHistory),
-    (1, Action::Compact),
-    (1, Action::Bookmark),
-    (1, Action::StopApiServer),
-    (2, Action::Kubelets),
-    (1, Action::Exhaust),
-    (1, Action::RefuseLogs),
-    (1, Action::HoldLists),
-    (4, Action::Heal),
-    (4, Action::Rotate),
-    (3, Action::Crash),
-    (1, Action::LagKubelet),
-    (1, Action::CrashUnreported),
-    (1, Action::RemoveOldFiles),
-    (1, Action::AddGarbage),
-    (2, Action::ChangeDisk),
-    (3, Action::CrashMachine),
-];
-
 /// What happens to the files of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FilesKind {
@@ -137,9 +69,16 @@ struct Scenario {
     random: StdRng,
     world: World,
     history: History,
-    /// Per replica: the clock of its node was set back in the present run.
-    set_back: Vec<bool>,
-    pods: [&'static str; REPLICAS],
+    /// Runs in which the clock of the node was set back.
+    set_back: BTreeSet<RunKey>,
+    /// Per replica: the name of its newest pod.
+    pods: Vec<String>,
+    /// Number of pods that were created.
+    pods_created: u32,
+    /// Whether an owner may have one read of older lines at a time.
+    has_one_read: bool,
+    /// Per replica: the pod that is being replaced.
+    replacements: Vec<Option<Replacement>>,
     files_kind: FilesKind,
     followers: Vec<Follower>,
     opened: usize,
@@ -187,21 +126,26 @@ async fn simulate(seed: u64, root: &Path) -> Outcome {
     let mut world = World::new(limits).await;
     let cluster = world.cluster.clone();
     cluster.lease(&world.lease, SERVICE, u32::try_from(REPLICAS).unwrap());
-    let runs: Vec<_> = pods.iter().map(|pod| vec![cluster.run(&world.lease, SERVICE, pod, 0)]).collect();
-    let on_node: Vec<bool> = pods.iter().map(|pod| !pod.starts_with("far")).collect();
-    if let Some(files) = &mut files {
-        for replica in (0..REPLICAS).filter(|replica| on_node[*replica]) {
-            files.begin(pods[replica], &runs[replica][0]);
+    let mut runs = Vec::new();
+    for (number, pod) in (0..).zip(pods) {
+        cluster.create_pod(&world.lease, SERVICE, "set", pod, number);
+        let run = cluster.start_pod(&world.lease, SERVICE, pod, 0);
+        if let Some(files) = files.as_mut().filter(|_| !pod.starts_with("far")) {
+            files.begin(pod, &run);
         }
+        runs.push(vec![run]);
     }
-    world.start_all(&sites, on_node, files.as_ref());
+    world.start_all(&sites, files.as_ref());
     clock::record(format_args!("files at {sites:?}, {pods:?}, {files_kind:?}, {kept} kept"));
     let mut scenario = Scenario {
         random,
         world,
-        history: History { cluster, runs, files },
-        set_back: vec![false; REPLICAS],
-        pods,
+        history: History { cluster, current: vec![0; REPLICAS], runs, files },
+        set_back: BTreeSet::new(),
+        has_one_read: history_reads == 1,
+        pods_created: u32::try_from(REPLICAS).unwrap(),
+        pods: pods.map(ToOwned::to_owned).to_vec(),
+        replacements: (0..REPLICAS).map(|_| None).collect(),
         files_kind,
         followers: Vec::new(),
         opened: 0,
@@ -252,19 +196,16 @@ impl Scenario {
         self.random.random_range(0..REPLICAS)
     }
 
-    fn newest(&self, replica: usize) -> RunKey {
-        self.history.runs[replica].last().expect("a replica has a run").clone()
-    }
-
     async fn act(&mut self, action: Action) -> Result<(), Violation> {
-        let cluster = self.history.cluster.clone();
         match action {
             Action::Print => {
                 let replica = self.replica();
                 let (lines, length) = if self.random.random() { (1..200, 0) } else { (1..60, LONG_LINE) };
                 let (lines, step) =
                     (self.random.random_range(lines), self.one_of(&[0, 1, MILLISECOND, SECOND]));
-                self.print(replica, lines, length, step);
+                if let Some((at, _)) = self.any_open_run(replica) {
+                    self.print(replica, at, lines, length, step);
+                }
             }
             Action::Wait => {
                 let millis = self.one_of(&[1, 10, 100, 1_000]);
@@ -306,260 +247,17 @@ impl Scenario {
                 }
             }
             Action::JumpClock => clock::jump(self.one_of(&[-7_200, -60, 60, 86_400])),
-            Action::SetBackLogClock => {
-                let replica = self.replica();
-                self.settle(replica);
-                let (lines, file) = cluster.extent(&self.newest(replica));
-                // A file whose first line is older than the run cannot be placed.
-                if lines > file {
-                    self.fault(action);
-                    self.set_back[replica] = true;
-                    self.print(replica, 1, 0, -3_600 * SECOND);
-                }
-            }
+            Action::SetBackLogClock => self.set_back_clock(action),
             Action::Heal => self.heal().await,
             Action::Rotate | Action::Crash => self.end_file_or_run(action).await?,
             Action::LagKubelet => self.lag_kubelet().await?,
             Action::CrashUnreported => self.crash_unreported().await?,
             Action::RemoveOldFiles | Action::AddGarbage | Action::ChangeDisk => self.disturb_files(action),
             Action::CrashMachine => self.crash_machine(),
+            Action::ReplacePod => self.replace_pod().await?,
+            Action::StepPod => self.step_pod().await?,
             other => self.disturb(other).await,
         }
-        Ok(())
-    }
-
-    /// Rotates a log, or lets a container crash.
-    async fn end_file_or_run(&mut self, action: Action) -> Result<(), Violation> {
-        let replica = self.replica();
-        let is_crash = matches!(action, Action::Crash);
-        if !is_crash && self.set_back[replica] {
-            return Ok(());
-        }
-        if is_crash || self.random.random() {
-            self.catch_up().await?;
-        }
-        self.fault(action);
-        if is_crash {
-            let lines = self.random.random_range(0..20);
-            self.print(replica, lines, 0, MILLISECOND);
-            self.settle(replica);
-            self.crash(replica);
-        } else {
-            self.rotate(replica);
-        }
-        Ok(())
-    }
-
-    fn rotate(&mut self, replica: usize) {
-        let run = self.newest(replica);
-        let Some(files) = self.history.files_of(replica) else {
-            self.history.cluster.rotate(&run);
-            return;
-        };
-        files.rotate(&run, &mut self.random);
-        if self.random.random() {
-            self.settle(replica);
-        }
-    }
-
-    /// Completes the rotation of a log.
-    fn settle(&mut self, replica: usize) {
-        let run = self.newest(replica);
-        if self.history.files_of(replica).is_some_and(|files| files.settle(&run)) {
-            self.history.cluster.rotate(&run);
-        }
-    }
-
-    /// Disturbs the node's files.
-    fn disturb_files(&mut self, action: Action) {
-        let replica = self.replica();
-        let run = self.newest(replica);
-        let state = self.one_of(&[DiskState::Slow, DiskState::Unreliable, DiskState::Broken]);
-        let most = self.random.random_range(1..4);
-        let Some(files) = self.history.files_of(replica) else { return };
-        match action {
-            Action::RemoveOldFiles => files.remove_oldest(&run, most),
-            Action::AddGarbage => files.add_garbage(&run),
-            _ => files.disk.set(state),
-        }
-        self.fault(action);
-    }
-
-    /// Ends the runs of all containers of the node, and all gateways. What was written last may be lost.
-    fn crash_machine(&mut self) {
-        if self.files_kind != FilesKind::Damaged {
-            return;
-        }
-        self.fault(Action::CrashMachine);
-        for site in 0..SITES {
-            self.world.kill(site);
-        }
-        for replica in 0..REPLICAS {
-            let run = self.newest(replica);
-            let damage = self.one_of(&[
-                Damage::None,
-                Damage::CutActive,
-                Damage::CutCompressed,
-                Damage::EmptyCompressed,
-                Damage::Zeros,
-            ]);
-            if let Some(files) = self.history.files_of(replica) {
-                files.halt(&run);
-                files.damage(&run, damage, &mut self.random);
-                clock::record(format_args!("{}: {damage:?}", run.0));
-                self.crash(replica);
-            }
-        }
-    }
-
-    /// Disturbs connections, the API server or kubelets.
-    async fn disturb(&mut self, action: Action) {
-        let cluster = self.history.cluster.clone();
-        self.fault(action);
-        match action {
-            Action::BreakLogs => cluster.break_logs(),
-            Action::CompleteLogs => cluster.complete_logs(),
-            Action::SilenceLogs => cluster.silence_logs(),
-            Action::SilenceWatches => cluster.silence_watches(),
-            Action::SendMessage => {
-                cluster.send_message("unable to retrieve container logs for containerd://x");
-            }
-            Action::ForgetHistory => cluster.forget_history(),
-            Action::Compact => cluster.compact(),
-            Action::Bookmark => cluster.bookmark(),
-            Action::StopApiServer => cluster.stop().await,
-            Action::Kubelets => {
-                let state = self.one_of(&[Kubelets::Unreachable, Kubelets::Unaware]);
-                cluster.kubelets(state);
-                if self.random.random() {
-                    cluster.complete_logs();
-                }
-            }
-            Action::Exhaust => cluster.exhaust(true),
-            Action::RefuseLogs => {
-                let code = self.one_of(&[403_u16, 429, 500, 503]);
-                cluster.refuse_logs(Some(hyper::StatusCode::from_u16(code).unwrap()));
-            }
-            Action::HoldLists => cluster.hold_lists(true),
-            _ => {}
-        }
-    }
-
-    fn fault(&mut self, action: Action) {
-        *self.outcome.faults.entry(format!("{action:?}")).or_default() += 1;
-    }
-
-    /// Ends all faults that do not end by themselves.
-    async fn heal(&mut self) {
-        let cluster = &self.history.cluster;
-        cluster.resume().await;
-        cluster.kubelets(Kubelets::Serve);
-        cluster.exhaust(false);
-        cluster.refuse_logs(None);
-        cluster.hold_lists(false);
-        if let Some(files) = &self.history.files {
-            files.disk.set(DiskState::Fast);
-        }
-    }
-
-    /// The first line comes after the time in which kubelets do not rotate.
-    fn print_first(&mut self, replica: usize) {
-        self.print(replica, 1, 0, 3 * SECOND);
-    }
-
-    fn print(&mut self, replica: usize, lines: usize, length: usize, step: i64) {
-        let run = self.newest(replica);
-        let from = self.history.cluster.extent(&run).0;
-        let text = |number| format!("{}/{number} {}", run.2, "x".repeat(length));
-        let lines: Vec<String> = (from..from + lines).map(text).collect();
-        // The first line of a file is later than the last one of the file before.
-        let is_first_of_file = from == self.history.cluster.extent(&run).1
-            && (self.files_kind != FilesKind::OneNanosecond || from == 0 || !self.is_on_node(replica));
-        let (first, rest) = lines.split_at(usize::from(is_first_of_file).min(lines.len()));
-        self.history.cluster.print_lines(&run, first, step.max(MILLISECOND));
-        self.history.cluster.print_lines(&run, rest, step);
-        self.write(replica, &run, from + lines.len());
-        self.outcome.printed += lines.len() as u64;
-        clock::record(format_args!("{} prints {from} to {}, step {step}", run.0, from + lines.len()));
-    }
-
-    /// Writes the lines up to `end` to the file.
-    fn write(&mut self, replica: usize, run: &RunKey, end: usize) {
-        let cluster = self.history.cluster.clone();
-        if let Some(files) = self.history.files_of(replica) {
-            files.write(&cluster, run, end, &mut self.random);
-        }
-    }
-
-    fn is_on_node(&self, replica: usize) -> bool {
-        (0..SITES).any(|site| self.world.source(site, replica) == Source::Files)
-    }
-
-    /// Ends a run and starts the next one.
-    fn crash(&mut self, replica: usize) {
-        let pod = self.pods[replica];
-        let next = self.history.cluster.crash(&self.world.lease, pod, &self.newest(replica));
-        self.begin(replica, next);
-    }
-
-    fn begin(&mut self, replica: usize, run: RunKey) {
-        let pod = self.pods[replica];
-        if let Some(files) = self.history.files_of(replica) {
-            files.begin(pod, &run);
-        }
-        self.history.runs[replica].push(run);
-        self.set_back[replica] = false;
-        self.print_first(replica);
-    }
-
-    /// Lets a kubelet lag with a log.
-    async fn lag_kubelet(&mut self) -> Result<(), Violation> {
-        let replica = self.replica();
-        if self.set_back[replica] {
-            return Ok(());
-        }
-        self.catch_up().await?;
-        self.settle(replica);
-        self.fault(Action::LagKubelet);
-        // A newest file of one line, sent twice, looks like two equal lines.
-        let newest = self.random.random_range(2..50);
-        let left_out: Vec<usize> =
-            (0..self.random.random_range(0..3)).map(|_| self.random.random_range(2..50)).collect();
-        let (rest, step) = (self.random.random_range(0..50), self.one_of(&[1, MILLISECOND, 2 * SECOND]));
-        let run = self.newest(replica);
-        let mut end = self.history.cluster.extent(&run).0 + rest;
-        self.history.cluster.lag(&run, rest, &left_out, newest, step);
-        self.write(replica, &run, end);
-        for lines in left_out.iter().copied().chain([newest]) {
-            if let Some(files) = self.history.files_of(replica) {
-                files.rotate(&run, &mut self.random);
-                files.settle(&run);
-            }
-            end += lines;
-            self.write(replica, &run, end);
-        }
-        self.outcome.printed += (rest + newest + left_out.iter().sum::<usize>()) as u64;
-        Ok(())
-    }
-
-    /// Restarts a container once or twice before the API server learns of it.
-    async fn crash_unreported(&mut self) -> Result<(), Violation> {
-        let replica = self.replica();
-        self.catch_up().await?;
-        self.fault(Action::CrashUnreported);
-        // A response that completes just before the run ends looks like the end of the run.
-        self.pass(Duration::from_secs(2)).await?;
-        for _ in 0..self.random.random_range(1..3) {
-            self.settle(replica);
-            let next = self.history.cluster.crash_unreported(&self.newest(replica));
-            self.begin(replica, next);
-            let lines = self.random.random_range(0..5);
-            self.print(replica, lines, 0, MILLISECOND);
-        }
-        let seconds = self.random.random_range(0..15);
-        self.pass(Duration::from_secs(seconds)).await?;
-        let runs = &self.history.runs[replica];
-        self.history.cluster.crash(&self.world.lease, self.pods[replica], &runs[runs.len() - 2]);
         Ok(())
     }
 
@@ -609,25 +307,30 @@ impl Scenario {
     async fn catch_up(&mut self) -> Result<(), Violation> {
         self.heal().await;
         for replica in 0..REPLICAS {
-            self.settle(replica);
+            self.settle_all(replica);
             // A newest file without a line hides the ones before it.
-            let (lines, file) = self.history.cluster.extent(&self.newest(replica));
-            if lines == file {
-                self.print(replica, 1, 0, MILLISECOND);
+            for (at, run) in self.open_runs(replica) {
+                let (lines, file) = self.history.cluster.extent(&run);
+                if lines == file {
+                    self.print(replica, at, 1, 0, MILLISECOND);
+                }
             }
         }
         let ends: Vec<_> = (0..REPLICAS).map(|replica| self.history.end(replica)).collect();
+        let readable: Vec<usize> = (0..REPLICAS).filter(|at| !self.is_log_removed(*at)).collect();
         let until = clock::elapsed() + CATCH_UP_MAX;
         let mut pause = Duration::from_millis(10);
         loop {
             self.turn().await?;
             let is_behind = |progress: &Progress, replica: usize| {
+                // The rest of a removed log may be lost. The gap has no line after it until the next run.
+                let is_lost = progress.has_unknown_gap() && self.is_replaced(replica, ends[replica].0);
                 // A follower of new lines may have received none.
-                progress.next.is_some() && !progress.is_at(ends[replica])
+                progress.next.is_some() && !progress.is_at(ends[replica]) && !is_lost
             };
             let mut reading = self.followers.iter().filter(|follower| follower.pace == Pace::Fast);
             let behind =
-                reading.find(|follower| (0..REPLICAS).any(|at| is_behind(&follower.replicas[at], at)));
+                reading.find(|follower| readable.iter().any(|at| is_behind(&follower.replicas[*at], *at)));
             let first = &self.followers[0].replicas;
             let has_begun = first.iter().all(|progress| progress.next.is_some());
             if has_begun && behind.is_none() && self.is_served() {
@@ -655,10 +358,12 @@ impl Scenario {
         for follower in &mut self.followers {
             follower.pace = Pace::Fast;
         }
+        self.finish_replacements().await?;
         self.catch_up().await?;
         // A follower of new lines gets these.
         for replica in 0..REPLICAS {
-            self.print(replica, 1, 0, MILLISECOND);
+            let (at, _) = self.newest(replica);
+            self.print(replica, at, 1, 0, MILLISECOND);
         }
         self.catch_up().await
     }

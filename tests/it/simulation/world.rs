@@ -8,6 +8,7 @@ use leasemux::edge::admin::Exporter;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::view::Run;
 use leasemux::platform::Platform;
 use leasemux::platform::kube::{ClusterAccess, KubeConfig, KubePlatform};
 use leasemux::platform::node::NodePlatform;
@@ -18,16 +19,18 @@ use tokio::task::JoinSet;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::{Channel, Uri};
 
-use super::check::Source;
 use super::files::NodeFiles;
-use crate::kube::cluster::Cluster;
+use crate::kube::cluster::{Cluster, RunKey};
 use crate::support::gateway::Gateway;
-use crate::support::ids::account;
+use crate::support::ids::{account, replica as replica_id};
 
 /// A certificate that is always the same, and its account.
 const CERTIFICATE: &[u8] =
     include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/certificates/chain-sdk.pem"));
 const OWNER: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
+
+/// The service that is followed.
+pub(super) const SERVICE: &str = "web";
 
 /// Capacity of a pipe between a follower and a gateway: less than a stream's send buffer.
 const PIPE_BYTES: usize = 16 * 1024;
@@ -43,8 +46,6 @@ pub(super) struct World {
     sites: Vec<Site>,
     /// Per site: how to read the files of the node, if the gateway there does.
     nodes: Vec<Option<NodeAccess>>,
-    /// Per replica: whether its pod is on the node.
-    on_node: Vec<bool>,
     kubeconfig: tempfile::NamedTempFile,
 }
 
@@ -61,6 +62,7 @@ enum Site {
 }
 
 struct Running {
+    platform: Arc<dyn Platform>,
     gateway: Gateway,
     /// Connections of followers. Dropping them cuts these.
     connections: JoinSet<()>,
@@ -82,13 +84,12 @@ impl World {
              users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}], current-context: c}";
         std::fs::write(kubeconfig.path(), text).unwrap();
         let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap().to_vec();
-        let (sites, nodes, on_node) = (Vec::new(), Vec::new(), Vec::new());
-        Self { cluster, lease: lease(), certificate, limits, sites, nodes, on_node, kubeconfig }
+        let (sites, nodes) = (Vec::new(), Vec::new());
+        Self { cluster, lease: lease(), certificate, limits, sites, nodes, kubeconfig }
     }
 
     /// Starts the gateways: per site, whether it reads the files of the node.
-    pub(super) fn start_all(&mut self, sites: &[bool], on_node: Vec<bool>, files: Option<&NodeFiles>) {
-        self.on_node = on_node;
+    pub(super) fn start_all(&mut self, sites: &[bool], files: Option<&NodeFiles>) {
         for reads_files in sites {
             let files = files.filter(|_| *reads_files);
             self.nodes.push(files.map(|files| NodeAccess {
@@ -100,9 +101,29 @@ impl World {
         }
     }
 
-    /// Where a gateway reads the log of a replica.
-    pub(super) fn source(&self, site: usize, replica: usize) -> Source {
-        if self.nodes[site].is_some() && self.on_node[replica] { Source::Files } else { Source::Api }
+    /// Whether a gateway reads the files of the node.
+    pub(super) fn reads_files(&self, site: usize) -> bool {
+        self.nodes[site].is_some()
+    }
+
+    /// Whether a gateway runs and knows this run of a replica.
+    pub(super) async fn is_known_at(&self, site: usize, replica: usize, run: &RunKey) -> bool {
+        let Site::Running(running) = &self.sites[site] else { return false };
+        let Ok(view) = running.platform.watch(&self.lease).await else { return false };
+        let view = view.borrow();
+        let replica = replica_id(SERVICE, u32::try_from(replica).unwrap());
+        let is_it = |known: &Run| known.instance.parts() == (run.0.as_str(), run.1.as_str(), run.2);
+        view.replica(&replica).is_some_and(|found| found.runs.iter().any(is_it))
+    }
+
+    /// Whether all gateways run and know this run of a replica.
+    pub(super) async fn is_known(&self, replica: usize, run: &RunKey) -> bool {
+        for site in 0..self.sites.len() {
+            if !self.is_known_at(site, replica, run).await {
+                return false;
+            }
+        }
+        true
     }
 
     fn start(&self, site: usize) -> Site {
@@ -138,9 +159,10 @@ impl World {
             if !task.is_finished() {
                 continue;
             }
-            let gateway = Gateway::on_with(task.await.unwrap(), self.limits.clone());
+            let platform = task.await.unwrap();
+            let gateway = Gateway::on_with(Arc::clone(&platform), self.limits.clone());
             gateway.believe(&OWNER.parse::<Owner>().unwrap(), &self.certificate);
-            *site = Site::Running(Box::new(Running { gateway, connections: JoinSet::new() }));
+            *site = Site::Running(Box::new(Running { platform, gateway, connections: JoinSet::new() }));
         }
     }
 
@@ -169,7 +191,7 @@ impl World {
     /// Connects to a running gateway.
     pub(super) async fn connect(&mut self, site: usize) -> Option<LeaseRpcClient<Channel>> {
         let Site::Running(running) = &mut self.sites[site] else { return None };
-        let Running { gateway, connections } = &mut **running;
+        let Running { gateway, connections, .. } = &mut **running;
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         connections.spawn(gateway.connection(ours, Some(self.certificate.clone()), None));
         Some(LeaseRpcClient::new(gateway.channel_over(theirs).await))

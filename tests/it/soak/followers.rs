@@ -1,4 +1,5 @@
-//! The followers of the soak test. Each runs on its own thread, so that a pause stops its reading from the socket.
+//! The followers of the soak test. Each runs on its own thread, so that a pause stops its reading from the
+//! socket.
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -30,8 +31,8 @@ const SLOW_PAUSE: Duration = Duration::from_secs(6);
 /// Bytes that a slow follower reads between two pauses: about as fast as the services print.
 const SLOW_BYTES: usize = 768 * 1024;
 
-/// Time for which a stalled follower does not read: the gateway gives it up ([`STALL_TIMEOUT`](super)), and the
-/// lines that it misses are no longer on disk.
+/// Time for which a stalled follower does not read: the gateway gives it up ([`STALL_TIMEOUT`](super)), and
+/// the lines that it misses are no longer on disk.
 const STALLED_PAUSE: Duration = Duration::from_secs(25);
 
 /// Bytes that a stalled follower reads between two pauses.

@@ -1,8 +1,9 @@
 //! Services that record how much they print, and checks of followers against these records.
 //!
 //! A [`LossChecker`] finds holes between lines. It does not know how many lines followed the last one that a
-//! follower received of a run, or which runs a follower never saw. The services here number their lines, their runs
-//! and their replicas by themselves, so [`CheckedFollower`] finds that too. The gateway's word is not needed.
+//! follower received of a run, or which runs a follower never saw. The services here number their lines,
+//! their runs and their replicas by themselves, so [`CheckedFollower`] finds that too. The gateway's word is
+//! not needed.
 
 use std::collections::BTreeMap;
 
@@ -59,16 +60,15 @@ pub(crate) struct RunChange {
     lost: Lost,
 }
 
-/// Returns the script of a service that prints `burst` lines, then waits, and so on: `12 web-0.3 …` is line 12 of
-/// the third run of replica 0 of `web`. It writes the number of its lines to `$GATES/web-0.3`, exactly when it is
-/// asked to end. At each start it ensures that it is the only process of its replica; if not, the file
-/// `$GATES/doubled` appears. A `stubborn` one ignores that, and
-/// that nothing reads what it prints.
+/// Returns the script of a service that prints `burst` lines, then waits, and so on: `12 web-0.3 …` is line
+/// 12 of the third run of replica 0 of `web`. It writes the number of its lines to `$GATES/web-0.3`, exactly
+/// when it is asked to end. At each start it ensures that it is the only process of its replica; if not, the
+/// file `$GATES/doubled` appears. A `stubborn` one ignores that, and that nothing reads what it prints.
 pub(crate) fn counting_service(burst: u32, wait: &str, stubborn: bool) -> String {
     let (trap, without_reader) =
         if stubborn { ("''", "{ n=$((n-1)); sleep 0.05; }") } else { ("'echo $n >$count; exit'", "exit") };
-    // The line and its number are one command, so that the number is right whenever the trap runs. Without a reader
-    // the shell would be killed before it has recorded its number.
+    // The line and its number are one command, so that the number is right whenever the trap runs. Without a
+    // reader the shell would be killed before it has recorded its number.
     format!(
         "n=0
          count=/dev/null

@@ -111,25 +111,54 @@ impl FakePlatform {
 
     /// Starts the next run of a replica.
     pub(crate) fn start(&self, lease: &LeaseId, replica: &Replica) -> Instance {
-        let mut instance = None;
+        let number = self.leases()[lease].borrow().replica(replica).map_or(0, |view| view.runs.len());
+        let uid = format!("uid-{}-{}", lease.owner(), replica.index);
+        self.start_run(lease, replica, &uid, u32::try_from(number).unwrap())
+    }
+
+    /// Starts the first run of a replica in a new pod. The view no longer names the runs of the pod before.
+    pub(crate) fn replace_pod(&self, lease: &LeaseId, replica: &Replica) -> Instance {
+        self.change(lease, |view| {
+            let service = view.services.get_mut(&replica.service).unwrap();
+            service.replicas.get_mut(&replica.index).unwrap().runs.clear();
+        });
+        let uid = format!("new-uid-{}-{}", lease.owner(), replica.index);
+        self.start_run(lease, replica, &uid, 0)
+    }
+
+    fn start_run(&self, lease: &LeaseId, replica: &Replica, uid: &str, number: u32) -> Instance {
+        let instance = Instance::new(uid, replica.service.as_str(), number).unwrap();
+        self.logs().insert(instance.clone(), Log { state: watch::Sender::new(LogState::default()) });
         self.change(lease, |view| {
             let service = view.services.entry(replica.service.clone()).or_default();
             let slot = service.replicas.entry(replica.index).or_default();
-            let number = u32::try_from(slot.runs.len()).unwrap();
-            let uid = format!("uid-{}-{}", lease.owner(), replica.index);
-            let name = Instance::new(&uid, replica.service.as_str(), number).unwrap();
-            self.logs().insert(name.clone(), Log { state: watch::Sender::new(LogState::default()) });
             let started = LogTime::from_nanos(1);
-            slot.runs.push(Run { instance: name.clone(), started, end: None, log_is_gone: false });
+            slot.runs.push(Run { instance: instance.clone(), started, end: None, log_is_gone: false });
             (slot.state, slot.ready, slot.restarts) = (ReplicaState::Running, true, number);
-            instance = Some(name);
         });
-        instance.unwrap()
+        instance
     }
 
     /// Ends the current run of a replica.
     pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
         self.end_because(lease, replica, exit_code, "Error", "CrashLoopBackOff");
+    }
+
+    /// Ends a run that need not be the newest one of its replica, as in a rollout.
+    pub(crate) fn end_run(&self, lease: &LeaseId, replica: &Replica, instance: &Instance) {
+        self.logs()[instance].state.send_modify(|log| log.ended = true);
+        self.change(lease, |view| {
+            let slot =
+                view.services.get_mut(&replica.service).unwrap().replicas.get_mut(&replica.index).unwrap();
+            let run = slot.runs.iter_mut().find(|run| run.instance == *instance).unwrap();
+            let (time, reason) = (LogTime::from_nanos(1_000_000), "Error".to_owned());
+            run.end = Some(RunEnd { time, exit_code: Some(143), signal: None, reason });
+        });
+    }
+
+    /// Sets whether tails of a log end after its last line, whatever the view states of its run.
+    pub(crate) fn set_log_ends(&self, instance: &Instance, ends: bool) {
+        self.logs()[instance].state.send_modify(|log| log.ended = ends);
     }
 
     /// Ends the current run of a replica with this reason. The replica then waits for the reason `waits`.

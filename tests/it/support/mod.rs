@@ -3,6 +3,7 @@
 pub(crate) mod chain;
 pub(crate) mod completion;
 pub(crate) mod counting;
+pub(crate) mod entries;
 pub(crate) mod fake_platform;
 pub(crate) mod gateway;
 pub(crate) mod ids;

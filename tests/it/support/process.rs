@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::account;
 
 /// Deadline for every condition.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Interval of checks for conditions without a notification.
 pub(crate) const LOOK: Duration = Duration::from_millis(10);

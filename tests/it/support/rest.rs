@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use leasemux::access::identity::IdentityFiles;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite::http::HeaderName;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::entries::entry;
 use super::loss_check::Received;
 
 /// Deadline for what must happen.
@@ -47,10 +48,18 @@ pub(crate) struct WsFollower<IO> {
     /// All frames so far, if they are kept.
     pub(crate) frames: Vec<Value>,
     pub(crate) keeps_frames: bool,
-    /// The frames are events, not lines.
-    is_events: bool,
+    content: Content,
     pub(crate) pings: usize,
     pub(crate) closed: Option<(u16, String)>,
+}
+
+/// What the frames of a websocket are.
+#[derive(Clone, Copy, Debug)]
+enum Content {
+    Lines,
+    Entries,
+    /// Objects that are no lines.
+    Other,
 }
 
 /// Sends one request and reads the response. `head` has the request line and headers, with line ends.
@@ -146,8 +155,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WsFollower<IO> {
                 !matches!(name.as_str(), "sec-websocket-extensions" | "sec-websocket-protocol")
             })
         );
-        let (received, is_events) = (Received::default(), path.contains("/kubeevents"));
-        Self { socket, received, frames: Vec::new(), keeps_frames: true, is_events, pings: 0, closed: None }
+        let content = match path {
+            _ if path.contains("/kubeevents") || path.contains("/status") => Content::Other,
+            _ if path.contains("?format=entries") || path.starts_with("/ui/") => Content::Entries,
+            _ => Content::Lines,
+        };
+        let received = Received::default();
+        Self { socket, received, frames: Vec::new(), keeps_frames: true, content, pings: 0, closed: None }
     }
 
     /// Receives one frame. Returns false at the end.
@@ -155,10 +169,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WsFollower<IO> {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => {
-                    let frame = if self.is_events {
-                        serde_json::from_str(text.as_str()).unwrap()
-                    } else {
-                        self.received.take_frame(text.as_str())
+                    let frame = match self.content {
+                        Content::Lines => self.received.take_frame(text.as_str()),
+                        Content::Entries => self.take_object(text.as_str()),
+                        Content::Other => serde_json::from_str(text.as_str()).unwrap(),
                     };
                     if self.keeps_frames {
                         self.frames.push(frame);
@@ -176,6 +190,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WsFollower<IO> {
                 other => panic!("{other:?} after {:?}", self.frames.last()),
             }
         }
+    }
+
+    /// Takes an entry, or the object of the end.
+    fn take_object(&mut self, text: &str) -> Value {
+        let object: Value = serde_json::from_str(text.strip_suffix('\n').expect("a newline")).unwrap();
+        if object.get("end").is_none() {
+            self.received.take_entry(entry(&object, false));
+        }
+        object
+    }
+
+    /// Sends a text message.
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).await.unwrap();
     }
 
     /// Receives frames until `enough` holds.
@@ -216,6 +244,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> WsFollower<IO> {
     pub(crate) async fn until_closed(&mut self) -> (u16, String) {
         while self.receive().await {}
         self.closed.clone().unwrap()
+    }
+
+    /// Waits until the connection ends without a close frame.
+    pub(crate) async fn until_lost(&mut self) {
+        let lost = async {
+            while let Some(message) = self.socket.next().await {
+                match message {
+                    Ok(Message::Ping(_)) => {}
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => return,
+                }
+            }
+        };
+        timeout(PATIENCE, lost).await.expect("an end in time");
     }
 
     /// Returns the kinds of all notices so far, in order.

@@ -1,7 +1,7 @@
 //! The local platform's data directory: one that an earlier gateway left is read, kept and continued.
 //!
-//! `tests/surface/fixtures/data` was written by `leasemux serve` with one service, `web`. Run 0 printed to both
-//! outputs and was restarted; the gateway was killed while run 1 was printing.
+//! `tests/surface/fixtures/data` was written by `leasemux serve` with one service, `web`. Run 0 printed to
+//! both outputs and was restarted; the gateway was killed while run 1 was printing.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -4,9 +4,9 @@
 //! The API returns the newest log file, whole or its last lines, and can follow it.
 //! - A position is searched in the whole file, because positions count from its first line
 //!   ([`crate::model::position`]). If the caller knows how many lines follow it, it is searched in the last
-//!   lines first, and is trusted there if the first of them is older. `sinceTime` cannot resume a read: it has
-//!   whole seconds, and it filters each line by its time, so it would hide all lines after a clock was set
-//!   back.
+//!   lines first, and is trusted there if the first of them is older. `sinceTime` cannot resume a read: it
+//!   has whole seconds, and it filters each line by its time, so it would hide all lines after a clock was
+//!   set back.
 //! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If
 //!   the resume point is not among them, the whole file is searched. If it is not there either, it was
 //!   rotated away: the machine reports a gap and delivers all lines that it does not remember.
@@ -79,9 +79,22 @@ const POLLS_PER_TRIAL: u32 = 15;
 /// every few seconds, and report the start in whole seconds.
 const UNROTATED: i64 = 2_000_000_000;
 
-/// Log time before a position that is requested with the lines after it: that of [`REORDER_MAX_NANOS`], and of
-/// the lines that come until the response begins.
+/// Log time before a position that is requested with the lines after it: that of [`REORDER_MAX_NANOS`], and
+/// of the lines that come until the response begins.
 const SEARCH_MARGIN_NANOS: u64 = 3_000_000_000;
+
+/// Failures in a row to read the rest of a run that has ended, after which its log counts as removed. An
+/// evicted pod stays in the cluster without its log. With the pauses above they take five minutes, in which a
+/// node that restarts is back.
+const REST_FAILURES_MAX: u32 = 60;
+
+/// The same if all lines were read to a clean end, and the kubelet says that the container is gone.
+const REMOVED_FAILURES_MAX: u32 = 4;
+
+/// Failures in a row to follow a log again, after which the end of its last response no longer counts as the
+/// end of the log. With the pauses above they take six seconds. The API server usually knows of the end of a
+/// container sooner.
+const CLEAN_END_FAILURES: u32 = 5;
 
 /// Most lines that [`Stage::SkipKnown`] skips, also if it is interrupted again and again: 4 MiB of marks.
 const KNOWN_MAX_LINES: usize = 262_144;
@@ -174,8 +187,9 @@ pub(super) struct Machine {
     unverified_resume: Option<Position>,
     /// Failures in a row: since a line was delivered, or a probe showed that a silent log is quiet.
     failures: u32,
-    /// Whether the whole file was searched for the resume point since a line was delivered.
-    searched: bool,
+    /// The same, of a run that has ended.
+    rest_failures: u32,
+    searched: Searched,
     /// The amount delivered when a follow was last complete: whole lines, and bytes of the next one. If
     /// nothing more was delivered since, the log may have ended there. `None` if something speaks against
     /// that.
@@ -187,6 +201,15 @@ pub(super) struct Machine {
     run_pauses: u32,
     /// Set while the kubelet cannot follow the log.
     polling: Option<Polling>,
+}
+
+/// Whether the whole file was searched for the resume point.
+#[derive(Clone, Copy, Debug, Default)]
+struct Searched {
+    /// Since a line was delivered.
+    file: bool,
+    /// Since the run is known to have ended. Earlier responses may have been those of the next run.
+    rest: bool,
 }
 
 #[derive(Debug, Default)]
@@ -279,7 +302,8 @@ enum Stage {
     ///
     /// Waits for the end of the response. Then: `Live`, `ReadRest` or `Done`. A later run is served:
     /// `AwaitStatus`. If interrupted after a line, delivered or known: `FindResumePoint`, which skips the
-    /// `known` ones too.
+    /// `known` ones too. If the run has ended since the file was searched: `FindResumePoint`, within this
+    /// response.
     SkipKnown { known: HashSet<Mark>, gap: RotationGap },
     /// The read has ended. Nothing follows.
     #[default]
@@ -478,7 +502,7 @@ impl Machine {
     /// seconds will do so again. Further ones pause first.
     fn recover(&mut self, suspect: Option<Suspect>) -> Action {
         let open = self.go_to(Stage::FindResumePoint { search: Search::NotBegun, suspect });
-        if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
+        if std::mem::replace(&mut self.searched.file, true) { self.pause() } else { open }
     }
 
     /// Begins a response. Any stage may begin again here.
@@ -490,6 +514,11 @@ impl Machine {
         let requested = query.tail_lines.unwrap_or(u64::MAX);
         self.response = ResponseState { run_ended: ended, ..ResponseState::default() };
         self.partial.begin_response(self.batcher.at().offset);
+        // It was searched before the end of the run was known, perhaps in the log of the next run.
+        if ended && !self.searched.rest && self.stage.is_unopened_skip() && !self.window.is_empty() {
+            self.stage = Stage::FindResumePoint { search: Search::NotBegun, suspect: None };
+        }
+        self.searched.rest |= ended && matches!(self.stage, Stage::FindResumePoint { .. });
         if let Some(search) = self.stage.search_mut() {
             *search = self.window.finder(requested).map_or(Search::Found, Search::Searching);
         }
@@ -625,6 +654,11 @@ impl Stage {
     /// Returns whether the stage follows or polls the log, and is past the resume point.
     fn is_live(&self) -> bool {
         matches!(self, Self::Live { search: Search::Found, .. })
+    }
+
+    /// Returns whether the stage will report that the resume point was rotated away.
+    fn is_unopened_skip(&self) -> bool {
+        matches!(self, Self::SkipKnown { gap: RotationGap::Unopened, .. })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Detects that a stream was polled late, because its consumer was busy or blocked.
+//! Detects that a stream was polled late, because its consumer was busy or blocked, or is slower than the
+//! source.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// A stream that was not polled for this long after it was woken is late. Far longer than a busy runtime
-/// needs, and shorter than a container needs to be restarted.
+/// A stream that was ready for this long without being polled, less the time for which it waited for its
+/// source since, is late. Far longer than a busy runtime needs, and shorter than a container needs to be
+/// restarted.
 const LATE_AFTER: Duration = Duration::from_secs(1);
 
 /// Whether a stream was polled late. Shared with the stream.
@@ -26,6 +28,11 @@ struct Watched<T> {
     delay: PollDelay,
     wake_time: Arc<WakeTime>,
     waker: Waker,
+    /// How far the consumer is behind, up to [`LATE_AFTER`]. Delays add up: a slow consumer may poll every
+    /// few milliseconds, minutes behind its source.
+    behind: Duration,
+    /// Since when there has been nothing to be polled.
+    waits_since: Option<Instant>,
 }
 
 /// A waker that records when it was woken.
@@ -48,24 +55,39 @@ impl PollDelay {
     pub(super) fn watch<T: 'static>(self, stream: BoxStream<'static, T>) -> impl Stream<Item = T> + Send {
         let wake_time = Arc::new(WakeTime::default());
         wake_time.record();
-        Watched { stream, delay: self, waker: Waker::from(Arc::clone(&wake_time)), wake_time }
+        let waker = Waker::from(Arc::clone(&wake_time));
+        Watched { stream, delay: self, wake_time, waker, behind: Duration::ZERO, waits_since: None }
     }
 }
 
 // === impl Watched ===
+
+impl<T> Watched<T> {
+    /// Records that the stream is polled, and was ready since `woken_at`.
+    fn record_poll(&mut self, woken_at: Instant) {
+        let waited = self.waits_since.take().map_or(Duration::ZERO, |since| woken_at - since);
+        self.behind = (self.behind.saturating_sub(waited) + woken_at.elapsed()).min(LATE_AFTER);
+        if self.behind == LATE_AFTER {
+            self.delay.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 impl<T> Stream for Watched<T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let woken_at = self.wake_time.woken_at.lock().take();
-        if woken_at.is_some_and(|at| at.elapsed() >= LATE_AFTER) {
-            self.delay.0.store(true, Ordering::Relaxed);
+        if let Some(woken_at) = woken_at {
+            self.record_poll(woken_at);
         }
         self.wake_time.consumer.register(cx.waker());
-        let Self { stream, waker, wake_time, .. } = &mut *self;
+        let Self { stream, waker, wake_time, waits_since, .. } = &mut *self;
+        // Before the poll, which may already be woken during it.
+        waits_since.get_or_insert_with(Instant::now);
         let item = ready!(stream.as_mut().poll_next(&mut Context::from_waker(waker)));
         // There may be more.
+        *waits_since = None;
         wake_time.record();
         Poll::Ready(item)
     }
@@ -117,5 +139,29 @@ mod tests {
         assert_eq!(poll!(stream.next()), Poll::Pending);
         assert!(delay.take(), "it was ready");
         assert!(!delay.take());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn short_delays_add_up_unless_the_source_is_waited_for() {
+        let short = LATE_AFTER / 10;
+        let delay = PollDelay::default();
+        let mut stream = Box::pin(delay.clone().watch(stream::repeat(1).boxed()));
+        for number in 1..=20 {
+            tokio::time::advance(short).await;
+            assert_eq!(stream.next().await, Some(1));
+            assert_eq!(delay.take(), number >= 10, "{number}");
+        }
+        // A consumer that keeps up waits longer than it delays.
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut stream =
+            Box::pin(delay.clone().watch(stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed()));
+        for number in 0..100 {
+            assert_eq!(poll!(stream.next()), Poll::Pending);
+            tokio::time::advance(2 * short).await;
+            sender.send(number).await.unwrap();
+            tokio::time::advance(short).await;
+            assert_eq!(stream.next().await, Some(number));
+            assert!(!delay.take(), "{number}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::view::{ReplicaState, RunEnd};
+use crate::platform::kube::namespace::INDEX_WAIT;
 use crate::platform::kube::objects::{HostFacts, LeasedFacts};
 use crate::platform::kube::objects::{LeaseFacts, ServiceEndpoints, WorkloadFacts};
 
@@ -80,6 +81,8 @@ fn deployment(count: u32) -> (Key, Fact) {
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
     let store = Store::new("provider.example.com".into());
+    // Otherwise the view would hide these pods until their indices are written.
+    store.set_writes_indices(false);
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
     store.apply(Change::Replace(Watched::Namespaces, vec![(key, fact.unwrap())]));
     store.apply(Change::Replace(Watched::Deployments, vec![deployment(count)]));
@@ -239,7 +242,6 @@ async fn gone_pod_is_kept_while_an_earlier_one_is_read() {
 
 #[tokio::test(start_paused = true)]
 async fn written_index_counts_and_missing_one_is_pending() {
-    let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
     let to_write =
         store.apply(Change::Replace(Watched::Pods, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
@@ -249,6 +251,65 @@ async fn written_index_counts_and_missing_one_is_pending() {
     let to_write = store
         .apply(Change::Replace(Watched::Pods, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
     assert_eq!(to_write, []);
+}
+
+fn written(index: &str) -> serde_json::Value {
+    json!({ "metadata": { "annotations": { "leasemux/replica": index } } })
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_is_shown_at_its_written_index_only() {
+    let store = store(vec![pod("a", 1, written("0"))], 3);
+    store.set_writes_indices(true);
+    let view = store.watch(&lease()).unwrap();
+    let running = |index| (index, "Running".to_owned(), 1);
+    let pending = |index| (index, "Pending".to_owned(), 0);
+    let set = |(key, fact): (Key, Fact)| store.apply(Change::Object(key, Some(fact)));
+    let to_write = set(pod("b", 2, json!({})));
+    assert_eq!(to_write.iter().map(|pod| pod.index).collect::<Vec<_>>(), [1]);
+    assert_eq!(replicas(&view.borrow()), [running(0), pending(1), pending(2)]);
+    // Another gateway was first, and had seen another pod before this one.
+    assert_eq!(set(pod("b", 2, written("2"))), []);
+    assert_eq!(replicas(&view.borrow()), [running(0), pending(1), running(2)]);
+    // The annotation was removed. The pod keeps its index, and is not hidden again.
+    assert_eq!(set(pod("b", 2, json!({}))).len(), 1);
+    assert_eq!(replicas(&view.borrow()), [running(0), pending(1), running(2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_without_written_index_is_shown_after_a_while() {
+    for is_denied in [false, true] {
+        let store = store(vec![], 1);
+        store.set_writes_indices(true);
+        let view = store.watch(&lease()).unwrap();
+        store.apply(Change::Replace(Watched::Pods, vec![pod("a", 1, json!({}))]));
+        let shown = || replicas(&view.borrow())[0].2;
+        assert_eq!(shown(), 0);
+        if is_denied {
+            store.set_writes_indices(false);
+            assert_eq!(shown(), 1);
+            // A write succeeds again: what was shown stays visible.
+            store.set_writes_indices(true);
+        } else {
+            tokio::time::sleep(INDEX_WAIT / 2).await;
+            store.show_overdue();
+            assert_eq!(shown(), 0);
+            tokio::time::sleep(INDEX_WAIT / 2).await;
+            store.show_overdue();
+        }
+        assert_eq!(shown(), 1, "{is_denied}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_is_being_deleted_is_shown_and_gets_its_index_written() {
+    let store = store(vec![], 1);
+    store.set_writes_indices(true);
+    let view = store.watch(&lease()).unwrap();
+    let dying = json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } });
+    let to_write = store.apply(Change::Replace(Watched::Pods, vec![pod("a", 1, dying)]));
+    assert_eq!(to_write.iter().map(|pod| pod.index).collect::<Vec<_>>(), [0]);
+    assert_eq!(replicas(&view.borrow())[0].2, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -263,6 +263,24 @@ async fn log_that_was_removed_before_it_was_opened_is_not_found_at_end() {
     assert!(matches!(error, Error::NotFound(_)), "{error}");
 }
 
+/// The position is that of the first line that is left. A removed file may have had lines of its time, and
+/// the runtime has not created the next file yet.
+#[tokio::test]
+async fn position_at_the_start_of_the_only_rotated_file_is_after_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(5, "removed");
+    let removed = writer.rotate();
+    writer.line(5, "a");
+    writer.line(5, "b");
+    writer.rotate();
+    fs::remove_file(removed).unwrap();
+    fs::remove_file(dir.path().join("0.log")).unwrap();
+    let from = ReadFrom::After(Position::START.after_line(LogTime::from_nanos(5)));
+    let mut tail = open(&Notifier::polling(), log(&dir), from, FollowMode::No).await.unwrap();
+    assert_eq!(rest(&mut tail).await, [show_gap(&unknown_gap(GapCause::Rotated)).as_str(), "b\n"]);
+}
+
 #[tokio::test]
 async fn removed_first_lines_of_needed_run_are_gap() {
     let second = 1_000_000_000;

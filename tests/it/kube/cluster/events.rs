@@ -22,7 +22,8 @@ pub(super) struct EventRequests {
 struct OpenWatch(Cluster);
 
 impl Cluster {
-    /// Creates or changes an event with this name about an object, such as `Pod/web-0`. `more`: further fields.
+    /// Creates or changes an event with this name about an object, such as `Pod/web-0`. `more`: further
+    /// fields.
     pub(crate) fn event(&self, namespace: &str, name: &str, object: &str, reason: &str, more: &Value) {
         let (kind, object) = object.split_once('/').unwrap();
         let mut event = json!({

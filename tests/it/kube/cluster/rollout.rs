@@ -9,7 +9,7 @@ use hyper::{Response, StatusCode};
 use leasemux::model::id::LeaseId;
 use serde_json::{Value, json};
 
-use super::{Body, Cluster, RunKey, refuse, running, terminated};
+use super::{Body, Cluster, FIRST_START, RunKey, at, node_of, refuse, running, terminated};
 
 /// Response of a kubelet for the log of a pod whose container has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Cluster {
             json!({
                 "metadata": { "name": pod, "namespace": lease.namespace(), "uid": format!("uid-{pod}"), "labels": labels,
                     "creationTimestamp": created(second), "ownerReferences": [owner] },
-                "spec": { "containers": [], "nodeName": "node1" },
+                "spec": { "containers": [], "nodeName": node_of(pod) },
                 "status": { "phase": "Pending", "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": false,
                     "restartCount": 0, "state": waiting }] },
             }),
@@ -84,13 +84,15 @@ impl Cluster {
     /// Starts a run of a pod's container.
     pub(crate) fn start_pod(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let key = (format!("uid-{pod}"), service.to_owned(), restarts);
+        let start = self.first_start(&key.0);
         self.change(|state| {
             state.logs.entry(key.clone()).or_default();
         });
         self.edit_pod(lease, pod, |object| {
             let container = &mut object["status"]["containerStatuses"][0];
-            container["lastState"] = if restarts == 0 { json!({}) } else { terminated(restarts - 1, 7) };
-            container["state"] = running(restarts);
+            container["lastState"] =
+                if restarts == 0 { json!({}) } else { terminated(start, restarts - 1, 7) };
+            container["state"] = running(start, restarts);
             container["restartCount"] = json!(restarts);
             container["containerID"] = json!(format!("containerd://{restarts}"));
             set_ready(object, true);
@@ -106,9 +108,10 @@ impl Cluster {
     /// Ends a run with an exit code. The kubelet waits before the next one.
     pub(crate) fn exit_pod(&self, lease: &LeaseId, pod: &str, run: &RunKey, code: i32) {
         self.end(run);
+        let start = self.first_start(&run.0);
         self.edit_pod(lease, pod, |object| {
             let container = &mut object["status"]["containerStatuses"][0];
-            container["lastState"] = terminated(run.2, code);
+            container["lastState"] = terminated(start, run.2, code);
             container["state"] =
                 json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
             set_ready(object, false);
@@ -117,8 +120,13 @@ impl Cluster {
 
     /// Begins the deletion of a pod.
     pub(crate) fn mark_deleted(&self, lease: &LeaseId, pod: &str) {
+        self.mark_deleted_at(lease, pod, 0);
+    }
+
+    /// The same, this many seconds after the hour.
+    pub(crate) fn mark_deleted_at(&self, lease: &LeaseId, pod: &str, second: i64) {
         self.edit_pod(lease, pod, |object| {
-            object["metadata"]["deletionTimestamp"] = json!("2026-11-25T01:00:00Z");
+            object["metadata"]["deletionTimestamp"] = json!(at(FIRST_START + 3_600 + second));
         });
     }
 
@@ -140,15 +148,40 @@ impl Cluster {
         self.answer_logs(run, answer);
         self.end(run);
         if is_reported {
-            self.edit_pod(lease, pod, |object| {
-                object["status"]["phase"] = json!("Failed");
-                let container = &mut object["status"]["containerStatuses"][0];
-                container["state"] = terminated(run.2, 137);
-                container["lastState"] =
-                    run.2.checked_sub(1).map_or(json!({}), |before| terminated(before, 7));
-                set_ready(object, false);
-            });
+            self.report_end(lease, pod, run, "");
         }
+    }
+
+    /// Reports that the container of a pod that is being deleted or was evicted has ended. `reason` is that
+    /// of the pod, if it has one.
+    pub(crate) fn report_end(&self, lease: &LeaseId, pod: &str, run: &RunKey, reason: &str) {
+        let start = self.first_start(&run.0);
+        self.edit_pod(lease, pod, |object| {
+            let container = &mut object["status"]["containerStatuses"][0];
+            container["state"] = terminated(start, run.2, 137);
+            container["lastState"] =
+                run.2.checked_sub(1).map_or(json!({}), |before| terminated(start, before, 7));
+            set_ready(object, false);
+            object["status"]["phase"] = json!("Failed");
+            if !reason.is_empty() {
+                object["status"]["reason"] = json!(reason);
+            }
+        });
+    }
+
+    /// Sets the second in which the first run of a pod begins.
+    pub(crate) fn start_at(&self, pod: &str, second: i64) {
+        self.change(|state| state.starts.insert(format!("uid-{pod}"), second));
+    }
+
+    /// Returns the second in which the first run of a pod begins.
+    pub(super) fn first_start(&self, uid: &str) -> i64 {
+        self.lock().starts.get(uid).copied().unwrap_or(FIRST_START)
+    }
+
+    /// Returns the second of the last line of a run.
+    pub(crate) fn last_second(&self, run: &RunKey) -> i64 {
+        self.lock().logs[run].lines.last().map_or(FIRST_START, |(time, _)| time / 1_000_000_000)
     }
 
     /// Whether a run has ended.

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use super::reading::{Misplaced, printable};
 use super::{
-    Action, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE,
-    POLLS_PER_TRIAL, Polling, RotationGap, Search, Stage, UNCLEAR_RUN_PAUSES,
+    Action, CLEAN_END_FAILURES, KNOWN_MAX_LINES, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX,
+    PAUSE_UNREACHABLE, POLLS_PER_TRIAL, Polling, REMOVED_FAILURES_MAX, REST_FAILURES_MAX, RotationGap,
+    Search, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::Rest;
@@ -14,6 +15,9 @@ use crate::platform::{Error, ReadFrom};
 /// Part of a kubelet's message at the end of a follow whose container was removed before the kubelet saw it
 /// end.
 const CONTAINER_REMOVED: &str = "code = NotFound";
+
+/// Part of a kubelet's message in place of the log of a container that the runtime does not know.
+const CONTAINER_GONE: &str = "unable to retrieve container logs";
 
 /// Messages of kubelets that cannot watch a log file, because the node's inotify instances or watches are
 /// used up.
@@ -165,7 +169,7 @@ impl Machine {
         if let Stage::SkipKnown { gap: RotationGap::Unopened, .. } = self.stage {
             self.stage = Stage::AwaitStatus;
             // The whole file was that of another run.
-            self.searched = false;
+            self.searched.file = false;
         }
         Action::Pause(if self.follow { PAUSE_MAX } else { PAUSE_BRIEF })
     }
@@ -205,7 +209,24 @@ impl Machine {
             self.polling = Some(Polling { polls_left: POLLS_PER_TRIAL, reported: false });
             return Action::AwaitPoll;
         }
+        if self.is_rest_removed(&why) {
+            return self.gone(why);
+        }
         self.pause()
+    }
+
+    /// Counts a failure to read the rest of a run that has ended. Returns whether its log was removed.
+    fn is_rest_removed(&mut self, why: &str) -> bool {
+        if !matches!(self.stage, Stage::ReadRest { .. }) {
+            return false;
+        }
+        self.rest_failures = self.rest_failures.saturating_add(1);
+        let was_read = self.clean_end == Some(self.delivered()) && why.contains(CONTAINER_GONE);
+        if !was_read && self.rest_failures >= REST_FAILURES_MAX {
+            // It may be refused, not removed, and have grown since the last response was complete.
+            self.clean_end = None;
+        }
+        self.rest_failures >= if was_read { REMOVED_FAILURES_MAX } else { REST_FAILURES_MAX }
     }
 
     /// Waits for an unreachable upstream, which does not count as a failure of this log. But what looked like
@@ -249,6 +270,9 @@ impl Machine {
 
     /// Waits before the next attempt.
     pub(super) fn pause(&mut self) -> Action {
+        if matches!(self.stage, Stage::Live { .. }) && self.failures >= CLEAN_END_FAILURES {
+            self.clean_end = None;
+        }
         let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         Action::Pause(pause)

@@ -167,7 +167,7 @@ impl Machine {
     }
 
     fn deliver(&mut self, time: LogTime, mut bytes: &[u8], ends: bool) {
-        (self.failures, self.searched) = (0, false);
+        (self.failures, self.rest_failures, self.searched.file) = (0, 0, false);
         let is_first = self.batcher.lines() == 0 && self.is_unrotated(time);
         if std::mem::take(&mut self.ended_before_first_line) && !is_first {
             self.report_loss();

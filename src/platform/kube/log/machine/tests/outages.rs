@@ -40,6 +40,35 @@ fn outage_delays_no_read_of_rotated_log() {
     assert!(matches!(scenario.next, Action::Read));
 }
 
+#[test]
+fn removed_log_of_pod_that_stays_ends() {
+    const REMOVED: &str = "the kubelet says: unable to retrieve container logs for containerd://x";
+    // How the follow ended, the failures after the end of the run, and the gaps that are expected.
+    let cases = [
+        (true, REMOVED, REMOVED_FAILURES_MAX, vec![]),
+        // The log may only be refused, and have grown since.
+        (true, "500: not now", REST_FAILURES_MAX, vec![10]),
+        (false, REMOVED, REST_FAILURES_MAX, vec![10]),
+    ];
+    for (is_complete, why, failures, gaps) in cases {
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.server.print(10, 1_000_000);
+        scenario.run_until_idle(false);
+        scenario.on(if is_complete {
+            Event::Complete { ended: false }
+        } else {
+            Event::Broken("the connection is reset".to_owned())
+        });
+        for count in 1..=failures {
+            scenario.on(Event::Resumed { ended: true });
+            assert!(matches!(scenario.next, Action::Open(LogQuery { follow: false, .. })), "{count}");
+            scenario.on(Event::Broken(why.to_owned()));
+        }
+        assert!(matches!(scenario.next, Action::Finish), "{why}: {:?}", scenario.next);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before), (10, gaps));
+    }
+}
+
 /// `count` lines from line `from` on; line 0 would be at this second.
 fn lines(from: usize, count: usize, second: i64) -> String {
     let line = |n: usize| {
@@ -114,6 +143,38 @@ fn lost_resume_point_waits_for_report_of_later_run() {
 }
 
 #[test]
+fn resume_point_is_searched_again_when_the_run_has_ended() {
+    // The next run's lines are served for this one until the API server reports its end: while they are read,
+    // or before the log of the run before is requested.
+    let during_search = || {
+        let (mut scenario, other) = lost_in_follow();
+        scenario.begin(LogQuery::WHOLE, &other, false);
+        scenario.on(Event::Complete { ended: true });
+        scenario
+    };
+    let before_request = || {
+        let (mut scenario, _) = lost_resume_point();
+        assert!(matches!(scenario.next, Action::Open(LogQuery::PREVIOUS)), "{:?}", scenario.next);
+        scenario.on(Event::Broken("its container was restarted meanwhile".into()));
+        scenario
+    };
+    for reported in [during_search, before_request] {
+        // The file has the resume point: nothing is missing.
+        let mut scenario = reported();
+        scenario.respond_ended(CHECKED, &lines(5, 7, 1_000));
+        assert!(matches!(scenario.next, Action::Finish), "{:?}", scenario.next);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before), (12, vec![]));
+        // It was rotated away.
+        let mut scenario = reported();
+        for _ in 0..2 {
+            scenario.respond_ended(CHECKED, &lines(11, 3, 1_000));
+        }
+        assert!(matches!(scenario.next, Action::Finish), "{:?}", scenario.next);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before), (13, vec![10]));
+    }
+}
+
+#[test]
 fn later_run_is_not_read_before_its_report() {
     let behind = |unclear| Event::LaterRun { why: "a later run".into(), unclear };
     for (unclear, follow, pauses, pause) in [
@@ -138,6 +199,13 @@ const CHECKED: LogQuery = LogQuery { checks_run: true, ..LogQuery::WHOLE };
 
 /// A read whose resume point is in no file: the log has another file, or another run. And its lines.
 fn lost_resume_point() -> (Scenario, String) {
+    let (mut scenario, other) = lost_in_follow();
+    scenario.respond(LogQuery::WHOLE, &other);
+    (scenario, other)
+}
+
+/// The same before the whole file is searched.
+fn lost_in_follow() -> (Scenario, String) {
     let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
     scenario.respond(CHECKED, &lines(0, 10, 1_000));
     scenario.respond(LogQuery::FOLLOW, &lines(0, 10, 1_000));
@@ -145,7 +213,6 @@ fn lost_resume_point() -> (Scenario, String) {
     scenario.on(Event::Resumed { ended: false });
     let other = lines(12, 3, 3_000);
     scenario.respond(LogQuery::FOLLOW, &other);
-    scenario.respond(LogQuery::WHOLE, &other);
     (scenario, other)
 }
 
@@ -160,10 +227,15 @@ impl Scenario {
         self.respond_as(expected, text, true);
     }
 
-    fn respond_as(&mut self, expected: LogQuery, text: &str, ended: bool) {
+    /// The same, without the end of the response.
+    fn begin(&mut self, expected: LogQuery, text: &str, ended: bool) {
         assert!(matches!(self.next, Action::Open(ask) if ask == expected), "{:?}", self.next);
         self.on(Event::Opened { ended });
         self.on(Event::Data(text.as_bytes()));
+    }
+
+    fn respond_as(&mut self, expected: LogQuery, text: &str, ended: bool) {
+        self.begin(expected, text, ended);
         if matches!(self.next, Action::Read) && !expected.follow {
             self.on(Event::Complete { ended });
         }
@@ -202,6 +274,24 @@ fn matching_probe_resets_failures() {
     scenario.on(Event::Probed(same.as_bytes()));
     scenario.on(Event::Complete { ended: false });
     assert!(matches!(scenario.next, Action::Pause(PAUSE_FIRST)));
+}
+
+#[test]
+fn log_refused_for_long_after_its_response_ended_is_a_loss_if_it_is_gone() {
+    for (refusals, gaps) in [(CLEAN_END_FAILURES - 1, 0), (CLEAN_END_FAILURES, 1)] {
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.server.print(3, 1_000_000);
+        scenario.run_until_idle(false);
+        // The container runs on, and may print.
+        scenario.on(Event::Complete { ended: false });
+        for _ in 0..refusals {
+            scenario.on(Event::Resumed { ended: false });
+            scenario.on(Event::Broken("logs are refused".into()));
+        }
+        scenario.on(Event::Resumed { ended: true });
+        scenario.on(Event::Gone("no previous run".into()));
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, gaps));
+    }
 }
 
 #[test]
