@@ -47,8 +47,9 @@ pub(crate) struct ReplicaStream {
     pending: VecDeque<Content>,
     /// The position after the last message sent.
     position: Option<(Instance, Position)>,
-    /// The requested position, until a line was sent. No cursor may be before it: positions in a log that was
-    /// rotated away count from the first line that is left, and another gateway may still have those before.
+    /// The requested position, until a line was sent. No cursor may be before it, and that of a gap not before
+    /// `position`: positions in a log that was rotated away count from the first line that is left, and
+    /// another gateway may still have those before.
     requested: Option<(Instance, Position)>,
     /// The run that the last message began or ended. `None` if it has a position.
     changed_run: Option<(Instance, RunChange)>,
@@ -271,14 +272,20 @@ impl ReplicaStream {
                     if let EntryKind::Lines(..) = entry.kind {
                         *requested = None;
                     }
+                    let end = match (&entry.kind, &entry.instance) {
+                        (EntryKind::Gap(_), Some(instance)) => {
+                            let end = not_before(position.as_ref(), instance, entry.end);
+                            not_before(requested.as_ref(), instance, end)
+                        }
+                        _ => entry.end,
+                    };
                     let bytes = match (&entry.kind, &entry.instance) {
-                        (EntryKind::Gap(gap), Some(instance)) if requested.is_some() => {
-                            let at = not_before(requested.as_ref(), instance, entry.end);
-                            ring.encoder(params.representation).gap(Some((instance, at)), gap, *within_line)
+                        (EntryKind::Gap(gap), Some(instance)) if end != entry.end => {
+                            ring.encoder(params.representation).gap(Some((instance, end)), gap, *within_line)
                         }
                         _ => entry.message(ring, params.representation, *within_line),
                     };
-                    let message = live_message(bytes, &entry, position, last_time, within_line);
+                    let message = live_message(bytes, &entry, end, position, last_time, within_line);
                     record_run_change(changed_run, &entry);
                     batch.add(message, Some(entry.read_at));
                 }
@@ -452,14 +459,17 @@ impl ReplicaStream {
                 message
             }
             Content::Gap(position, gap) => {
-                let at = position.as_ref().map(|(instance, position)| {
-                    (instance, not_before(self.requested.as_ref(), instance, *position))
+                let at = position.map(|(instance, position)| {
+                    let position = not_before(self.position.as_ref(), &instance, position);
+                    let position = not_before(self.requested.as_ref(), &instance, position);
+                    (instance, position)
                 });
                 // A backfill knows only its own lines.
                 let gap = Gap { from: gap.from.or(self.last_time), ..gap };
-                let bytes = encoder.gap(at, &gap, within_line);
+                let place = at.as_ref().map(|(instance, position)| (instance, *position));
+                let bytes = encoder.gap(place, &gap, within_line);
                 self.within_line &= bytes.is_empty();
-                self.position = position.or(self.position.take());
+                self.position = at.or(self.position.take());
                 Message { gap: Some(gap), ..Message::bare(bytes) }
             }
             Content::Event(instance, event) => {
@@ -477,18 +487,20 @@ impl ReplicaStream {
     }
 }
 
-/// Returns the position in the log of `instance`, or the requested one if that is later.
-fn not_before(requested: Option<&(Instance, Position)>, instance: &Instance, position: Position) -> Position {
-    match requested {
-        Some((run, requested)) if run == instance => position.max(*requested),
+/// Returns the position in the log of `instance`, or `least` if that is later in the same log.
+fn not_before(least: Option<&(Instance, Position)>, instance: &Instance, position: Position) -> Position {
+    match least {
+        Some((run, least)) if run == instance => position.max(*least),
         _ => position,
     }
 }
 
-/// Makes the message of a ring entry, and advances the stream's position, time and place in the line.
+/// Makes the message of a ring entry, and advances the stream's position to `end`, its time and its place in
+/// the line.
 fn live_message(
     bytes: Bytes,
     entry: &Entry,
+    end: Position,
     position: &mut Option<(Instance, Position)>,
     last_time: &mut Option<LogTime>,
     within_line: &mut bool,
@@ -511,8 +523,8 @@ fn live_message(
     }
     // In place, without a copy of the instance: the usual case.
     match (position, &entry.instance) {
-        (Some((current, position)), Some(instance)) if current == instance => *position = entry.end,
-        (position, Some(instance)) => *position = Some((instance.clone(), entry.end)),
+        (Some((current, position)), Some(instance)) if current == instance => *position = end,
+        (position, Some(instance)) => *position = Some((instance.clone(), end)),
         (_, None) => {}
     }
     message

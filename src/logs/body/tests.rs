@@ -993,6 +993,26 @@ async fn gap_of_ring_resumes_not_before_request() {
     assert_eq!((cursor.time.map(|time| time.nanos), cursor.ordinal), (Some(5), 3));
 }
 
+/// The same of a follower that has received lines before the gap.
+#[tokio::test(start_paused = true)]
+async fn gap_of_ring_resumes_not_before_last_line() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (_views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter::default());
+    let request = Polled::request(range, Representation::Plain, LagPolicy::Drop, None);
+    let mut polled = Polled::serving(Arc::clone(&script) as Arc<dyn Platform>, view, 1, request);
+    polled.sent_bytes().await;
+    live.send(at_times(0, &[5, 5, 5], &mut { Position::START }));
+    assert_eq!(plain_entries(&polled.sent_bytes().await).len(), 1);
+    live.unknown_gap(Position::START);
+    let entries = plain_entries(&polled.sent_bytes().await);
+    let [ServiceLogs { gap: Some(_), cursor: Some(cursor), .. }] = &entries[..] else {
+        panic!("{entries:?}")
+    };
+    assert_eq!((cursor.time.map(|time| time.nanos), cursor.ordinal), (Some(5), 3));
+}
+
 /// Returns the entries of gRPC messages.
 fn plain_entries(mut messages: &[u8]) -> Vec<ServiceLogs> {
     let mut entries = Vec::new();
