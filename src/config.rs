@@ -400,6 +400,34 @@ mod tests {
     }
 
     #[test]
+    fn attach_takes_the_leases_of_another_gateway() {
+        let dir = tempfile::tempdir().unwrap();
+        let sdl = dir.path().join("a.yaml");
+        fs::write(&sdl, "").unwrap();
+        let (lease, dir) = (format!("{LEASE}={}", sdl.display()), dir.path().to_str().unwrap());
+        let words = |platform: &'static str, more: &[&'static str]| {
+            [&["serve", "--platform", platform, "--attach", dir, "--trust-dir", dir], more].concat()
+        };
+        let local = words("local", &[]);
+        let args = std::iter::once("leasemux").chain(local.iter().copied());
+        let Ok(Command::Serve(config)) = read(args, &StartChecks::NONE) else { panic!() };
+        assert_eq!((config.attach, config.leases), (Some(dir.into()), vec![]));
+        assert_eq!(
+            errors(&[&local, &["--lease", &lease][..]].concat()),
+            ["--attach and --lease do not go together: the other gateway has the leases"]
+        );
+        assert_eq!(
+            errors(&[&local, &["--data-dir", dir][..]].concat()),
+            ["--attach is the --data-dir: they must differ"]
+        );
+        let provider = LEASE.rsplit('/').next().unwrap();
+        assert_eq!(
+            errors(&words("kube", &["--provider", provider])),
+            ["--attach goes with --platform local"]
+        );
+    }
+
+    #[test]
     fn canary_needs_a_service_and_has_defaults() {
         let missing = |more: &[&str]| errors(&[&["canary", LEASE, "--token", "a.b.c"], more].concat());
         assert_eq!(missing(&[]), ["--service (or LEASEMUX_SERVICE) is missing: the service that counts"]);

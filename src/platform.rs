@@ -63,7 +63,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Conflict`] if the replica has a newer run than the caller knew of; nothing was done.
-    /// [`Error::NotFound`] if the lease or replica does not exist.
+    /// [`Error::NotFound`] if the lease or replica does not exist. [`Error::ReadOnly`] if the platform restarts
+    /// nothing.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Stops the services, if they run as processes of this gateway; services in a cluster continue. Resolves
@@ -204,6 +205,9 @@ pub enum Error {
     /// Invalid data was read.
     #[error("broken: {0}")]
     Broken(String),
+    /// The platform reads services that another gateway runs.
+    #[error("read-only: another gateway runs the services")]
+    ReadOnly,
     /// An error of the operating system.
     #[error("{context}")]
     Io {
@@ -248,6 +252,7 @@ impl Error {
             Self::Conflict(_) => SourceError::Conflict,
             Self::Unavailable(_) => SourceError::Unavailable,
             Self::Broken(_) => SourceError::Broken,
+            Self::ReadOnly => SourceError::ReadOnly,
             Self::Io { .. } => SourceError::Io,
         }
     }

@@ -408,6 +408,7 @@ fn operator_text(error: &platform::Error) -> String {
         | platform::Error::Unavailable(what)
         | platform::Error::Broken(what) => what.clone(),
         platform::Error::Io { context, source } => format!("{context}: {source}"),
+        platform::Error::ReadOnly => error.to_string(),
     }
 }
 

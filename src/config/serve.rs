@@ -35,6 +35,7 @@ const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(
     override_usage = "leasemux serve --platform local --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
+       leasemux serve --platform local --attach <DIR> --data-dir <DIR> --trust-dir <DIR> [OPTIONS]
        leasemux serve --platform <kube|node> --provider <ADDRESS> --trust-dir <DIR> [OPTIONS]
        leasemux serve --config <FILE> [OPTIONS]",
     after_help = EXAMPLES
@@ -53,6 +54,10 @@ pub struct ServeConfig {
     /// local). Repeatable
     #[arg(long = "lease", value_name = "LEASE=SDLFILE", value_parser = lease_and_sdl)]
     pub(crate) leases: Vec<(LeaseId, PathBuf)>,
+    /// Serve the leases of another gateway on this machine, whose --data-dir this is: views and logs, without
+    /// restarts (--platform local)
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    pub(crate) attach: Option<PathBuf>,
     /// Address for tenants (gRPC over TLS; the client certificate is optional)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8446", value_parser = listen_address)]
     pub(crate) listen: SocketAddr,
@@ -203,7 +208,18 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
 
 fn check_leases(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChecks) {
     type Lease = (LeaseId, PathBuf);
-    if !in_cluster {
+    if resolver.is_given("attach") {
+        if in_cluster {
+            resolver.conflict("--attach goes with --platform local");
+        }
+        if resolver.is_given("leases") {
+            resolver.conflict("--attach and --lease do not go together: the other gateway has the leases");
+        }
+        let dirs = ["attach", "data_dir"].map(|id| resolver.get::<PathBuf>(id).cloned());
+        if dirs[0].is_some() && dirs[0] == dirs[1] {
+            resolver.conflict("--attach is the --data-dir: they must differ");
+        }
+    } else if !in_cluster {
         resolver.require("leases", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
     } else if resolver.is_given("leases") {
         resolver.conflict("--lease goes with --platform local: the leases of a cluster are discovered");

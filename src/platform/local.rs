@@ -11,7 +11,10 @@
 //! - A restart ends one run and starts the next at once, without back-off.
 //! - Instances keep their names, and their logs stay readable, across restarts of the gateway.
 //! - The end of a run is published only when its whole log can be read.
+//!
+//! Other gateways of the machine can read the same services ([`attached`]).
 
+pub mod attached;
 mod launch;
 mod output_copier;
 mod rotate;
@@ -20,6 +23,7 @@ pub mod shim;
 mod status_publisher;
 mod store;
 mod supervisor;
+mod view_file;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -41,6 +45,7 @@ use self::status_publisher::{StatusPublisher, creating};
 use self::store::{Store, StoredReplica};
 pub use self::supervisor::Backoff;
 use self::supervisor::{StopSignal, supervise};
+use self::view_file::ViewFile;
 use self::writer::{NO_LOSS, UNKNOWN_LOSS};
 use super::log_files::{self, FollowMode, LogFiles, NeededStart};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
@@ -53,6 +58,9 @@ use crate::sys::dir_watch::Notifier;
 
 /// The running program, even if its file was replaced or removed.
 const SELF_EXE: &str = "/proc/self/exe";
+
+/// Delay before the view of a lease is written again after a failure, such as a full disk.
+const VIEW_RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// PATH of services if the gateway has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -119,12 +127,14 @@ pub struct LocalPlatform {
     stop: watch::Sender<Option<Duration>>,
     tasks: TaskTracker,
     _supervisors: Vec<AbortOnDropHandle<()>>,
+    _view_writers: Vec<AbortOnDropHandle<()>>,
     _store: Store,
 }
 
 #[derive(Debug)]
 struct Lease {
     view: Arc<watch::Sender<Arc<LeaseView>>>,
+    view_file: Arc<ViewFile>,
     replicas: HashMap<Replica, ReplicaHandle>,
 }
 
@@ -255,16 +265,25 @@ impl LocalPlatform {
                     Arc::make_mut(view).services.insert(name.clone(), service);
                 });
             }
-            let lease = Lease { view, replicas };
+            let view_file = ViewFile::new(&config.data_dir, id.clone(), config.options.rotate_files);
+            let lease = Lease { view, view_file: Arc::new(view_file), replicas };
             if leases.insert(id.clone(), lease).is_some() {
                 return Err(Error::Broken(format!("lease {id} is given twice")));
             }
         }
+        view_file::prepare(&config.data_dir, leases.values().map(|lease| &*lease.view_file))
+            .map_err(|error| Error::io(format!("views in {}", config.data_dir.display()), error))?;
+        let view_writers = leases.values().map(|lease| {
+            let written = write_views(Arc::clone(&lease.view), Arc::clone(&lease.view_file));
+            AbortOnDropHandle::new(TaskTracker::new().spawn(written))
+        });
+        let view_writers = view_writers.collect();
         let kept_files = config.options.rotate_files;
         let tasks = TaskTracker::new();
         let supervisors = supervised.into_iter().map(|task| AbortOnDropHandle::new(tasks.spawn(task)));
         Ok(Arc::new(Self {
             _supervisors: supervisors.collect(),
+            _view_writers: view_writers,
             leases,
             notifier,
             kept_files,
@@ -354,8 +373,35 @@ impl Platform for LocalPlatform {
     fn stop(&self, grace: Duration) -> BoxFuture<'_, ()> {
         self.stop.send_replace(Some(grace));
         self.tasks.close();
-        Box::pin(async { self.tasks.wait().await })
+        Box::pin(async {
+            self.tasks.wait().await;
+            // The writers may be late.
+            for lease in self.leases.values() {
+                write_view(&lease.view, &lease.view_file).await;
+            }
+        })
     }
+}
+
+/// Writes each view of a lease, or the newest of several that come meanwhile. Runs until it is dropped.
+async fn write_views(view: Arc<watch::Sender<Arc<LeaseView>>>, file: Arc<ViewFile>) {
+    let mut changes = view.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let delay = if write_view(&view, &file).await { Duration::MAX } else { VIEW_RETRY_DELAY };
+        // The sender is not dropped before this task.
+        _ = tokio::time::timeout(delay, changes.changed()).await;
+    }
+}
+
+/// Writes the newest view of a lease. Returns `false` if that has failed.
+async fn write_view(view: &watch::Sender<Arc<LeaseView>>, file: &ViewFile) -> bool {
+    let written = file.write(view).await;
+    if let Err(error) = &written {
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(error, "failed to store the view of a lease; attached gateways do not see the change");
+    }
+    written.is_ok()
 }
 
 /// Returns the view of a replica before its first run, with the runs of earlier gateways.

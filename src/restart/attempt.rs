@@ -102,8 +102,12 @@ impl Attempt {
 /// Logs the platform's error and returns a text for the caller. The text names an id that is in the log, and
 /// no detail of the error.
 fn platform_failed(request: &RestartRequest, error: &Error) -> String {
-    if let Error::NotFound(_) = error {
-        return "the replica no longer exists".to_owned();
+    match error {
+        Error::NotFound(_) => return "the replica no longer exists".to_owned(),
+        Error::ReadOnly => {
+            return "this gateway only reads the services; restart at the gateway that runs them".to_owned();
+        }
+        _ => {}
     }
     let id = uuid::Uuid::new_v4();
     let RestartRequest { lease, replica, .. } = request;

@@ -23,6 +23,7 @@ use crate::model::id::LeaseId;
 use crate::model::metrics::Metrics;
 use crate::platform::Platform;
 use crate::platform::kube::{KubeConfig, KubePlatform};
+use crate::platform::local::attached::AttachedPlatform;
 use crate::platform::local::sdl::Sdl;
 use crate::platform::local::{LocalConfig, LocalPlatform};
 use crate::platform::node::NodePlatform;
@@ -39,12 +40,15 @@ pub(super) async fn platform(
     metrics: &Metrics,
     side: &SideRuntime,
 ) -> Result<Arc<dyn Platform>, ServeError> {
-    Ok(match config.platform {
-        PlatformKind::Local => side
+    Ok(match (config.platform, &config.attach) {
+        (PlatformKind::Local, Some(dir)) => {
+            AttachedPlatform::start(dir, notifier).await.map_err(ServeError::Local)?
+        }
+        (PlatformKind::Local, None) => side
             .within(|| LocalPlatform::start(local_config(config, leases), notifier))
             .map_err(ServeError::Local)?,
-        PlatformKind::Kube => cluster(config, metrics).await?,
-        PlatformKind::Node => {
+        (PlatformKind::Kube, _) => cluster(config, metrics).await?,
+        (PlatformKind::Node, _) => {
             let node = required(config.node.node_name.as_ref(), "--node-name")?;
             let kube = cluster(config, metrics).await?;
             Arc::new(NodePlatform::new(kube, notifier, node, config.node.pod_logs_dir.clone()))

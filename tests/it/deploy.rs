@@ -251,7 +251,8 @@ const SET_BY_THE_CHART: [&str; 21] = [
 ];
 
 /// Flags without a use in a pod: other commands, files outside of it, and services of `--platform local`.
-const NOT_IN_A_POD: [&str; 11] = [
+const NOT_IN_A_POD: [&str; 12] = [
+    "--attach",
     "--check",
     "--config",
     "--help",

@@ -1,5 +1,6 @@
 //! The local platform with real processes.
 
+mod attached;
 mod harm;
 mod side;
 

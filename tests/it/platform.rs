@@ -17,7 +17,7 @@ use leasemux::model::proto::lease::source_state::State;
 use leasemux::model::view::{ReplicaState, ReplicaView};
 use leasemux::platform::{Error, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
-use self::environments::{Cluster, Environment, Machine, Node};
+use self::environments::{Attached, Cluster, Environment, Machine, Node};
 use crate::support::gateway::{Gateway, PATIENCE, Setup, Stream};
 use crate::support::loss_check::Received;
 use crate::support::{account, replica};
@@ -44,7 +44,7 @@ macro_rules! contract {
 }
 
 contract! {
-    local: super::Machine, kube: super::Cluster, node: super::Node;
+    local: super::Machine, attached: super::Attached, kube: super::Cluster, node: super::Node;
     {
         view_shows_running_replicas,
         missing_objects_are_not_found,
@@ -55,12 +55,17 @@ contract! {
         runs_are_separate_through_a_crash,
         backfill_joins_live_output,
         rotated_away_lines_are_a_gap,
-        restart_replaces_run_in_its_slot,
         ended_lease_ends_view_and_tail,
         one_tail_serves_all_followers,
         stuck_service_does_not_affect_others,
         heartbeats_tell_quiet_from_stuck,
     }
+}
+
+// Not `attached`: it restarts nothing.
+contract! {
+    local_restarts: super::Machine, kube_restarts: super::Cluster, node_restarts: super::Node;
+    { restart_replaces_run_in_its_slot, }
 }
 
 /// An environment with one lease, and a gateway on it.

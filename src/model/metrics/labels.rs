@@ -146,6 +146,8 @@ label! {
         Unavailable = "unavailable",
         /// The platform sent invalid data.
         Broken = "broken",
+        /// Another gateway runs the services.
+        ReadOnly = "read_only",
         /// An error of the operating system.
         Io = "io",
     }

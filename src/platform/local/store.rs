@@ -5,6 +5,7 @@
 //! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/N.log    the log of run N
 //! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/open     exists while the log of a run is written
 //! DATA/home/NAMESPACE_SERVICE-INDEX                      HOME and working directory
+//! DATA/views/NAMESPACE.json                              the view of a lease, for attached gateways
 //! ```
 //!
 //! A replica's uid is generated once and then found by the name of its directory, and run numbers continue
@@ -33,6 +34,12 @@ const DIR_MODE: u32 = 0o700;
 
 /// Upper bound of a record's header: time, stream, tags.
 const HEADER_MAX_BYTES: usize = 256;
+
+/// Name of the file that the gateway locks.
+pub(super) const LOCK_FILE: &str = "lock";
+
+/// Directory of the logs.
+pub(super) const PODS_DIR: &str = "pods";
 
 /// Name of the file that exists from before a run's process starts until its log is complete.
 const OPEN_MARK: &str = "open";
@@ -90,7 +97,7 @@ impl Store {
             .write(true)
             .create(true)
             .truncate(false)
-            .open(dir.join("lock"))
+            .open(dir.join(LOCK_FILE))
             .map_err(failed)?;
         try_lock(&lock, || std::thread::sleep(LOCK_RETRY_INTERVAL)).map_err(|error| match error {
             TryLockError::WouldBlock => Error::Unavailable(format!(
@@ -99,7 +106,7 @@ impl Store {
             )),
             TryLockError::Error(error) => failed(error),
         })?;
-        let (pods, homes) = (dir.join("pods"), dir.join("home"));
+        let (pods, homes) = (dir.join(PODS_DIR), dir.join("home"));
         make_dir(&pods).map_err(failed)?;
         make_dir(&homes).map_err(failed)?;
         let uids = known_uids(&pods).map_err(failed)?;
@@ -111,7 +118,7 @@ impl Store {
         let pods = self.pods.display().to_string();
         let failed = |error| Error::io(format!("directories of {replica} in {pods}"), error);
         let namespace = lease.namespace();
-        let pod = format!("{}-{}", replica.service, replica.index);
+        let pod = pod_name(replica);
         let home = self.homes.join(format!("{namespace}_{pod}"));
         make_dir(&home).map_err(failed)?;
         let known = self.uids.entry((namespace.clone(), pod.clone()));
@@ -131,6 +138,11 @@ impl Store {
         let end_unknown = logs.join(OPEN_MARK).try_exists().map_err(failed)?;
         Ok(StoredReplica { logs, home, uid, runs, next, end_unknown })
     }
+}
+
+/// Returns the name that takes the place of a pod's.
+pub(super) fn pod_name(replica: &Replica) -> String {
+    format!("{}-{}", replica.service, replica.index)
 }
 
 /// Returns the uid of each pod that has a directory.

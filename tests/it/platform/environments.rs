@@ -11,6 +11,7 @@ use std::time::Duration;
 use leasemux::model::id::LeaseId;
 use leasemux::platform::Platform;
 use leasemux::platform::kube::KubePlatform;
+use leasemux::platform::local::attached::AttachedPlatform;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalOptions, LocalPlatform};
 use leasemux::platform::node::NodePlatform;
@@ -48,7 +49,13 @@ pub(super) trait Environment: Sized {
 pub(super) struct Machine {
     platform: Arc<LocalPlatform>,
     pipes: Vec<File>,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+/// The same, read by a second gateway.
+pub(super) struct Attached {
+    machine: Machine,
+    platform: Arc<AttachedPlatform>,
 }
 
 /// An API server within the test.
@@ -112,7 +119,7 @@ impl Environment for Machine {
             },
             ..LocalConfig::new(dir.path().join("data"), vec![(lease.clone(), sdl)])
         };
-        Self { platform: LocalPlatform::start(config, Notifier::start()).unwrap(), pipes, _dir: dir }
+        Self { platform: LocalPlatform::start(config, Notifier::start()).unwrap(), pipes, dir }
     }
 
     fn platform(&self) -> Arc<dyn Platform> {
@@ -139,6 +146,39 @@ impl Environment for Machine {
 
     async fn end(&mut self) {
         self.platform.stop(Duration::ZERO).await;
+    }
+}
+
+// === impl Attached ===
+
+impl Environment for Attached {
+    async fn start(lease: &LeaseId, replicas: u32, stuck: bool) -> Self {
+        let machine = Machine::start(lease, replicas, stuck).await;
+        let data_dir = machine.dir.path().join("data");
+        let platform = AttachedPlatform::start(&data_dir, Notifier::start()).await.unwrap();
+        Self { machine, platform }
+    }
+
+    fn platform(&self) -> Arc<dyn Platform> {
+        Arc::clone(&self.platform) as Arc<dyn Platform>
+    }
+
+    fn print(&mut self, index: u32, lines: &[String]) {
+        self.machine.print(index, lines);
+    }
+
+    fn crash(&mut self, index: u32) {
+        self.machine.crash(index);
+    }
+
+    fn rotate(&mut self, index: u32) -> Vec<String> {
+        self.machine.rotate(index)
+    }
+
+    async fn replace(&mut self, _index: u32) {}
+
+    async fn end(&mut self) {
+        self.machine.end().await;
     }
 }
 
