@@ -6,6 +6,7 @@
 
 pub mod admin;
 mod audit;
+pub(crate) mod call_trace;
 pub mod connection;
 pub mod drain;
 mod errors;

@@ -39,6 +39,8 @@ mod fd_limit;
 mod isolation;
 mod logging;
 mod memory;
+#[cfg_attr(not(feature = "otlp"), path = "serve/no_otlp.rs")]
+mod otlp;
 mod runtimes;
 mod setup;
 mod shutdown;
@@ -47,6 +49,7 @@ pub use self::check::START_CHECKS;
 pub use self::runtimes::{SideRuntime, main_runtime};
 
 pub(crate) use self::logging::Log;
+use self::otlp::Traces;
 use self::shutdown::{Running, StopSignals};
 
 /// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard
@@ -91,6 +94,9 @@ pub enum ServeError {
     /// The cluster's configuration or permissions do not suffice.
     #[error("--platform kube or node: {}", operator_text(.0))]
     Kube(platform::Error),
+    /// The export of traces cannot be set up.
+    #[error("--otlp-endpoint: {0}")]
+    Otlp(Box<dyn std::error::Error + Send + Sync>),
     /// A system resource is missing, such as a thread.
     #[error("cannot start: {0}")]
     Internal(Box<dyn std::error::Error + Send + Sync>),
@@ -203,7 +209,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         token_lifetime_max: limits.token_lifetime,
         provider: config.access.provider.clone(),
     };
-    let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
+    let (exported, metrics) = (exporter.metrics.spans_exported.clone(), &exporter.metrics);
+    let dropped = |loss| metrics.spans_dropped.of(loss).clone();
+    let traces = side.within(|| Traces::start(config.otlp_endpoint.as_ref(), exported, dropped))?;
+    let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone())
+        .with_tracer(traces.tracer());
     let (routes, health) = server::routes().map_err(internal)?;
     let mut connections = Connections::new(service.clone(), routes);
     let mut published_splicing = None;
@@ -262,6 +272,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         actors,
         restarts,
         platform,
+        traces,
         limits,
         stop_grace: config.local.stop_grace,
         _upkeep: AbortOnDropHandle::new(upkeep),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use http::Uri;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -15,8 +16,8 @@ use super::resolver::Resolver;
 use super::rest::{self, RestOptions};
 use super::start_checks::StartChecks;
 use super::value::{
-    Format, LEASE, LOG_FORMATS, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be,
-    name, network, new_directory,
+    Format, LEASE, LOG_FORMATS, choice, collector, directory, file, hostname, lease_and_sdl, listen_address,
+    must_be, name, network, new_directory,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
@@ -86,6 +87,9 @@ pub struct ServeConfig {
     /// named
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub(crate) log_filter: String,
+    /// OpenTelemetry collector that gets the traces of calls (OTLP over gRPC), a span for each; default: none
+    #[arg(long, value_name = "URL", value_parser = collector)]
+    pub(crate) otlp_endpoint: Option<Uri>,
     /// Stop when standard input ends, for a parent process that supervises the gateway
     #[arg(long)]
     pub(crate) lifeline: bool,
@@ -197,6 +201,7 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
             }
         }
     }
+    resolver.verify("otlp_endpoint", |_: &Uri| check_otlp(cfg!(feature = "otlp")));
     resolver.verify("data_dir", |dir: &PathBuf| (checks.data_dir)(dir));
     check_certificate(resolver, ["tls_cert", "tls_key"], checks);
     check_certificate(resolver, ["ca_tls_cert", "ca_tls_key"], checks);
@@ -269,6 +274,13 @@ fn check_certificate(resolver: &mut Resolver<'_>, [cert, key]: [&str; 2], checks
     }
 }
 
+/// Checks that the program can export traces. `is_built_in`: it was built with the feature.
+fn check_otlp(is_built_in: bool) -> Result<(), String> {
+    let error =
+        "this program was built without the feature `otlp`; use the image, or build with --features otlp";
+    is_built_in.then_some(()).ok_or_else(|| error.to_owned())
+}
+
 /// Returns whether a process cannot listen on both: they are equal, or one is unspecified.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let is_wildcard =
@@ -308,6 +320,12 @@ mod tests {
         for (one, other, expected) in cases {
             assert_eq!(collide(one.parse().unwrap(), other.parse().unwrap()), expected, "{one} {other}");
         }
+    }
+
+    #[test]
+    fn endpoint_without_the_feature_names_it() {
+        assert_eq!(check_otlp(true), Ok(()));
+        assert!(check_otlp(false).unwrap_err().contains("--features otlp"));
     }
 
     #[test]

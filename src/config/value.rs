@@ -118,6 +118,12 @@ pub(super) fn node(text: &str) -> Result<Uri, String> {
     must_be(server(text, &["http", "https"]), valid)
 }
 
+/// Parses the URL of a collector of traces.
+pub(super) fn collector(text: &str) -> Result<Uri, String> {
+    let valid = "http://host:port or https://host:port, such as http://127.0.0.1:4317";
+    must_be(server(text, &["http", "https"]), valid)
+}
+
 /// Parses a URL of one of `schemes` that has a host, optionally a port, and nothing else.
 fn server(text: &str, schemes: &[&str]) -> Option<Uri> {
     let uri: Uri = text.parse().ok()?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::call_trace::CallTrace;
 use crate::model::id::{LeaseId, Owner};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Buckets, Rate};
@@ -52,6 +53,8 @@ struct CallDetails {
     /// The account, and whether it is proved.
     who: OnceLock<(Owner, bool)>,
     lease: OnceLock<LeaseId>,
+    /// The trace of the call, which gets the hash of its lease.
+    trace: CallTrace,
 }
 
 // === impl AuditLog ===
@@ -66,8 +69,18 @@ impl AuditLog {
 
     /// Creates the record of a call of a known method, or of [`OTHER`].
     pub(super) fn call(&self, method: &'static str, from: Option<PeerNet>) -> AuditRecord {
+        self.traced_call(method, from, CallTrace::default())
+    }
+
+    /// Creates the record of a call with this trace.
+    pub(super) fn traced_call(
+        &self,
+        method: &'static str,
+        from: Option<PeerNet>,
+        trace: CallTrace,
+    ) -> AuditRecord {
         let (who, lease) = (OnceLock::new(), OnceLock::new());
-        AuditRecord(Arc::new(CallDetails { log: self.clone(), method, from, who, lease }))
+        AuditRecord(Arc::new(CallDetails { log: self.clone(), method, from, who, lease, trace }))
     }
 }
 
@@ -85,9 +98,11 @@ impl AuditRecord {
         let _ = self.0.who.set((owner, true));
     }
 
-    /// Sets the lease of the call.
+    /// Sets the lease of the call, also for its trace.
     pub(super) fn set_lease(&self, lease: &LeaseId) {
-        let _ = self.0.lease.set(lease.clone());
+        if self.0.lease.set(lease.clone()).is_ok() {
+            self.0.trace.set_lease(lease);
+        }
     }
 
     /// Logs that the call was refused or rejected, or that its stream ended because its credentials did.

@@ -394,8 +394,9 @@ impl Service<Request<Incoming>> for RequestDispatcher {
         let mut request = request.map(|body| RequestBody::new(body, discarder.clone()));
         let path = request.uri().path();
         if let Some(method) = LeaseMethod::at(path) {
-            let metrics = CallMetrics::start(metrics, method.draft());
-            let call = service.clone().call(method, self.info.clone(), request, supervisor);
+            let trace = service.trace(method, request.headers());
+            let metrics = CallMetrics::start(metrics, method.draft(), trace.clone());
+            let call = service.clone().call(method, self.info.clone(), request, supervisor, trace);
             return Box::pin(async move { Ok(metrics.count(call.await)) });
         }
         if path.starts_with(HEALTH) {
@@ -405,7 +406,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
         if let Some(forwarder) = forwarder
             && !is_known
         {
-            let call = ForwardedCall::start(metrics, method_at(path));
+            let call = ForwardedCall::start(metrics, method_at(path), service, request.headers());
             let (forwarder, service) = (forwarder.clone(), service.clone());
             let info = self.info.clone();
             return Box::pin(

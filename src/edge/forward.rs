@@ -21,6 +21,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::call_trace::{CallResult, CallTrace};
 use super::errors::{CallError, of_end};
 use super::peer_limits::PeerLimits;
 use super::request_body::{Encoding, MessageCounter, RequestBody, message};
@@ -54,13 +55,14 @@ pub(crate) struct CallForwarder {
     direct: Arc<str>,
 }
 
-/// Counts one call that is forwarded or refused, when it is dropped.
+/// Counts one call that is forwarded or refused, and ends its trace, when it is dropped.
 #[derive(Debug)]
 pub(super) struct ForwardedCall {
     metrics: Metrics,
     method: ForwardedMethod,
     /// `Cancelled` until the status is known: then the caller has gone.
     code: Code,
+    trace: CallTrace,
 }
 
 /// The body of a forwarded response. Reacts to its control.
@@ -223,8 +225,16 @@ impl CallForwarder {
 // === impl ForwardedCall ===
 
 impl ForwardedCall {
-    pub(super) fn start(metrics: &Metrics, method: ForwardedMethod) -> Self {
-        Self { metrics: metrics.clone(), method, code: Code::Cancelled }
+    pub(super) fn start(
+        metrics: &Metrics,
+        method: ForwardedMethod,
+        service: &LeaseService,
+        headers: &HeaderMap,
+    ) -> Self {
+        let of_lease = matches!(method, ForwardedMethod::SendManifest | ForwardedMethod::AttestationQuote);
+        let name = of_lease.then_some(SERVICE);
+        let trace = CallTrace::grpc(service.tracer.as_ref(), name, method.label(), headers);
+        Self { metrics: metrics.clone(), method, code: Code::Cancelled, trace }
     }
 
     /// Takes the status of the call from headers or trailers, if they have one.
@@ -238,6 +248,7 @@ impl ForwardedCall {
 impl Drop for ForwardedCall {
     fn drop(&mut self) {
         self.metrics.forwarded_calls.of((self.method, self.code)).increment(1);
+        self.trace.finish(CallResult::Grpc(self.code));
     }
 }
 

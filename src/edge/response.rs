@@ -13,6 +13,7 @@ use http_body_util::{BodyExt as _, Empty, StreamBody};
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::call_trace::{CallResult, CallTrace};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::metrics::{Code, GaugeGuard, Method, Metrics};
 use crate::model::proto::framed;
@@ -36,7 +37,8 @@ struct ForeignBody {
     control: Arc<StreamControl>,
 }
 
-/// The metrics of one call: counted once, from its headers to its end. The end is its status, or its drop.
+/// The metrics and the trace of one call: counted once, from its headers to its end. The end is its status, or
+/// its drop.
 #[derive(Debug)]
 pub(super) struct CallMetrics {
     metrics: Metrics,
@@ -45,6 +47,7 @@ pub(super) struct CallMetrics {
     is_answered: bool,
     /// `Cancelled` until the status is known: then the caller has gone.
     code: Code,
+    trace: CallTrace,
     _open: GaugeGuard,
 }
 
@@ -167,13 +170,14 @@ impl Body for ForeignBody {
 
 impl CallMetrics {
     /// Starts counting a call whose headers have arrived.
-    pub(super) fn start(metrics: &Metrics, method: Method) -> Self {
+    pub(super) fn start(metrics: &Metrics, method: Method, trace: CallTrace) -> Self {
         Self {
             metrics: metrics.clone(),
             method,
             started: Instant::now(),
             is_answered: false,
             code: Code::Cancelled,
+            trace,
             _open: GaugeGuard::new(metrics.streams.of(method)),
         }
     }
@@ -207,5 +211,6 @@ impl Drop for CallMetrics {
     fn drop(&mut self) {
         self.metrics.requests.of((self.method, self.code)).increment(1);
         self.metrics.call_duration.of(self.method).record(self.started.elapsed().as_secs_f64());
+        self.trace.finish(CallResult::Grpc(self.code));
     }
 }

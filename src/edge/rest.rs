@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::audit::{self, AuditRecord};
+use super::call_trace::{CallResult, CallTrace};
 use super::drain::Drain;
 use super::errors::CallError;
 use super::page_files;
@@ -190,7 +191,9 @@ impl RestService {
         let is_of_page = matches!(route, Route::Page(_));
         let template = route.template();
         let has_objects = route.has_error_objects();
-        let mut response = match self.answer::<IO>(route, request, info, slot).await {
+        let tracer = self.service().tracer.as_ref();
+        let trace = CallTrace::rest(tracer, request.method(), template, request.headers());
+        let mut response = match self.answer::<IO>(route, request, info, slot, &trace).await {
             Ok(response) => response,
             Err(error) if has_objects => {
                 error.with_object().into_response().map(|body| Either::Left(Full::new(body)))
@@ -201,6 +204,8 @@ impl RestService {
             page_files::restrict(response.headers_mut());
         }
         self.metrics().rest_requests.of((template, response.status().into())).increment(1);
+        // A websocket finishes the trace when it ends.
+        trace.record(CallResult::Http(response.status()));
         response
     }
 
@@ -210,6 +215,7 @@ impl RestService {
         request: Request<Incoming>,
         info: ConnectionInfo,
         slot: &UpgradeSlot,
+        trace: &CallTrace,
     ) -> Result<Response<RestBody>, RestError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -236,8 +242,10 @@ impl RestService {
         }
         let Inner { settings, .. } = &*self.0;
         let body = match route {
-            Route::Lease(path, route) => return self.lease::<IO>(path, route, request, info, slot).await,
-            Route::Page(route) => return self.page::<IO>(route, request, info, slot),
+            Route::Lease(path, route) => {
+                return self.lease::<IO>(path, route, request, info, slot, trace).await;
+            }
+            Route::Page(route) => return self.page::<IO>(route, request, info, slot, trace),
             Route::Other(_) => return Err(RestError::not_found()),
             Route::Version => status_json::version(),
             Route::Address => status_json::address(&settings.provider),
@@ -296,6 +304,7 @@ impl RestService {
         mut request: Request<Incoming>,
         info: ConnectionInfo,
         slot: &UpgradeSlot,
+        trace: &CallTrace,
     ) -> Result<Response<RestBody>, RestError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -305,7 +314,7 @@ impl RestService {
             LeaseRoute::Restart(_) => Method::Restart,
             LeaseRoute::Status | LeaseRoute::ServiceStatus(_) | LeaseRoute::Events => Method::Status,
         };
-        let audit = self.service().audit.call(method.label(), info.net());
+        let audit = self.service().audit.traced_call(method.label(), info.net(), trace.clone());
         let caller = self.authenticate(&info, request.headers(), &audit).await?;
         let provider = &self.settings().provider;
         let lease = path.lease(caller.identity.owner(), provider).map_err(|e| RestError::lease_id(&e))?;
@@ -335,7 +344,8 @@ impl RestService {
         let upgraded = hyper::upgrade::on(&mut request);
         let validity = caller.validity.clone().with_token_grace(self.settings().token_grace);
         let owner = caller.identity.owner().clone();
-        let stream = StreamRequest { lease, content, owner, validity, info, audit };
+        let trace = trace.clone();
+        let stream = StreamRequest { lease, content, owner, validity, info, audit, trace };
         let service = self.clone();
         slot.set(async move {
             match upgraded.await {

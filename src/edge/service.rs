@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::audit::{self, AuditLog, AuditRecord};
+use super::call_trace::{CallTrace, Tracer};
 use super::drain::Drain;
 use super::errors::{CallError, of_end};
 use super::peer_limits::{AuthState, PeerLimits};
@@ -84,6 +85,8 @@ pub struct LeaseService {
     pub(super) classes: TaskClasses,
     /// The proto of requests that are the same in both.
     proto: DefaultProto,
+    /// `None`: calls are not traced.
+    pub(super) tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// A method of the lease service.
@@ -165,7 +168,30 @@ impl LeaseService {
         let peers = PeerLimits::new(&limits.connection, &limits.quota);
         let proto = DefaultProto::default();
         let classes = TaskClasses::new();
-        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain, classes, proto }
+        let tracer = None;
+        Self {
+            authenticator,
+            actors,
+            backfill,
+            restarts,
+            audit,
+            quotas,
+            peers,
+            drain,
+            classes,
+            proto,
+            tracer,
+        }
+    }
+
+    /// Returns the same service, whose calls `tracer` traces.
+    pub(crate) fn with_tracer(self, tracer: Option<Arc<dyn Tracer>>) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// Starts the trace of a call whose headers have arrived.
+    pub(super) fn trace(&self, method: LeaseMethod, headers: &HeaderMap) -> CallTrace {
+        CallTrace::grpc(self.tracer.as_ref(), Some(SERVICE), method.label(), headers)
     }
 
     /// Returns the same service for a port of this proto.
@@ -191,8 +217,9 @@ impl LeaseService {
         info: ConnectionInfo,
         request: Request<RequestBody>,
         supervisor: SupervisorHandle,
+        trace: CallTrace,
     ) -> Response<ResponseBody> {
-        let audit = self.audit.call(method.label(), info.net());
+        let audit = self.audit.traced_call(method.label(), info.net(), trace);
         let response = self.try_call(method, &info, request, &supervisor, &audit).await;
         response.unwrap_or_else(|error| self.fail(&error, &audit))
     }

@@ -16,7 +16,8 @@ pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, CanaryDisconnect, CanaryLossCause, ChainAnswerOrigin, ChainQuery, ChainResult, Code,
     ConnectionRejection, EventOrigin, EventWatchFailure, ForwardedMethod, Handshake, Method, PlatformName,
-    PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, UpstreamFailure, WebsocketEnd,
+    PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SpanLoss, UpstreamFailure,
+    WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

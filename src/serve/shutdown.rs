@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 use tonic_health::server::HealthReporter;
 
+use super::otlp::Traces;
 use super::runtimes::SideRuntime;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
@@ -33,6 +34,7 @@ pub(super) struct Running {
     pub(super) actors: ActorRegistry,
     pub(super) restarts: RestartManager,
     pub(super) platform: Arc<dyn Platform>,
+    pub(super) traces: Traces,
     pub(super) limits: Arc<Limits>,
     /// Time between SIGTERM and SIGKILL for services.
     pub(super) stop_grace: Duration,
@@ -67,8 +69,8 @@ impl Running {
         tokio::join!(self.drain.finish(self.limits.drain), restarts);
         // 4. Actors: they have no followers now.
         self.actors.stop().await;
-        // 5. Local services, after everything that reads their output.
-        self.platform.stop(self.stop_grace).await;
+        // 5. Local services, after everything that reads their output. Traces of calls, which have ended.
+        tokio::join!(self.platform.stop(self.stop_grace), self.traces.flush());
         // 6. The admin port, which answered until here.
         self.drain.close();
     }

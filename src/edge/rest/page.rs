@@ -27,6 +27,7 @@ use crate::access::authenticator::{Authenticated, ClientCertificate};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::Refusal;
 use crate::edge::audit::AuditRecord;
+use crate::edge::call_trace::CallTrace;
 use crate::edge::errors::CallError;
 use crate::edge::page_files;
 use crate::edge::service::ConnectionInfo;
@@ -51,6 +52,7 @@ struct PageStream {
     service: RestService,
     info: ConnectionInfo,
     audit: AuditRecord,
+    trace: CallTrace,
     kind: StreamKind,
     path: String,
     query: String,
@@ -66,6 +68,7 @@ impl RestService {
         mut request: Request<Incoming>,
         info: ConnectionInfo,
         slot: &UpgradeSlot,
+        trace: &CallTrace,
     ) -> Result<Response<RestBody>, RestError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -92,7 +95,8 @@ impl RestService {
         let upgraded = hyper::upgrade::on(&mut request);
         let method = if kind == StreamKind::Status { Method::Status } else { Method::Logs };
         let stream = PageStream {
-            audit: self.service().audit.call(method.label(), info.net()),
+            audit: self.service().audit.traced_call(method.label(), info.net(), trace.clone()),
+            trace: trace.clone(),
             service: self.clone(),
             info: ConnectionInfo { certificate: ClientCertificate::new(None), ..info },
             kind,
@@ -151,7 +155,7 @@ impl PageStream {
         match request {
             Ok(stream) => stream.serve(&self.service, io, received).await,
             Err(error) => {
-                let mut open = OpenStream::new(self.service.metrics(), self.kind);
+                let mut open = OpenStream::new(self.service.metrics(), self.kind, self.trace.clone());
                 let control = StreamControl::new();
                 let (source, close_of) = EndForm::Object.of_failure(&Ending::of_error(&error), &control);
                 open.end = Session::new(io, received, source, control, close_of).await;
@@ -189,6 +193,7 @@ impl PageStream {
             validity: caller.validity.with_token_grace(self.service.settings().token_grace),
             info: self.info.clone(),
             audit: self.audit.clone(),
+            trace: self.trace.clone(),
         })
     }
 

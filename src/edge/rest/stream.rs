@@ -19,6 +19,7 @@ use super::query::{StreamKind, StreamQuery};
 use super::status_json::lease_status;
 use crate::access::authenticator::CredentialValidity;
 use crate::edge::audit::AuditRecord;
+use crate::edge::call_trace::{CallResult, CallTrace};
 use crate::edge::errors::CallError;
 use crate::edge::service::{ConnectionInfo, ViewReceiver};
 use crate::edge::stream_supervisor;
@@ -44,12 +45,14 @@ pub(super) struct StreamRequest {
     pub(super) validity: CredentialValidity,
     pub(super) info: ConnectionInfo,
     pub(super) audit: AuditRecord,
+    pub(super) trace: CallTrace,
 }
 
-/// Counts a websocket as open, and on drop as ended.
+/// Counts a websocket as open. On drop, counts it as ended and finishes its trace.
 pub(super) struct OpenStream {
     metrics: Metrics,
     kind: StreamKind,
+    trace: CallTrace,
     /// `Drain` until the end is known: only the drain deadline cuts a websocket.
     pub(super) end: WebsocketEnd,
     _open: GaugeGuard,
@@ -76,7 +79,7 @@ impl StreamRequest {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let metrics = service.metrics().clone();
-        let mut stream = OpenStream::new(&metrics, self.content.kind());
+        let mut stream = OpenStream::new(&metrics, self.content.kind(), self.trace.clone());
         let control = StreamControl::new();
         let (supervisor, cut) =
             stream_supervisor::supervised(self.info.address, service.limits().stall, metrics);
@@ -242,14 +245,15 @@ fn notices(query: &StreamQuery, rest: &RestService) -> Notices {
 // === impl OpenStream ===
 
 impl OpenStream {
-    pub(super) fn new(metrics: &Metrics, kind: StreamKind) -> Self {
+    pub(super) fn new(metrics: &Metrics, kind: StreamKind, trace: CallTrace) -> Self {
         let open = GaugeGuard::new(metrics.websocket_streams.of(kind));
-        Self { metrics: metrics.clone(), kind, end: WebsocketEnd::Drain, _open: open }
+        Self { metrics: metrics.clone(), kind, trace, end: WebsocketEnd::Drain, _open: open }
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.metrics.websocket_streams_ended.of((self.kind, self.end)).increment(1);
+        self.trace.finish(CallResult::Websocket(self.end));
     }
 }

@@ -13,7 +13,7 @@ use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
     EventOrigin, EventWatchFailure, FilterSpelling, ForwardedMethod, Handshake, HttpClass, Method,
     PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SourceError,
-    StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    SpanLoss, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -429,6 +429,17 @@ catalogue! {
         chain_on_grace: Gauge = "leasemux_chain_on_grace",
             "It is above 0 for minutes: the node is unreachable. They are rejected after the grace period \
              (`--chain-grace`).";
+    }
+
+    group "Traces", "Spans of calls (`--otlp-endpoint`). Without a collector all of them stay 0." {
+        /// Spans that the collector accepted
+        spans_exported: Counter = "leasemux_spans_exported_total",
+            "It stops growing while `leasemux_requests_total` grows: see `leasemux_spans_dropped_total`.";
+
+        /// Spans that were not exported, by reason: too many waited (`queue_full`), or the collector did not
+        /// accept them (`export_failed`)
+        spans_dropped: Family<Counter, SpanLoss> = "leasemux_spans_dropped_total",
+            "`export_failed`: the log has the reason, at most once a minute. `queue_full`: the collector is slow,              or there are more calls than it needs to see; sample them (`OTEL_TRACES_SAMPLER`).";
     }
 
     group "The process", "With the names that Prometheus' own client libraries use." {

@@ -439,6 +439,16 @@ label! {
 }
 
 label! {
+    /// Why a span was dropped.
+    pub(crate) enum SpanLoss as "reason" {
+        /// Too many spans waited to be exported.
+        QueueFull = "queue_full",
+        /// The collector did not accept them.
+        ExportFailed = "export_failed",
+    }
+}
+
+label! {
     /// The class of an HTTP status.
     pub(crate) enum HttpClass as "code" {
         Informational = "1xx",

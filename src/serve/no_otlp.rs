@@ -1,0 +1,32 @@
+//! Stands in for the export of spans in a build without the feature `otlp`.
+
+use std::sync::Arc;
+
+use http::Uri;
+use metrics::Counter;
+
+use super::ServeError;
+use crate::edge::call_trace::Tracer;
+use crate::model::metrics::SpanLoss;
+
+/// No export of spans.
+#[derive(Debug)]
+pub(super) struct Traces;
+
+impl Traces {
+    /// Returns an error for any endpoint. The configuration does not accept one.
+    pub(super) fn start(
+        endpoint: Option<&Uri>,
+        _exported: Counter,
+        _dropped: impl Fn(SpanLoss) -> Counter,
+    ) -> Result<Self, ServeError> {
+        endpoint.map_or(Ok(Self), |_| Err(ServeError::Otlp("this build has no feature `otlp`".into())))
+    }
+
+    pub(super) fn tracer(&self) -> Option<Arc<dyn Tracer>> {
+        None
+    }
+
+    #[expect(clippy::unused_async, reason = "the counterpart waits")]
+    pub(super) async fn flush(self) {}
+}
