@@ -209,9 +209,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         token_lifetime_max: limits.token_lifetime,
         provider: config.access.provider.clone(),
     };
-    let (exported, metrics) = (exporter.metrics.spans_exported.clone(), &exporter.metrics);
-    let dropped = |loss| metrics.spans_dropped.of(loss).clone();
-    let traces = side.within(|| Traces::start(config.otlp_endpoint.as_ref(), exported, dropped))?;
+    let traces = {
+        let (endpoint, metrics) = (config.otlp_endpoint.as_ref(), &exporter.metrics);
+        let dropped = |loss| metrics.spans_dropped.of(loss).clone();
+        side.within(|| Traces::start(endpoint, metrics.spans_exported.clone(), dropped))?
+    };
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone())
         .with_tracer(traces.tracer());
     let (routes, health) = server::routes().map_err(internal)?;

@@ -347,3 +347,170 @@ impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
         self.exporter.set_resource(resource);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use http::HeaderValue;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use opentelemetry::trace::{SpanId, TraceId};
+    use opentelemetry_sdk::error::OTelSdkError;
+
+    use super::*;
+    use crate::model::metrics::Metrics;
+
+    /// Deadline for what must happen.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Exports nothing until the test permits it, then passes the spans to the test. A closed channel permits
+    /// all exports.
+    #[derive(Debug)]
+    struct Gated {
+        gate: Mutex<Receiver<OTelSdkResult>>,
+        exported: SyncSender<Vec<SpanData>>,
+    }
+
+    impl SpanExporter for Gated {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            let result = self.gate.lock().recv().unwrap_or(Ok(()));
+            // The test may have ended.
+            let _ = self.exported.send(batch);
+            result
+        }
+    }
+
+    /// Fails to export.
+    #[derive(Debug)]
+    struct Failing;
+
+    impl SpanExporter for Failing {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            Err(OTelSdkError::InternalFailure("no".to_owned()))
+        }
+    }
+
+    struct Scenario {
+        gate: SyncSender<OTelSdkResult>,
+        exported: Receiver<Vec<SpanData>>,
+        traces: Traces,
+        tracer: Arc<dyn Tracer>,
+        metrics: Metrics,
+        rendered: metrics_exporter_prometheus::PrometheusHandle,
+    }
+
+    impl Scenario {
+        fn new() -> Self {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let (rendered, metrics) = (recorder.handle(), Metrics::register(&recorder));
+            let ((gate, opened), (to_test, exported)) = (sync_channel(8), sync_channel(8));
+            let exporter = Gated { gate: Mutex::new(opened), exported: to_test };
+            let dropped = |loss| metrics.spans_dropped.of(loss).clone();
+            let export = Export::new(exporter, metrics.spans_exported.clone(), dropped);
+            let traces = Traces(Some(export));
+            let tracer = traces.tracer().unwrap();
+            Self { gate, exported, traces, tracer, metrics, rendered }
+        }
+
+        fn counts(&self) -> [u64; 3] {
+            let text = self.rendered.render();
+            let value = |series: &str| {
+                let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+                value.unwrap().parse().unwrap()
+            };
+            [
+                value("leasemux_spans_exported_total"),
+                value("leasemux_spans_dropped_total{reason=\"queue_full\"}"),
+                value("leasemux_spans_dropped_total{reason=\"export_failed\"}"),
+            ]
+        }
+    }
+
+    /// Returns a span that has ended.
+    fn span() -> SpanData {
+        let scenario = Scenario::new();
+        scenario.gate.send(Ok(())).unwrap();
+        drop(scenario.tracer.start("call".to_owned(), None));
+        scenario.exported.recv_timeout(PATIENCE).unwrap().remove(0)
+    }
+
+    fn traceparent(text: &'static str) -> HeaderValue {
+        HeaderValue::from_static(text)
+    }
+
+    #[tokio::test]
+    async fn full_queue_drops_and_counts_spans() {
+        let scenario = Scenario::new();
+        for _ in 0..QUEUE_MAX_SPANS + 10 {
+            drop(scenario.tracer.start("call".to_owned(), None));
+        }
+        assert_eq!(scenario.counts(), [0, 10, 0]);
+        let Scenario { gate, exported, traces, rendered, metrics, tracer } = scenario;
+        drop(gate);
+        traces.flush().await;
+        let spans: usize = exported.try_iter().map(|batch| batch.len()).sum();
+        assert_eq!(spans, QUEUE_MAX_SPANS);
+        assert!(rendered.render().contains(&format!("leasemux_spans_exported_total {QUEUE_MAX_SPANS}\n")));
+        // A span after the flush is not exported, and nothing waits for it.
+        drop(tracer.start("late".to_owned(), None));
+        drop(metrics);
+    }
+
+    #[tokio::test]
+    async fn failed_exports_make_room_and_are_logged_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
+        let scenario = Scenario::new();
+        let exporter = CountingExporter {
+            exporter: Failing,
+            room: Arc::new(Semaphore::new(0)),
+            exported: Counter::noop(),
+            dropped: scenario.metrics.spans_dropped.of(SpanLoss::ExportFailed).clone(),
+            log: Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL))),
+        };
+        let _logging = tracing::subscriber::set_default(log);
+        for _ in 0..3 {
+            exporter.export(vec![span()]).await.unwrap_err();
+        }
+        assert_eq!(exporter.room.available_permits(), 3);
+        assert_eq!(scenario.counts(), [0, 0, 3]);
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!(text.matches("failed to export traces").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn caller_with_a_traceparent_continues_its_trace() {
+        let scenario = Scenario::new();
+        scenario.gate.send(Ok(())).unwrap();
+        let sampled = traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        drop(scenario.tracer.start("call".to_owned(), Some(&sampled)));
+        let unsampled = traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
+        assert!(scenario.tracer.start("call".to_owned(), Some(&unsampled)).is_none());
+        let spans = scenario.exported.recv_timeout(PATIENCE).unwrap();
+        let [span] = spans.as_slice() else { panic!("{spans:?}") };
+        let trace = TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").unwrap();
+        assert_eq!(span.span_context.trace_id(), trace);
+        assert_eq!(span.parent_span_id, SpanId::from_hex("b7ad6b7169203331").unwrap());
+        assert_eq!(span.span_kind, SpanKind::Server);
+        for invalid in ["", "00-0-0-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"] {
+            let mut span = scenario.tracer.start("call".to_owned(), Some(&traceparent(invalid))).unwrap();
+            span.set("number", Value::Number(7));
+            span.fail();
+        }
+        scenario.gate.send(Ok(())).unwrap();
+        let spans = scenario.exported.recv_timeout(PATIENCE).unwrap();
+        assert!(spans.iter().all(|span| span.parent_span_id == SpanId::INVALID), "{spans:?}");
+        assert!(spans.iter().all(|span| span.status == Status::error("")), "{spans:?}");
+        assert!(spans.iter().all(|span| span.attributes == [KeyValue::new("number", 7)]), "{spans:?}");
+    }
+
+    #[test]
+    fn dropped_export_does_not_wait_for_the_collector() {
+        let scenario = Scenario::new();
+        drop(scenario.tracer.start("call".to_owned(), None));
+        // The gate is closed, so an export would wait for the test's end.
+        drop(scenario.traces);
+        drop(scenario.tracer);
+        drop(scenario.gate);
+    }
+}

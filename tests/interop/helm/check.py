@@ -50,6 +50,7 @@ WRONG = [
     ({"front": {"sharedAddressLimits": {"max-streams": 1}}}, "max-streams"),
     ({"front": {"enabled": True}}, "tls.authoritySecret"),
     ({"rest": {"port": 70000}}, "/rest/port"),
+    ({"traces": {"otlpEndpoint": "collector:4317"}}, "/traces/otlpEndpoint"),
     ({"trustedProxies": ["10.0.0.1"]}, "/trustedProxies"),
     ({"lameDuck": "15"}, "/lameDuck"),
     ({"canary": {"enabled": True}}, "canary.lease is required"),

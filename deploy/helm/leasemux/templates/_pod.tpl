@@ -122,6 +122,9 @@ spec:
         {{- end }}
         {{- end }}
         {{- end }}
+        {{- with .Values.traces.otlpEndpoint }}
+        - {name: LEASEMUX_OTLP_ENDPOINT, value: {{ . | quote }}}
+        {{- end }}
         {{- with .Values.trustedProxies }}
         - {name: LEASEMUX_TRUSTED_PROXY, value: {{ join "," . | quote }}}
         {{- end }}
