@@ -31,7 +31,6 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use prost::Message as _;
 use rustix::process::Signal;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -237,10 +236,12 @@ async fn each_call_is_one_span_without_tenant_data() {
     let follower = scenario.args("logs", "alice", &["-f"]);
     let follower = scenario.workspace.start(&follower.iter().map(String::as_str).collect::<Vec<_>>());
     block_in_place(|| follower.until_out("the line", |out| out.contains(LINE).then_some(())));
-    for (command, tenant, works) in
-        [("status", "alice", true), ("restart", "alice", true), ("status", "mallory", false)]
-    {
-        let done = scenario.run(command, tenant, &[]);
+    for (command, tenant, more, works) in [
+        ("status", "alice", &[][..], true),
+        ("restart", "alice", &["--all"], true),
+        ("status", "mallory", &[], false),
+    ] {
+        let done = scenario.run(command, tenant, more);
         assert_eq!(done.status.success(), works, "{command}: {done:?}");
     }
     let headers = format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntracestate: tenant=data\r\n");
