@@ -156,6 +156,8 @@ impl Scenario {
         args.push("--rest-listen=127.0.0.1:0".to_owned());
         args.push(format!("--provider={}", lease.provider()));
         args.push(format!("--otlp-endpoint={endpoint}"));
+        // The restart need not be done.
+        args.push("--drain-timeout=2s".to_owned());
         let mut command = workspace.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("OTEL_") {
@@ -219,16 +221,10 @@ fn has(span: &Span, expected: &[(&str, &str)]) {
     assert!(span.end_time_unix_nano >= span.start_time_unix_nano && span.start_time_unix_nano > 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_call_is_one_span_without_tenant_data() {
-    let collector = Collector::start(None).await;
-    let endpoint = format!("http://{}", collector.address);
-    let scenario = Scenario::start(
-        &endpoint,
-        &[("OTEL_EXPORTER_OTLP_HEADERS", "x-key=secret"), ("OTEL_RESOURCE_ATTRIBUTES", "site=here")],
-    );
+/// Makes seven calls of all kinds, and stops the gateway. Returns texts of the tenant that no span may hold.
+async fn make_calls(scenario: Scenario) -> Vec<String> {
     block_in_place(|| scenario.workspace.stranger("mallory"));
-    // Opened first: the calls of the shutdown end last.
+    // The shutdown ends these two.
     let pem = scenario.workspace.path("data/server.pem");
     let io = connect_tls(scenario.gateway.rest(), &pem, Some(&scenario.identity())).await;
     let mut websocket = WsFollower::open(io, "/lease/7/1/1/logs?follow=true", &[]).await;
@@ -238,7 +234,7 @@ async fn each_call_is_one_span_without_tenant_data() {
     block_in_place(|| follower.until_out("the line", |out| out.contains(LINE).then_some(())));
     for (command, tenant, more, works) in [
         ("status", "alice", &[][..], true),
-        ("restart", "alice", &["--all"], true),
+        ("restart", "alice", &["--all", "--timeout=0"], true),
         ("status", "mallory", &[], false),
     ] {
         let done = scenario.run(command, tenant, more);
@@ -247,88 +243,85 @@ async fn each_call_is_one_span_without_tenant_data() {
     let headers = format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntracestate: tenant=data\r\n");
     let status = scenario.rest("/lease/7/1/1/status", &headers).await;
     assert_eq!(status.status, 200, "{status:?}");
-    let unknown = scenario.rest(&format!("/{SERVICE_NAME}?secret"), "").await;
+    let unknown = scenario.rest(&format!("/{SERVICE_NAME}?query"), "").await;
     assert_eq!(unknown.status, 404, "{unknown:?}");
-    let (lease, owner) = (scenario.lease.clone(), scenario.lease.owner().to_string());
-    let provider = lease.provider().to_string();
-    let (admin, done) = (scenario.gateway.admin.to_string(), scenario.stop());
+    let lease = &scenario.lease;
+    let secrets = [lease.owner().as_str(), lease.provider().as_str(), "alice", SERVICE_NAME, LINE]
+        .into_iter()
+        .chain(["127.0.0.1", "tenant=data", "query"])
+        .map(str::to_owned)
+        .collect();
+    let done = scenario.stop();
     assert!(done.status.success() && !done.err.contains("failed to export"), "{done:?}");
     assert_eq!(websocket.end().await.0, 1001);
+    secrets
+}
 
+/// Asserts that a gRPC call has one span, and returns it.
+fn grpc_span(received: &Received, method: &str, code: &str, hash: Option<&str>) -> Span {
+    let service = "akash.provider.lease.v1.LeaseRPC";
+    let mut expected = vec![
+        ("rpc.system", "grpc"),
+        ("rpc.service", service),
+        ("rpc.method", method),
+        ("leasemux.transport", "grpc"),
+        ("rpc.grpc.status_code", code),
+    ];
+    expected.extend(hash.map(|hash| ("leasemux.lease.hash", hash)));
+    let name = format!("{service}/{method}");
+    let mut spans = received.spans();
+    spans.retain(|span| span.name == name && attributes(&span.attributes)["rpc.grpc.status_code"] == code);
+    assert_eq!(spans.len(), 1, "{method} {code}: {spans:?}");
+    has(&spans[0], &expected);
+    spans.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_is_one_span_without_tenant_data() {
+    let collector = Collector::start(None).await;
     let received = &collector.received;
-    let hash = lease.namespace();
-    let grpc = |method: &str, code: &str, hash: Option<&str>| {
-        let service = "akash.provider.lease.v1.LeaseRPC";
-        let mut expected = vec![
-            ("rpc.system", "grpc"),
-            ("rpc.service", service),
-            ("rpc.method", method),
-            ("leasemux.transport", "grpc"),
-            ("rpc.grpc.status_code", code),
-        ];
-        expected.extend(hash.map(|hash| ("leasemux.lease.hash", hash)));
-        let spans = received.spans();
-        let wanted = |span: &&Span| {
-            let attributes = attributes(&span.attributes);
-            span.name == format!("{service}/{method}") && attributes["rpc.grpc.status_code"] == code
-        };
-        let spans: Vec<&Span> = spans.iter().filter(wanted).collect();
-        assert_eq!(spans.len(), 1, "{method} {code}: {spans:?}");
-        has(spans[0], &expected);
-        spans[0].clone()
-    };
+    let variables =
+        [("OTEL_EXPORTER_OTLP_HEADERS", "x-key=value"), ("OTEL_RESOURCE_ATTRIBUTES", "site=here")];
+    let scenario = Scenario::start(&format!("http://{}", collector.address), &variables);
+    let hash = scenario.lease.namespace();
+    let secrets = make_calls(scenario).await;
+
     // The gateway ended the follower: it is unavailable.
-    let logs = grpc("ServiceLogs", "14", Some(&hash));
+    let logs = grpc_span(received, "ServiceLogs", "14", Some(&hash));
     assert_eq!(logs.status.unwrap().code, StatusCode::Error as i32);
-    assert_eq!(grpc("ServiceStatus", "0", Some(&hash)).status.unwrap().code, StatusCode::Unset as i32);
-    grpc("ServiceRestart", "0", Some(&hash));
-    grpc("ServiceStatus", "16", None);
-    let websocket = received.span("GET /lease/{dseq}/{gseq}/{oseq}/logs");
-    has(
-        &websocket,
-        &[
+    let status = grpc_span(received, "ServiceStatus", "0", Some(&hash));
+    assert_eq!(status.status.unwrap().code, StatusCode::Unset as i32);
+    grpc_span(received, "ServiceRestart", "0", Some(&hash));
+    // The refused one.
+    grpc_span(received, "ServiceStatus", "16", None);
+    let rest = |route: &str, code: &str, transport: &str, more: &[(&str, &str)]| {
+        let span = received.span(&format!("GET {route}"));
+        let common = [
             ("http.request.method", "GET"),
-            ("http.route", "/lease/{dseq}/{gseq}/{oseq}/logs"),
-            ("http.response.status_code", "101"),
-            ("leasemux.transport", "websocket"),
-            ("leasemux.websocket.end", "drain"),
-            ("leasemux.lease.hash", &hash),
-        ],
-    );
-    let status = received.span("GET /lease/{dseq}/{gseq}/{oseq}/status");
-    has(
-        &status,
-        &[
-            ("http.request.method", "GET"),
-            ("http.route", "/lease/{dseq}/{gseq}/{oseq}/status"),
-            ("http.response.status_code", "200"),
-            ("leasemux.transport", "rest"),
-            ("leasemux.lease.hash", &hash),
-        ],
-    );
+            ("http.route", route),
+            ("http.response.status_code", code),
+            ("leasemux.transport", transport),
+        ];
+        has(&span, &[&common, more].concat());
+        span
+    };
+    let lease = ("leasemux.lease.hash", hash.as_str());
+    let logs_route = "/lease/{dseq}/{gseq}/{oseq}/logs";
+    let websocket = rest(logs_route, "101", "websocket", &[lease, ("leasemux.websocket.end", "drain")]);
+    let status = rest("/lease/{dseq}/{gseq}/{oseq}/status", "200", "rest", &[lease]);
+    rest("other", "404", "rest", &[]);
     assert_eq!((hex(&status.trace_id), hex(&status.parent_span_id)), (TRACE.to_owned(), PARENT.to_owned()));
     assert!(websocket.parent_span_id.is_empty() && hex(&websocket.trace_id) != TRACE);
-    has(
-        &received.span("GET other"),
-        &[
-            ("http.request.method", "GET"),
-            ("http.route", "other"),
-            ("http.response.status_code", "404"),
-            ("leasemux.transport", "rest"),
-        ],
-    );
     assert_eq!(received.spans().len(), 7, "{:?}", received.spans());
 
     let exports = received.0.lock().unwrap();
-    assert!(exports.keys.iter().all(|key| key.as_deref() == Some("secret")), "{:?}", exports.keys);
+    assert!(exports.keys.iter().all(|key| key.as_deref() == Some("value")), "{:?}", exports.keys);
     let resource = exports.requests[0].resource_spans[0].resource.clone().unwrap();
     let resource = attributes(&resource.attributes);
     assert_eq!((resource["service.name"].as_str(), resource["site"].as_str()), ("leasemux", "here"));
     assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
     let bytes: Vec<u8> = exports.requests.iter().flat_map(prost::Message::encode_to_vec).collect();
-    for secret in
-        [&owner, &provider, "alice", SERVICE_NAME, LINE, "127.0.0.1", "tenant=data", "secret", &admin]
-    {
+    for secret in secrets {
         assert!(memchr::memmem::find(&bytes, secret.as_bytes()).is_none(), "{secret}");
     }
 }

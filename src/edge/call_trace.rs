@@ -77,7 +77,10 @@ pub(crate) enum Value {
 /// The span ends with [`CallTrace::finish`], or with the drop of the last clone: then the caller left before
 /// there was a response.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CallTrace(Option<Arc<Mutex<Option<Box<dyn Span>>>>>);
+pub(super) struct CallTrace(Option<Arc<SpanSlot>>);
+
+/// Holds a span until it ends.
+type SpanSlot = Mutex<Option<Box<dyn Span>>>;
 
 /// A result of a call.
 #[derive(Clone, Copy, Debug)]

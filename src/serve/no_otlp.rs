@@ -17,7 +17,7 @@ impl Traces {
     /// Returns an error for any endpoint. The configuration does not accept one.
     pub(super) fn start(
         endpoint: Option<&Uri>,
-        _exported: Counter,
+        _accepted: Counter,
         _dropped: impl Fn(SpanLoss) -> Counter,
     ) -> Result<Self, ServeError> {
         endpoint.map_or(Ok(Self), |_| Err(ServeError::Otlp("this build has no feature `otlp`".into())))

@@ -118,7 +118,7 @@ struct BoundedProcessor {
 struct CountingExporter<E> {
     exporter: E,
     room: Arc<Semaphore>,
-    exported: Counter,
+    accepted: Counter,
     dropped: Counter,
     /// Limits the log lines.
     log: Mutex<Bucket>,
@@ -131,7 +131,7 @@ impl Traces {
     /// within a runtime, on which the connection then runs.
     pub(super) fn start(
         endpoint: Option<&Uri>,
-        exported: Counter,
+        accepted: Counter,
         dropped: impl Fn(SpanLoss) -> Counter,
     ) -> Result<Self, ServeError> {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
@@ -146,7 +146,7 @@ impl Traces {
         if !sampler.is_empty() && !SAMPLERS.contains(&sampler.as_str()) {
             tracing::warn!(sampler, known = ?SAMPLERS, "unknown value of OTEL_TRACES_SAMPLER; tracing all calls");
         }
-        Ok(Self(Some(Export::new(exporter, exported, dropped))))
+        Ok(Self(Some(Export::new(exporter, accepted, dropped))))
     }
 
     /// Returns what starts the spans, if they are exported.
@@ -184,14 +184,14 @@ impl Drop for Traces {
 impl Export {
     fn new(
         exporter: impl SpanExporter + 'static,
-        exported: Counter,
+        accepted: Counter,
         dropped: impl Fn(SpanLoss) -> Counter,
     ) -> Self {
         let room = Arc::new(Semaphore::new(QUEUE_MAX_SPANS));
         let exporter = CountingExporter {
             exporter,
             room: Arc::clone(&room),
-            exported,
+            accepted,
             dropped: dropped(SpanLoss::ExportFailed),
             log: Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL))),
         };
@@ -323,7 +323,7 @@ impl<E: SpanExporter> SpanExporter for CountingExporter<E> {
         let spans = batch.len();
         let result = self.exporter.export(batch).await;
         match &result {
-            Ok(()) => self.exported.increment(spans as u64),
+            Ok(()) => self.accepted.increment(spans as u64),
             Err(error) => {
                 self.dropped.increment(spans as u64);
                 if self.log.lock().try_take(1, Instant::now()).is_ok() {
@@ -368,14 +368,14 @@ mod tests {
     #[derive(Debug)]
     struct Gated {
         gate: Mutex<Receiver<OTelSdkResult>>,
-        exported: SyncSender<Vec<SpanData>>,
+        batches: SyncSender<Vec<SpanData>>,
     }
 
     impl SpanExporter for Gated {
         async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
             let result = self.gate.lock().recv().unwrap_or(Ok(()));
             // The test may have ended.
-            let _ = self.exported.send(batch);
+            let _ = self.batches.send(batch);
             result
         }
     }
@@ -392,9 +392,9 @@ mod tests {
 
     struct Scenario {
         gate: SyncSender<OTelSdkResult>,
-        exported: Receiver<Vec<SpanData>>,
+        batches: Receiver<Vec<SpanData>>,
         traces: Traces,
-        tracer: Arc<dyn Tracer>,
+        starter: Arc<dyn Tracer>,
         metrics: Metrics,
         rendered: metrics_exporter_prometheus::PrometheusHandle,
     }
@@ -403,13 +403,13 @@ mod tests {
         fn new() -> Self {
             let recorder = PrometheusBuilder::new().build_recorder();
             let (rendered, metrics) = (recorder.handle(), Metrics::register(&recorder));
-            let ((gate, opened), (to_test, exported)) = (sync_channel(8), sync_channel(8));
-            let exporter = Gated { gate: Mutex::new(opened), exported: to_test };
+            let ((gate, opened), (to_test, batches)) = (sync_channel(8), sync_channel(8));
+            let exporter = Gated { gate: Mutex::new(opened), batches: to_test };
             let dropped = |loss| metrics.spans_dropped.of(loss).clone();
             let export = Export::new(exporter, metrics.spans_exported.clone(), dropped);
             let traces = Traces(Some(export));
-            let tracer = traces.tracer().unwrap();
-            Self { gate, exported, traces, tracer, metrics, rendered }
+            let starter = traces.tracer().unwrap();
+            Self { gate, batches, traces, starter, metrics, rendered }
         }
 
         fn counts(&self) -> [u64; 3] {
@@ -430,8 +430,8 @@ mod tests {
     fn span() -> SpanData {
         let scenario = Scenario::new();
         scenario.gate.send(Ok(())).unwrap();
-        drop(scenario.tracer.start("call".to_owned(), None));
-        scenario.exported.recv_timeout(PATIENCE).unwrap().remove(0)
+        drop(scenario.starter.start("call".to_owned(), None));
+        scenario.batches.recv_timeout(PATIENCE).unwrap().remove(0)
     }
 
     fn traceparent(text: &'static str) -> HeaderValue {
@@ -442,17 +442,17 @@ mod tests {
     async fn full_queue_drops_and_counts_spans() {
         let scenario = Scenario::new();
         for _ in 0..QUEUE_MAX_SPANS + 10 {
-            drop(scenario.tracer.start("call".to_owned(), None));
+            drop(scenario.starter.start("call".to_owned(), None));
         }
         assert_eq!(scenario.counts(), [0, 10, 0]);
-        let Scenario { gate, exported, traces, rendered, metrics, tracer } = scenario;
+        let Scenario { gate, batches, traces, rendered, metrics, starter } = scenario;
         drop(gate);
         traces.flush().await;
-        let spans: usize = exported.try_iter().map(|batch| batch.len()).sum();
+        let spans: usize = batches.try_iter().map(|batch| batch.len()).sum();
         assert_eq!(spans, QUEUE_MAX_SPANS);
         assert!(rendered.render().contains(&format!("leasemux_spans_exported_total {QUEUE_MAX_SPANS}\n")));
         // A span after the flush is not exported, and nothing waits for it.
-        drop(tracer.start("late".to_owned(), None));
+        drop(starter.start("late".to_owned(), None));
         drop(metrics);
     }
 
@@ -464,7 +464,7 @@ mod tests {
         let exporter = CountingExporter {
             exporter: Failing,
             room: Arc::new(Semaphore::new(0)),
-            exported: Counter::noop(),
+            accepted: Counter::noop(),
             dropped: scenario.metrics.spans_dropped.of(SpanLoss::ExportFailed).clone(),
             log: Mutex::new(Bucket::new(Rate::new(1, FAILURE_LOG_INTERVAL))),
         };
@@ -483,22 +483,22 @@ mod tests {
         let scenario = Scenario::new();
         scenario.gate.send(Ok(())).unwrap();
         let sampled = traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-        drop(scenario.tracer.start("call".to_owned(), Some(&sampled)));
+        drop(scenario.starter.start("call".to_owned(), Some(&sampled)));
         let unsampled = traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
-        assert!(scenario.tracer.start("call".to_owned(), Some(&unsampled)).is_none());
-        let spans = scenario.exported.recv_timeout(PATIENCE).unwrap();
+        assert!(scenario.starter.start("call".to_owned(), Some(&unsampled)).is_none());
+        let spans = scenario.batches.recv_timeout(PATIENCE).unwrap();
         let [span] = spans.as_slice() else { panic!("{spans:?}") };
         let trace = TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").unwrap();
         assert_eq!(span.span_context.trace_id(), trace);
         assert_eq!(span.parent_span_id, SpanId::from_hex("b7ad6b7169203331").unwrap());
         assert_eq!(span.span_kind, SpanKind::Server);
         for invalid in ["", "00-0-0-01", "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"] {
-            let mut span = scenario.tracer.start("call".to_owned(), Some(&traceparent(invalid))).unwrap();
+            let mut span = scenario.starter.start("call".to_owned(), Some(&traceparent(invalid))).unwrap();
             span.set("number", Value::Number(7));
             span.fail();
         }
         scenario.gate.send(Ok(())).unwrap();
-        let spans = scenario.exported.recv_timeout(PATIENCE).unwrap();
+        let spans = scenario.batches.recv_timeout(PATIENCE).unwrap();
         assert!(spans.iter().all(|span| span.parent_span_id == SpanId::INVALID), "{spans:?}");
         assert!(spans.iter().all(|span| span.status == Status::error("")), "{spans:?}");
         assert!(spans.iter().all(|span| span.attributes == [KeyValue::new("number", 7)]), "{spans:?}");
@@ -507,10 +507,10 @@ mod tests {
     #[test]
     fn dropped_export_does_not_wait_for_the_collector() {
         let scenario = Scenario::new();
-        drop(scenario.tracer.start("call".to_owned(), None));
+        drop(scenario.starter.start("call".to_owned(), None));
         // The gate is closed, so an export would wait for the test's end.
         drop(scenario.traces);
-        drop(scenario.tracer);
+        drop(scenario.starter);
         drop(scenario.gate);
     }
 }
