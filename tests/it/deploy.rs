@@ -226,7 +226,7 @@ fn alerts_use_existing_metrics_and_have_test_cases() {
 }
 
 /// Flags of `serve` that the chart sets from other values.
-const SET_BY_THE_CHART: [&str; 21] = [
+const SET_BY_THE_CHART: [&str; 22] = [
     "--admin-listen",
     "--ca-tls-cert",
     "--ca-tls-key",
@@ -236,6 +236,7 @@ const SET_BY_THE_CHART: [&str; 21] = [
     "--listen",
     "--manifest-namespace",
     "--node-name",
+    "--otlp-endpoint",
     "--platform",
     "--pod-logs-dir",
     "--provider",

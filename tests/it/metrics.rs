@@ -384,6 +384,8 @@ const TESTED_ELSEWHERE: [&str; 37] = [
     "leasemux_chain_query_seconds",
     "leasemux_chain_answers_total",
     "leasemux_chain_on_grace",
+    "leasemux_spans_exported_total",
+    "leasemux_spans_dropped_total",
     "leasemux_build_info",
     "leasemux_tasks",
 ];
