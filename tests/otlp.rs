@@ -11,14 +11,9 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use leasemux::model::id::LeaseId;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -34,13 +29,10 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use rustix::process::Signal;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::task::{JoinSet, block_in_place};
-use tokio_rustls::TlsAcceptor;
+use tokio::task::block_in_place;
 use tonic::service::Routes;
-use tower::ServiceExt as _;
 
+use self::support::grpc_server::GrpcServer;
 use self::support::process::{Done, Gateway, Program, Workspace, own_port};
 use self::support::rest::{Answer, WsFollower, connect_tls, exchange};
 
@@ -58,9 +50,8 @@ const PARENT: &str = "b7ad6b7169203331";
 
 /// A collector. Answers until it is dropped.
 struct Collector {
-    address: SocketAddr,
+    server: GrpcServer,
     received: Received,
-    _running: JoinSet<()>,
 }
 
 /// What a collector has received. Cloning is cheap.
@@ -112,35 +103,10 @@ impl Received {
 
 impl Collector {
     async fn start(tls: Option<ServerConfig>) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
         let received = Received::default();
-        let routes = Routes::new(TraceServiceServer::new(received.clone())).prepare();
-        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
-        let mut running = JoinSet::new();
-        running.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let (routes, tls) = (routes.clone(), tls.clone());
-                connections.spawn(async move {
-                    match tls {
-                        None => serve(socket, routes).await,
-                        Some(tls) => serve(tls.accept(socket).await.unwrap(), routes).await,
-                    }
-                });
-            }
-        });
-        Self { address, received, _running: running }
+        let routes = Routes::new(TraceServiceServer::new(received.clone()));
+        Self { server: GrpcServer::start(routes, tls).await, received }
     }
-}
-
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, routes: Routes) {
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let call = routes.clone().oneshot(request.map(tonic::body::Body::new));
-        async move { call.await.map(|response: Response<tonic::body::Body>| response) }
-    });
-    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
 }
 
 impl Scenario {
@@ -282,7 +248,7 @@ async fn each_call_is_one_span_without_tenant_data() {
     let received = &collector.received;
     let variables =
         [("OTEL_EXPORTER_OTLP_HEADERS", "x-key=value"), ("OTEL_RESOURCE_ATTRIBUTES", "site=here")];
-    let scenario = Scenario::start(&format!("http://{}", collector.address), &variables);
+    let scenario = Scenario::start(&format!("http://{}", collector.server.address), &variables);
     let hash = scenario.lease.namespace();
     let secrets = make_calls(scenario).await;
 
@@ -354,7 +320,7 @@ async fn collector_with_tls_gets_spans_by_an_authority_of_the_system() {
     let workspace = Workspace::new();
     let authorities = workspace.path("authorities.pem");
     fs::write(&authorities, certified.cert.pem()).unwrap();
-    let endpoint = format!("https://localhost:{}", collector.address.port());
+    let endpoint = format!("https://localhost:{}", collector.server.address.port());
     let variables = [("SSL_CERT_FILE", authorities.to_str().unwrap()), ("OTEL_SERVICE_NAME", "edge")];
     let scenario = Scenario::start_in(workspace, &endpoint, &variables);
     assert!(scenario.run("status", "alice", &[]).status.success());
@@ -370,7 +336,7 @@ async fn collector_with_tls_gets_spans_by_an_authority_of_the_system() {
 async fn calls_are_sampled_by_the_standard_variable() {
     let collector = Collector::start(None).await;
     let variables = [("OTEL_TRACES_SAMPLER", "always_off")];
-    let scenario = Scenario::start(&format!("http://{}", collector.address), &variables);
+    let scenario = Scenario::start(&format!("http://{}", collector.server.address), &variables);
     assert!(scenario.run("status", "alice", &[]).status.success());
     assert!(scenario.stop().status.success());
     assert!(collector.received.spans().is_empty());

@@ -1,14 +1,9 @@
 //! A fake node of the chain, which answers the two queries over real sockets.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use leasemux::access::account::AccountKey;
 use leasemux::model::id::Owner;
 use leasemux::model::proto::auth::query_server as accounts;
@@ -19,13 +14,10 @@ use leasemux::model::proto::cert::{
 };
 use prost_types::Any;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::ServiceExt as _;
+
+use super::grpc_server::GrpcServer;
 
 /// The state of the chain. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -36,12 +28,6 @@ struct ChainState {
     certificates: Mutex<HashMap<String, Vec<CertificateResponse>>>,
     accounts: Mutex<HashMap<String, Any>>,
     queries: AtomicUsize,
-}
-
-/// A node, which answers until it is dropped.
-pub(crate) struct Node {
-    pub(crate) address: SocketAddr,
-    _running: JoinSet<()>,
 }
 
 impl Chain {
@@ -73,41 +59,11 @@ impl Chain {
     }
 
     /// Starts a node, with TLS or without.
-    pub(crate) async fn node(&self, tls: Option<ServerConfig>) -> Node {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
+    pub(crate) async fn node(&self, tls: Option<ServerConfig>) -> GrpcServer {
         let routes = Routes::new(certificates::QueryServer::new(self.clone()))
-            .add_service(accounts::QueryServer::new(self.clone()))
-            .prepare();
-        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
-        let mut running = JoinSet::new();
-        running.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let (routes, tls) = (routes.clone(), tls.clone());
-                connections.spawn(async move {
-                    match tls {
-                        None => serve(socket, routes).await,
-                        Some(tls) => {
-                            if let Ok(io) = tls.accept(socket).await {
-                                serve(io, routes).await;
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        Node { address, _running: running }
+            .add_service(accounts::QueryServer::new(self.clone()));
+        GrpcServer::start(routes, tls).await
     }
-}
-
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin, routes: Routes) {
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let call = routes.clone().oneshot(request.map(tonic::body::Body::new));
-        async move { call.await.map(|response: Response<tonic::body::Body>| response) }
-    });
-    let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
 }
 
 fn any(url: &str, message: &impl prost::Message) -> Any {

@@ -6,6 +6,7 @@ pub(crate) mod counting;
 pub(crate) mod entries;
 pub(crate) mod fake_platform;
 pub(crate) mod gateway;
+pub(crate) mod grpc_server;
 pub(crate) mod ids;
 pub(crate) mod loss_check;
 pub(crate) mod process;
