@@ -439,7 +439,8 @@ catalogue! {
         /// Spans that were not exported, by reason: too many waited (`queue_full`), or the collector did not
         /// accept them (`export_failed`)
         spans_dropped: Family<Counter, SpanLoss> = "leasemux_spans_dropped_total",
-            "`export_failed`: the log has the reason, at most once a minute. `queue_full`: the collector is slow,              or there are more calls than it needs to see; sample them (`OTEL_TRACES_SAMPLER`).";
+            "`export_failed`: the log has the reason, at most once a minute. `queue_full`: the collector is slow, \
+             or there are more calls than it needs to see; sample them (`OTEL_TRACES_SAMPLER`).";
     }
 
     group "The process", "With the names that Prometheus' own client libraries use." {
