@@ -122,8 +122,6 @@ impl Scenario {
         args.push("--rest-listen=127.0.0.1:0".to_owned());
         args.push(format!("--provider={}", lease.provider()));
         args.push(format!("--otlp-endpoint={endpoint}"));
-        // The restart need not be done.
-        args.push("--drain-timeout=2s".to_owned());
         let mut command = workspace.command(&args.iter().map(String::as_str).collect::<Vec<_>>());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("OTEL_") {
@@ -200,7 +198,7 @@ async fn make_calls(scenario: Scenario) -> Vec<String> {
     block_in_place(|| follower.until_out("the line", |out| out.contains(LINE).then_some(())));
     for (command, tenant, more, works) in [
         ("status", "alice", &[][..], true),
-        ("restart", "alice", &["--all", "--timeout=0"], true),
+        ("restart", "alice", &["--all"], true),
         ("status", "mallory", &[], false),
     ] {
         let done = scenario.run(command, tenant, more);
