@@ -1,7 +1,7 @@
 //! Reads the services of another gateway on this machine: its views and logs, without supervision.
 //!
 //! The other gateway ([`LocalPlatform`](super::LocalPlatform)) owns the data directory. It stores its views
-//! there ([`view_file`](super::view_file)); the logs are the files that its own followers read, so lines and
+//! there (`view_file`); the logs are the files that its own followers read, so lines and
 //! positions are the same. While the other gateway does not run, views are stale.
 
 use std::collections::{HashMap, HashSet};
