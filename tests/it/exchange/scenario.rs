@@ -15,6 +15,13 @@ const GATEWAYS_MAX: usize = 6;
 /// Time after the last fault in which one publisher is left.
 const SETTLE: Duration = Duration::from_secs(5);
 
+/// A loss that only a renewal shows is noticed after five seconds. Then the member reads the source for a
+/// moment: [`REPAIR_STEPS`] of this time, a second.
+const REPAIR_STEP: Duration = Duration::from_millis(100);
+
+/// See [`REPAIR_STEP`].
+const REPAIR_STEPS: usize = 10;
+
 /// The same after faults that only long intervals show: a forgotten subscription (announcements, and frames
 /// that do not arrive), and a failing source (a minute without claims).
 const SETTLE_LONG: Duration = Duration::from_secs(100);
@@ -79,7 +86,13 @@ impl Scenario {
         self.end_faults();
         let settle = if self.needs_long { SETTLE_LONG } else { SETTLE };
         self.steps(settle, if self.needs_long { 1_500 } else { 150 })?;
-        self.check_roles()?;
+        self.check_roles(false)?;
+        for _ in 0..REPAIR_STEPS {
+            if self.check_roles(true).is_err() {
+                self.steps(REPAIR_STEP, 10)?;
+            }
+        }
+        self.check_roles(true)?;
         // A last line, which nobody else can hide.
         self.world.source.current().finish_line();
         let now = self.world.now;
@@ -256,12 +269,13 @@ impl Scenario {
         }
     }
 
-    fn check_roles(&self) -> Result<(), String> {
+    /// Checks that one gateway publishes, and that it alone has a tail if `has_repaired`.
+    fn check_roles(&self, has_repaired: bool) -> Result<(), String> {
         let world = &self.world;
         let publishers = world.in_role(RoleName::Publisher);
         let (active, tails) = (world.active(), world.tails());
         let expected = usize::from(!active.is_empty());
-        if publishers.len() == expected && tails == expected {
+        if publishers.len() == expected && (tails == expected || !has_repaired) {
             return Ok(());
         }
         let roles: Vec<_> = active.iter().map(|g| (g, world.gateways[*g].participant.role())).collect();
