@@ -13,6 +13,7 @@
 //! - [`messages`], their [`codec`], and the [`subjects`] that carry them.
 //! - [`participant`]: the state machine of one replica. [`rank`] has the order of claims.
 //! - [`liveness`]: which gateways are alive, and whether the bus can be used; one per gateway.
+//! - [`bus`]: what the driver needs of the engine between the gateways.
 //!
 //! **Boundary.** All of this is pure. A driver per replica connects it, which does not exist yet:
 //! - `logs::actor` opens its live tails through it instead of `Platform::tail`: an open becomes
@@ -37,6 +38,7 @@
 //! - An actor reports some gaps of its own. Those of skipped runs must be `Content::Event` for members, whose
 //!   actors report them, too; those of a source that fails for long are gaps as others are.
 
+pub mod bus;
 pub mod codec;
 mod delivery;
 pub mod gateway_id;
