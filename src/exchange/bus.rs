@@ -22,6 +22,10 @@ pub const SUBSCRIPTION_MESSAGES: usize = 4_096;
 /// milliseconds for them.
 pub const UNSENT_MESSAGES: usize = 2_048;
 
+/// Maximum bytes of payloads that wait to be sent on one channel. Half a second of a link with 256 Mbit/s, and
+/// some 60 answers to fetches.
+pub const UNSENT_MAX_BYTES: usize = 16 * 1024 * 1024;
+
 /// Maximum answers to one request that wait: several gateways may answer.
 pub const ANSWERS_MAX: usize = 16;
 
@@ -35,7 +39,8 @@ pub const ANSWERS_MAX: usize = 16;
 /// than a lost one. Subscriptions stay, and take effect again when the connection is back.
 pub trait Bus: fmt::Debug + Send + Sync + 'static {
     /// Sends a message to all that subscribe to `subject`, this gateway included; with `reply`, the subject of
-    /// answers. Drops it if [`UNSENT_MESSAGES`] wait or the connection is down, and counts that.
+    /// answers. Drops it if [`UNSENT_MESSAGES`] or [`UNSENT_MAX_BYTES`] wait or the connection is down, and
+    /// counts that.
     fn publish(&self, channel: Channel, subject: &str, reply: Option<&str>, payload: Bytes);
 
     /// Subscribes to a subject, in which `*` stands for any token. At most [`SUBSCRIPTION_MESSAGES`] wait;
