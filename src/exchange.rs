@@ -15,7 +15,8 @@
 //! - [`liveness`]: which gateways are alive, and whether the bus can be used; one per gateway.
 //! - [`bus`]: what the driver needs of the engine between the gateways.
 //!
-//! **Boundary.** All of this is pure. A driver per replica connects it, which does not exist yet:
+//! **Boundary.** The state machines are pure. [`fleet`] runs the part that a gateway has once, and the driver in
+//! `logs::live` the participant of each followed replica:
 //! - `logs::actor` opens its live tails through it instead of `Platform::tail`: an open becomes
 //!   [`Input::Open`](participant::Input::Open), and `Opened`, `Deliver`, `Ended` and `FailTail` of
 //!   [`Output`](participant::Output) become the returned tail. The actor's end is `Input::Stop`.
@@ -23,24 +24,27 @@
 //!   first waits for one of the gateway's permits for direct tails.
 //! - `ReadRing` makes a reader of the actor's ring: each entry is one `RingEvent::Entry` with the entry's
 //!   sequence number, and an event of the ring is `Content::Event`. The reader that lags sends `RingEvent::At`.
-//!   `KeepActor` holds a subscription to the actor. `ServeFetch` finds an entry by its number, or joins the
+//!   `KeepActor` keeps the actor as a follower does. `ServeFetch` finds an entry by its number, or joins the
 //!   ring as a backfill does.
-//! - Requests, answers and messages go over the bus. Queues are bounded there: a message that does not fit is
-//!   dropped, and its number shows that.
+//! - Requests, answers and messages go over the [`bus`]. Queues are bounded there: a message that does not fit
+//!   is dropped, and its number shows that.
 //!
-//! The driver also has to do what the state machines cannot see:
+//! The driver also does what the state machines cannot see:
 //! - After `ReadRing(true)`, the first event is `RingEvent::At`: without it a publisher announces nothing. `At`
 //!   also follows each `Output::Opened`, which moves the ring's end without an entry.
-//! - An answer to a fetch has up to 280 kB, and any gateway may ask: answers that wait have a limit. One that is
-//!   dropped is asked for again, once, and then the member reads the source.
+//! - Without members the ring is not read: `At` with its end comes before each input that may be answered or
+//!   announced with it.
+//! - Each participant has another weight. The sequence numbers of a new actor's ring begin at zero, so its
+//!   participant must not use a rank of the one before.
 //! - Times never decrease. `Input::Open` lacks fields of `TailRequest`: the actor's newest ones are used when
 //!   the tail is opened, possibly much later.
-//! - An actor reports some gaps of its own. Those of skipped runs must be `Content::Event` for members, whose
+//! - An actor reports some gaps of its own. Those of skipped runs are `Content::Event` for members, whose
 //!   actors report them, too; those of a source that fails for long are gaps as others are.
 
 pub mod bus;
 pub mod codec;
 mod delivery;
+pub mod fleet;
 pub mod gateway_id;
 mod jitter;
 pub mod kept;

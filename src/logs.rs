@@ -37,6 +37,7 @@ mod encoder;
 pub(crate) mod entries;
 pub mod entry_name;
 mod heartbeat;
+pub mod live;
 pub mod memory_budget;
 pub mod message;
 pub mod notice;

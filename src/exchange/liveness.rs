@@ -149,6 +149,11 @@ impl Liveness {
         self.usable
     }
 
+    /// Returns whether this gateway is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Returns the number of gateways that are heard, this one included.
     pub fn gateways(&self) -> usize {
         1 + self.gateways.values().filter(|heard| heard.silent_again_at.is_none()).count()

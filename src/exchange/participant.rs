@@ -19,9 +19,12 @@ use crate::model::id::Instance;
 use crate::model::position::Place;
 use crate::model::time::LogTime;
 
+pub use self::election::ANSWER_MAX;
 use self::election::Direct;
 use self::following::Following;
-pub use self::io::{Config, Input, Output, ReplyId, RequestId, RingEvent, RoleName, Subject, TailEvent};
+pub use self::io::{
+    Config, Input, Output, ReplyId, RequestId, RingEvent, RoleName, Status, Subject, TailEvent,
+};
 use self::publisher::Publishing;
 use self::tail::Tail;
 
@@ -193,6 +196,28 @@ impl Participant {
             Role::Publisher(_) => RoleName::Publisher,
             Role::Direct(Direct { is_waiting: true, .. }) => RoleName::Waiting,
             Role::Direct(_) => RoleName::Direct,
+        }
+    }
+
+    /// Returns what it does, for reports.
+    pub fn status(&self) -> Status {
+        let status = Status { role: self.role(), publisher: None, rank: None, number: None, members: 0 };
+        match &self.role {
+            Role::Member(following) => Status {
+                publisher: Some(following.publisher),
+                rank: Some(following.rank),
+                number: following.next,
+                members: self.members,
+                ..status
+            },
+            Role::Publisher(publishing) => Status {
+                publisher: Some(self.config.gateway),
+                rank: Some(publishing.rank()),
+                number: publishing.next_number(),
+                members: publishing.member_count(),
+                ..status
+            },
+            _ => status,
         }
     }
 

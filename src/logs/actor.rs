@@ -23,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use super::chunk::{Chunk, Chunker};
 use super::entry_name::NameStyle;
 use super::heartbeat::{Phase, SourceCell, SourceStatus};
+use super::live::{AttachedActor, Live, LiveTails, Users};
 use super::memory_budget::MemoryBudget;
 use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
-use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName, ReadKind};
+use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
@@ -116,6 +117,7 @@ struct Actor {
     /// the start. Neither that run nor an earlier one is opened again. At most as many as the view names.
     seen_runs: Vec<Instance>,
     source: Source,
+    live: Box<dyn LiveTails>,
     /// The phase that followers know.
     phase: Phase,
     /// Chunks on their way to the ring. A field only to reuse its memory.
@@ -187,6 +189,7 @@ enum ActorEvent {
 /// Creates an actor. Returns its handle and the future that runs it.
 pub(crate) fn new(
     context: ActorContext,
+    live: &dyn Live,
     lease: LeaseId,
     replica: Replica,
     view: watch::Receiver<Arc<LeaseView>>,
@@ -197,17 +200,23 @@ pub(crate) fn new(
     let ActorContext { limits, metrics, names, memory, .. } = &context;
     let ring = Ring::new(replica.clone(), *names, limits.ring_max_bytes, metrics, memory);
     let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring) };
+    let shared =
+        Arc::new(ActorState { followers: FollowerCount::default(), source: SourceCell::new(Phase::Idle) });
+    let attached = AttachedActor {
+        lease: lease.clone(),
+        replica: replica.clone(),
+        ring: Arc::clone(&ring),
+        users: Arc::clone(&shared) as Arc<dyn Users>,
+    };
     let mut actor = Actor {
+        live: live.attach(attached),
         context,
         lease,
         replica,
         view,
         view_closed: false,
         mailbox,
-        shared: Arc::new(ActorState {
-            followers: FollowerCount::default(),
-            source: SourceCell::new(Phase::Idle),
-        }),
+        shared,
         ring,
         run: None,
         seen_runs: Vec::new(),
@@ -378,10 +387,8 @@ impl Actor {
             is_next_run: from == ReadFrom::Start,
             follow: true,
         };
-        self.context.metrics.source_opens.of(ReadKind::Live).increment(1);
         self.shared.source.interrupt(LogTime::now());
-        let platform = Arc::clone(&self.context.platform);
-        self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
+        self.source = Source::Opening(self.live.open(request));
     }
 
     fn handle_source(&mut self, event: SourceEvent) {
@@ -462,6 +469,10 @@ impl Actor {
     }
 
     fn push_gap(&mut self, gap: SourceGap) {
+        self.push_gap_with(gap, Ring::push_gap);
+    }
+
+    fn push_gap_with(&mut self, gap: SourceGap, push: fn(&Ring, &Instance, Gap, Position)) {
         self.flush();
         let Some(run) = &mut self.run else { return };
         // A log that was opened again directly after a gap reports it again.
@@ -471,14 +482,13 @@ impl Actor {
             return;
         }
         run.chunker.skip_to(gap.after);
-        self.ring.push_gap(&run.instance, Gap::of_source(&gap, run.last_time), gap.after);
+        push(&self.ring, &run.instance, Gap::of_source(&gap, run.last_time), gap.after);
     }
 
-    /// Reports that an unknown number of lines may be missing after the newest one.
-    fn push_unknown_gap(&mut self, cause: GapCause) {
-        let Some(run) = &self.run else { return };
-        let after = run.chunker.position();
-        self.push_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
+    /// Returns a gap that states that an unknown number of lines may be missing after the newest one.
+    fn unknown_gap(&self, cause: GapCause) -> Option<SourceGap> {
+        let after = self.run.as_ref()?.chunker.position();
+        Some(SourceGap { cause, lines: 0, bytes: 0, exact: false, after })
     }
 
     /// Pushes an event of the current run, or of the replica if there is none.
@@ -524,8 +534,10 @@ impl Actor {
         if !ring_has_run {
             self.ring.begin_log(&run.instance, Position::START);
         }
-        if !std::mem::replace(&mut run.gap_reported, true) {
-            self.push_unknown_gap(GapCause::Source);
+        if !std::mem::replace(&mut run.gap_reported, true)
+            && let Some(gap) = self.unknown_gap(GapCause::Source)
+        {
+            self.push_gap(gap);
         }
         if is_running {
             self.source = Source::Retry(Instant::now() + RETRY_DELAY_MAX);
@@ -599,9 +611,9 @@ impl Actor {
         self.reported_waiting = None;
         self.run = Some(CurrentRun::new(run));
         self.ring.begin_run(&run.instance, Event::started(run));
-        if skips_runs {
+        if skips_runs && let Some(gap) = self.unknown_gap(GapCause::Rotated) {
             // The runs in between started and ended between two views.
-            self.push_unknown_gap(GapCause::Rotated);
+            self.push_gap_with(gap, Ring::push_skipped_runs);
         }
         self.ring.expect_first_line(&run.instance, last.as_ref().filter(|_| !skips_runs));
         self.open(ReadFrom::Start);
@@ -701,6 +713,19 @@ impl ActorState {
     /// Returns the state of the log that the actor reads.
     pub(super) fn source(&self) -> SourceStatus {
         self.source.get()
+    }
+}
+
+/// What needs the actor although it is no follower counts as one.
+impl Users for ActorState {
+    fn add(&self) {
+        self.followers.add();
+        // An idle actor may be about to end: it checks the count again.
+        self.followers.left.notify_one();
+    }
+
+    fn remove(&self) {
+        self.followers.remove();
     }
 }
 

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{self, ActorContext, Handle, Subscription};
+use super::live::{DirectTails, FleetView, Live, SharedTails};
 use super::ring::LagReport;
+use crate::exchange::fleet::Fleet;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::view::LeaseView;
 
@@ -21,6 +23,8 @@ type Key = (LeaseId, Replica);
 #[derive(Debug)]
 struct Shared {
     context: ActorContext,
+    /// The source of live tails.
+    live: Box<dyn Live>,
     /// At most one per followed replica, so bounded by the number of streams.
     actors: Arc<DashMap<Key, Handle>>,
     tasks: TaskTracker,
@@ -37,10 +41,22 @@ struct Registration {
 // === impl ActorRegistry ===
 
 impl ActorRegistry {
-    /// Creates an empty registry.
+    /// Creates an empty registry. Actors tail logs at the platform.
     pub fn new(context: ActorContext) -> Self {
+        let live = DirectTails::new(Arc::clone(&context.platform), context.metrics.clone());
+        Self::with_live(context, Box::new(live))
+    }
+
+    /// Creates an empty registry of a gateway in a fleet. Actors share their live tails with other gateways.
+    pub fn in_fleet(context: ActorContext, fleet: Fleet) -> Self {
+        let live = SharedTails::new(fleet, Arc::clone(&context.platform), context.metrics.clone());
+        Self::with_live(context, Box::new(live))
+    }
+
+    fn with_live(context: ActorContext, live: Box<dyn Live>) -> Self {
         Self(Arc::new(Shared {
             context,
+            live,
             actors: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -94,6 +110,11 @@ impl ActorRegistry {
         report
     }
 
+    /// Returns the state of the fleet; `None` without one.
+    pub fn fleet(&self) -> Option<FleetView> {
+        self.0.live.fleet()
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.0.cancel.is_cancelled()
     }
@@ -103,6 +124,7 @@ impl ActorRegistry {
         self.0.cancel.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        self.0.live.stop().await;
     }
 
     fn handle(&self, key: &Key, view: &watch::Receiver<Arc<LeaseView>>) -> Option<Handle> {
@@ -116,7 +138,9 @@ impl ActorRegistry {
             Entry::Vacant(vacant) => {
                 let (lease, replica) = key.clone();
                 let cancel = shared.cancel.child_token();
-                let (handle, run) = actor::new(shared.context.clone(), lease, replica, view.clone(), cancel);
+                let live = &*shared.live;
+                let context = shared.context.clone();
+                let (handle, run) = actor::new(context, live, lease, replica, view.clone(), cancel);
                 let registration = Registration {
                     actors: Arc::clone(&shared.actors),
                     key: key.clone(),

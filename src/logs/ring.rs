@@ -29,6 +29,7 @@ use crate::model::time::LogTime;
 use crate::sys::sync::{Mutex, MutexGuard};
 
 mod entry;
+mod frames;
 mod lag;
 #[cfg(test)]
 #[cfg(feature = "loom")]
@@ -37,6 +38,7 @@ mod reader;
 
 pub use self::entry::Entry;
 pub(crate) use self::entry::EntryKind;
+pub(crate) use self::frames::FrameReader;
 pub(crate) use self::lag::LaggingFollower;
 pub use self::lag::{Backlog, LagReport};
 pub use self::reader::{Entries, ReadOutcome, RingReader};
@@ -127,6 +129,8 @@ struct Head {
     instance: Instance,
     position: Position,
     contiguity: Contiguity,
+    /// The source has lost lines directly before the position, or before the unfinished line that it is in.
+    after_gap: bool,
     /// Sequence number after the newest line, gap or start event of the run, and the totals up to there.
     /// Later events have no position of their own.
     next: (u64, Totals),
@@ -177,7 +181,9 @@ impl Ring {
     /// Sets which lines of standard output and standard error have begun before the log's start and not
     /// ended. Called directly after [`Ring::begin_log`].
     pub(crate) fn set_unfinished(&self, streams: [bool; 2]) {
-        self.state.lock().open = streams.map(|is_open| is_open.then_some(BEFORE_RING));
+        let mut state = self.state.lock();
+        state.open = streams.map(|is_open| is_open.then_some(BEFORE_RING));
+        self.evict_and_notify(state);
     }
 
     /// Pushes the event that a run has started.
@@ -231,8 +237,13 @@ impl Ring {
                 }
             }
             let kind = EntryKind::Lines(chunk, contiguity);
+            // Positions within a line that follows a gap count from the gap.
+            let after_gap = state.is_after_gap() && !end.at_line_start();
             state.push(Some(instance.clone()), kind, (start, end), message, read_at);
             state.set_head(instance, end, Contiguity::Contiguous);
+            if let Some(head) = &mut state.head {
+                head.after_gap = after_gap;
+            }
         }
         self.evict_and_notify(state);
     }
@@ -254,6 +265,15 @@ impl Ring {
 
     /// Pushes a gap of the source, from the head to `end`.
     pub(crate) fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
+        self.push_gap_entry(instance, gap, end, false);
+    }
+
+    /// Pushes a gap at the head, in place of runs that the view never named. Each gateway finds it by itself.
+    pub(crate) fn push_skipped_runs(&self, instance: &Instance, gap: Gap, at: Position) {
+        self.push_gap_entry(instance, gap, at, true);
+    }
+
+    fn push_gap_entry(&self, instance: &Instance, gap: Gap, end: Position, is_local: bool) {
         let message = message::encode_gap(&self.replica, Some((instance, end)), &gap);
         let message = self.hold(message, &EntryKind::Gap(gap));
         let mut state = self.state.lock();
@@ -266,6 +286,9 @@ impl Ring {
         }
         let start = state.head_position();
         state.push(Some(instance.clone()), EntryKind::Gap(gap), (start, end), message, Instant::now());
+        if let Some(entry) = state.entries.back_mut().and_then(Arc::get_mut) {
+            entry.is_local = is_local;
+        }
         state.set_head(instance, end, Contiguity::AfterGap);
         self.evict_and_notify(state);
     }
@@ -420,6 +443,8 @@ impl State {
             ambiguous: self.ambiguous,
             open: self.open,
             sequence: self.next(),
+            after_gap: self.is_after_gap(),
+            is_local: false,
             message,
             lazy: OnceLock::new(),
             lazy_bytes: AtomicUsize::new(0),
@@ -432,7 +457,13 @@ impl State {
     /// Sets the head. It comes after all entries pushed so far.
     fn set_head(&mut self, instance: &Instance, position: Position, contiguity: Contiguity) {
         let next = (self.next(), self.totals);
-        self.head = Some(Head { instance: instance.clone(), position, contiguity, next, is_complete: false });
+        let after_gap = contiguity == Contiguity::AfterGap;
+        let instance = instance.clone();
+        self.head = Some(Head { instance, position, contiguity, after_gap, next, is_complete: false });
+    }
+
+    fn is_after_gap(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.after_gap)
     }
 
     fn head_position(&self) -> Position {

@@ -9,7 +9,7 @@ use crate::exchange::messages::{Head, Message};
 use crate::exchange::rank::{Claim, Rank};
 
 /// Time for an answer on a bus that works: a round trip takes less than a millisecond.
-pub(super) const ANSWER_MAX: Duration = Duration::from_millis(300);
+pub const ANSWER_MAX: Duration = Duration::from_millis(300);
 
 /// Time in which other claims arrive.
 const SETTLE: Duration = Duration::from_millis(100);

@@ -2,6 +2,7 @@
 
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::messages::{Content, Fetch, Message, RingEnd, Totals};
+use crate::exchange::rank::Rank;
 use crate::model::id::Instance;
 use crate::model::position::{Place, Position};
 use crate::platform::{ReadFrom, TailItem};
@@ -180,4 +181,19 @@ pub enum RoleName {
     Direct,
     /// It waits for the bus: enough other gateways tail the replica.
     Waiting,
+}
+
+/// What a participant does, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// How it gets its lines.
+    pub role: RoleName,
+    /// The publisher of the replica, if it is known; possibly this gateway.
+    pub publisher: Option<GatewayId>,
+    /// The publisher's rank.
+    pub rank: Option<Rank>,
+    /// Number of the next frame; `None` while positions have not met.
+    pub number: Option<u64>,
+    /// Members of the publisher, as far as they are known.
+    pub members: u32,
 }

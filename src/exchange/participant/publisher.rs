@@ -84,6 +84,15 @@ impl Publishing {
         self.rank
     }
 
+    /// Returns the number of the next frame, once the ring is read.
+    pub(super) fn next_number(&self) -> Option<u64> {
+        self.end.as_ref().map(|end| end.number)
+    }
+
+    pub(super) fn member_count(&self) -> u32 {
+        u32::try_from(self.members.len()).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn deadline(&self) -> Option<Duration> {
         let expiry = self.members.values().min().map(|heard| *heard + MEMBER_EXPIRY);
         // Before the ring is read there is nothing to announce.
@@ -122,8 +131,7 @@ impl Participant {
         let end = publishing.end.clone().unwrap_or_default();
         let mut source = self.source;
         source.complete = self.tail_end.is_some() && end.place == self.tail_end;
-        let members = u32::try_from(publishing.members.len()).unwrap_or(u32::MAX);
-        Some(Head { rank: publishing.rank, end, source, members })
+        Some(Head { rank: publishing.rank, end, source, members: publishing.member_count() })
     }
 
     pub(super) fn ring_event(&mut self, event: RingEvent, now: Duration) {

@@ -36,6 +36,10 @@ pub struct Entry {
     /// Lines that began before it and had not ended.
     pub(super) open: OpenLines,
     pub(super) sequence: u64,
+    /// The source has lost lines directly before it, or before the line that it continues.
+    pub(super) after_gap: bool,
+    /// Other gateways that follow the replica report the same by themselves.
+    pub(super) is_local: bool,
     pub(super) message: Bytes,
     /// Other representations of lines, made by the first reader that needs one. Boxed, since most entries
     /// have none.

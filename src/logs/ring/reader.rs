@@ -516,7 +516,7 @@ impl Drop for RingReader {
     }
 }
 
-fn register_waker<T>(state: &mut State, waiter: usize, cx: &mut Context<'_>) -> Poll<T> {
+pub(super) fn register_waker<T>(state: &mut State, waiter: usize, cx: &mut Context<'_>) -> Poll<T> {
     match &mut state.waiters[waiter] {
         Some(waker) if waker.will_wake(cx.waker()) => {}
         waker => *waker = Some(cx.waker().clone()),

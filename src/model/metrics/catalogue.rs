@@ -11,9 +11,9 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    EventOrigin, EventWatchFailure, FilterSpelling, ForwardedMethod, Handshake, HttpClass, Method,
-    PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SourceError,
-    SpanLoss, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    EventOrigin, EventWatchFailure, FilterSpelling, FleetDirection, FleetRepair, FleetRole, ForwardedMethod,
+    Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult,
+    RouteTemplate, SourceError, SpanLoss, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -406,6 +406,61 @@ catalogue! {
         grpc_upstream_failures: Family<Counter, UpstreamFailure> = "leasemux_grpc_upstream_failures_total",
             "`connect`: the provider is down, or `--upstream-grpc` is another port. `certificate`: check \
              `--upstream-name` and `--upstream-ca`. `busy`: one address, or all, have too many calls in progress.";
+    }
+
+    group "The fleet", "One live tail per replica in a fleet of gateways. Without a fleet all of them stay 0." {
+        /// Whether the bus between the gateways can be used: 1, or 0 while each gateway tails for itself
+        fleet_bus_usable: Gauge = "leasemux_fleet_bus_usable",
+            "It is 0 for a minute: the bus is down, or this gateway is cut off from it.";
+
+        /// Gateways of the fleet that this one hears, itself included
+        fleet_gateways: Gauge = "leasemux_fleet_gateways",
+            "Gateways differ for a minute: the bus is split.";
+
+        /// Followed replicas, by the way in which this gateway gets their lines
+        fleet_replicas: Family<Gauge, FleetRole> = "leasemux_fleet_replicas",
+            "`direct` for minutes while the bus can be used: frames do not reach this gateway. `waiting`: \
+             followers get no lines until the bus is back.";
+
+        /// Gateways that follow the replicas that this one publishes
+        fleet_members: Gauge = "leasemux_fleet_members",
+            "Never on its own.";
+
+        /// Frames sent and received, by direction
+        fleet_frames: Family<Counter, FleetDirection> = "leasemux_fleet_frames_total",
+            "`in` stops while `leasemux_fleet_replicas{role=\"member\"}` is above 0 and services print.";
+
+        /// Bytes of frames sent and received, by direction
+        fleet_bytes: Family<Counter, FleetDirection> = "leasemux_fleet_bytes_total" (Bytes),
+            "It approaches what the network or the bus can carry.";
+
+        /// Fetches of missing frames, each after a loss on the bus or a change of the publisher
+        fleet_missed: Counter = "leasemux_fleet_missed_total",
+            "More than one per 1,000 frames: the bus loses frames, or this gateway is too slow.";
+
+        /// Missing lines that a member read elsewhere: in the publisher's ring, or in the log itself
+        fleet_repairs: Family<Counter, FleetRepair> = "leasemux_fleet_repairs_total",
+            "`source` grows steadily: rings are too small for the loss on the bus.";
+
+        /// Times that this gateway became the publisher of a replica
+        fleet_elections: Counter = "leasemux_fleet_elections_total",
+            "It grows much faster than followers come and go: publishers die or are cut off.";
+
+        /// Times that this gateway found a better publisher of a replica that it published
+        fleet_conflicts: Counter = "leasemux_fleet_conflicts_total",
+            "It keeps growing: the bus loses claims, or splits again and again.";
+
+        /// Messages that could not be read
+        fleet_rejected: Counter = "leasemux_fleet_rejected_total",
+            "Any: gateways have versions that do not fit, or something else sends on the bus.";
+
+        /// Messages that were not sent, because the bus was away or too many waited
+        fleet_unsent: Counter = "leasemux_fleet_unsent_total",
+            "It grows while the bus can be used: the connection to the bus is too slow.";
+
+        /// Received messages that were dropped, because too many waited
+        fleet_overflowed: Counter = "leasemux_fleet_overflowed_total",
+            "It keeps growing: this gateway is too slow. The lines are fetched again.";
     }
 
     group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {

@@ -492,3 +492,37 @@ mod tests {
         assert_eq!(PlatformName::of("made up"), PlatformName::Other);
     }
 }
+
+label! {
+    /// How a gateway of a fleet gets the lines of a replica.
+    pub(crate) enum FleetRole as "role" {
+        /// It tails the log, and publishes it.
+        Publisher = "publisher",
+        /// It follows a publisher.
+        Member = "member",
+        /// It tails the log for itself.
+        Direct = "direct",
+        /// It has no lines at present: the bus is away, and enough other gateways tail the log.
+        Waiting = "waiting",
+        /// It looks for a publisher, or is about to become one.
+        Finding = "finding",
+    }
+}
+
+label! {
+    /// Which way a frame went.
+    pub(crate) enum FleetDirection as "direction" {
+        Out = "out",
+        In = "in",
+    }
+}
+
+label! {
+    /// Where a member got lines that it had missed.
+    pub(crate) enum FleetRepair as "by" {
+        /// The publisher's ring.
+        Ring = "ring",
+        /// Its own read of the log.
+        Source = "source",
+    }
+}

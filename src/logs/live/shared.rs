@@ -1,0 +1,170 @@
+//! The live tails of a gateway in a fleet: one driver per followed replica.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::driver::{Driver, Open};
+use super::{AttachedActor, FleetReplica, FleetView, Live, LiveTails};
+use crate::exchange::fleet::Fleet;
+use crate::exchange::participant::{RoleName, Status};
+use crate::model::id::{LeaseId, Replica};
+use crate::model::label::LabelValue as _;
+use crate::model::metrics::{FleetRole, Metrics};
+use crate::platform::{self, Platform, Tail, TailRequest};
+
+/// Most replicas in a view: more than a person reads, and some hundred kilobytes.
+const VIEW_REPLICAS_MAX: usize = 1_000;
+
+/// The live tails of a gateway in a fleet.
+#[derive(Debug)]
+pub(crate) struct SharedTails {
+    fleet: Fleet,
+    platform: Arc<dyn Platform>,
+    metrics: Metrics,
+    /// The newest driver of each followed replica: at most one per actor.
+    slots: Arc<DashMap<Key, Arc<Slot>>>,
+    tasks: TaskTracker,
+}
+
+type Key = (LeaseId, Replica);
+
+/// What others see of a driver.
+#[derive(Debug)]
+pub(super) struct Slot {
+    status: Mutex<(Status, Instant)>,
+    /// Cancelled when the driver has ended.
+    ended: CancellationToken,
+}
+
+/// The source of one actor's tails: its driver.
+struct SharedTail {
+    opens: mpsc::Sender<Open>,
+    platform: Arc<dyn Platform>,
+}
+
+// === impl SharedTails ===
+
+impl SharedTails {
+    pub(crate) fn new(fleet: Fleet, platform: Arc<dyn Platform>, metrics: Metrics) -> Self {
+        Self { fleet, platform, metrics, slots: Arc::default(), tasks: TaskTracker::new() }
+    }
+}
+
+impl Live for SharedTails {
+    fn attach(&self, actor: AttachedActor) -> Box<dyn LiveTails> {
+        let key = (actor.lease.clone(), actor.replica.clone());
+        let slot = Arc::new(Slot::new());
+        let driver = Driver::new(
+            self.fleet.clone(),
+            actor,
+            Arc::clone(&self.platform),
+            self.metrics.clone(),
+            Arc::clone(&slot),
+        );
+        // An actor waits for one tail at a time.
+        let (sender, opens) = mpsc::channel(1);
+        let previous = self.slots.insert(key.clone(), Arc::clone(&slot));
+        let slots = Arc::clone(&self.slots);
+        self.tasks.spawn(async move {
+            let ended = slot.ended.clone().drop_guard();
+            // One participant per replica at a time: its last messages come before the first ones of the next.
+            if let Some(previous) = previous {
+                previous.ended.cancelled().await;
+            }
+            driver.run(opens).await;
+            slots.remove_if(&key, |_, current| Arc::ptr_eq(current, &slot));
+            drop(ended);
+        });
+        Box::new(SharedTail { opens: sender, platform: Arc::clone(&self.platform) })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        self.tasks.close();
+        Box::pin(self.tasks.wait())
+    }
+
+    fn fleet(&self) -> Option<FleetView> {
+        let state = *self.fleet.state().borrow();
+        // Collected first: no shard of the map is locked for long.
+        let slots = self.slots.iter().map(|slot| (slot.key().clone(), *slot.status.lock()));
+        let slots: Vec<_> = slots.collect();
+        let mut replicas: Vec<FleetReplica> = slots.into_iter().map(row).collect();
+        replicas.sort_by(|one, other| (&one.lease, &one.replica).cmp(&(&other.lease, &other.replica)));
+        let left_out = replicas.len().saturating_sub(VIEW_REPLICAS_MAX);
+        replicas.truncate(VIEW_REPLICAS_MAX);
+        Some(FleetView {
+            gateway: self.fleet.gateway().to_string(),
+            usable: state.usable,
+            draining: state.draining,
+            gateways: state.gateways,
+            left_out,
+            replicas,
+        })
+    }
+}
+
+// === impl SharedTail ===
+
+impl LiveTails for SharedTail {
+    fn open(&mut self, request: TailRequest) -> BoxFuture<'static, Result<Tail, platform::Error>> {
+        let (opens, platform) = (self.opens.clone(), Arc::clone(&self.platform));
+        Box::pin(async move {
+            let (reply, tail) = oneshot::channel();
+            if let Err(unsent) = opens.send(Open { request, reply }).await {
+                // The driver has panicked. The followers of this replica go on without it.
+                return platform.tail(unsent.0.request).await;
+            }
+            tail.await.unwrap_or_else(|_| Err(platform::Error::Unavailable("shared tail was closed".into())))
+        })
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn new() -> Self {
+        let status = Status { role: RoleName::Idle, publisher: None, rank: None, number: None, members: 0 };
+        Self { status: Mutex::new((status, Instant::now())), ended: CancellationToken::new() }
+    }
+
+    /// Stores the status. Returns the one before.
+    pub(super) fn store(&self, status: Status) -> Status {
+        let mut stored = self.status.lock();
+        if status.role != stored.0.role {
+            stored.1 = Instant::now();
+        }
+        std::mem::replace(&mut stored.0, status)
+    }
+}
+
+/// Returns the label of a role; `None` for one that follows nothing.
+pub(super) fn role_label(role: RoleName) -> Option<FleetRole> {
+    match role {
+        RoleName::Idle => None,
+        RoleName::Finding => Some(FleetRole::Finding),
+        RoleName::Member => Some(FleetRole::Member),
+        RoleName::Publisher => Some(FleetRole::Publisher),
+        RoleName::Direct => Some(FleetRole::Direct),
+        RoleName::Waiting => Some(FleetRole::Waiting),
+    }
+}
+
+fn row(((lease, replica), (status, since)): (Key, (Status, Instant))) -> FleetReplica {
+    FleetReplica {
+        lease: lease.to_string(),
+        replica: replica.to_string(),
+        role: role_label(status.role).map_or("idle", FleetRole::label),
+        role_seconds: since.elapsed().as_secs(),
+        publisher: status.publisher.map(|publisher| publisher.to_string()),
+        term: status.rank.map(|rank| rank.term),
+        number: status.number,
+        members: status.members,
+    }
+}
