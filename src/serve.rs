@@ -25,7 +25,6 @@ use crate::edge::tls;
 use crate::edge::upstream::provider::UpstreamProvider;
 use crate::edge::upstream::splice::Splicing;
 use crate::logs::actor::ActorContext;
-use crate::logs::actors::ActorRegistry;
 use crate::logs::entry_name::NameStyle;
 use crate::logs::memory_budget::MemoryBudget;
 use crate::model::id::LeaseId;
@@ -202,7 +201,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         }),
     };
     let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
-    let actors = ActorRegistry::new(context);
+    let (actors, fleet) = setup::actors(context, None);
     exporter.followers.set(actors.clone());
     let authenticator = Authenticator {
         trust,
@@ -271,6 +270,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         drain,
         readiness,
         health,
+        fleet,
         actors,
         restarts,
         platform,

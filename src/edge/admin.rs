@@ -1,8 +1,8 @@
 //! The admin port: `/metrics` for Prometheus, `/live` and `/ready` for probes, `/followers` for lagging
-//! followers.
+//! followers, `/fleet` for live tails that are shared with other gateways.
 //!
-//! Plain HTTP without authentication, and `/followers` names tenants and their addresses. So it listens on
-//! loopback by default.
+//! Plain HTTP without authentication, `/followers` names tenants and their addresses, and `/fleet` names
+//! leases. So it listens on loopback by default.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -130,13 +130,19 @@ impl Admin {
         match uri.path() {
             "/metrics" => metrics_page(self.exporter.render()),
             "/followers" => self.followers(uri.query()),
+            "/fleet" => match self.exporter.followers.fleet_json() {
+                Some(json) => with_type(JSON_TYPE, json),
+                None => text(StatusCode::NOT_FOUND, "this gateway is in no fleet\n"),
+            },
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => {
                 self.drain.note_readiness_poll();
                 self.readiness.answer()
             }
-            "/" => text(StatusCode::OK, "leasemux: /metrics /followers /live /ready\n"),
-            _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /followers, /live or /ready\n"),
+            "/" => text(StatusCode::OK, "leasemux: /metrics /followers /fleet /live /ready\n"),
+            _ => {
+                text(StatusCode::NOT_FOUND, "not found: try /metrics, /followers, /fleet, /live or /ready\n")
+            }
         }
     }
 

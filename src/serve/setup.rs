@@ -19,6 +19,10 @@ use crate::edge::upstream::limits::{TUNNELS_MAX, TunnelLimiter};
 use crate::edge::upstream::provider::UpstreamProvider;
 use crate::edge::upstream::splice::{Splicer, Splicing};
 use crate::edge::upstream::target::{self, Endpoint};
+use crate::exchange::bus::Bus;
+use crate::exchange::fleet::{Fleet, FleetConfig};
+use crate::logs::actor::ActorContext;
+use crate::logs::actors::ActorRegistry;
 use crate::model::id::LeaseId;
 use crate::model::metrics::Metrics;
 use crate::platform::Platform;
@@ -79,6 +83,16 @@ async fn cluster(config: &ServeConfig, metrics: &Metrics) -> Result<Arc<KubePlat
 /// Returns a setting that the platform needs. The checks of the configuration report it if it is missing.
 fn required<T: Clone>(value: Option<&T>, flag: &str) -> Result<T, ServeError> {
     value.cloned().ok_or_else(|| internal(format!("{flag} is missing")))
+}
+
+/// Creates the registry of actors. With a bus, they share their live tails with the other gateways of the fleet.
+pub(super) fn actors(
+    context: ActorContext,
+    bus: Option<(Arc<dyn Bus>, FleetConfig)>,
+) -> (ActorRegistry, Option<Fleet>) {
+    let Some((bus, config)) = bus else { return (ActorRegistry::new(context), None) };
+    let fleet = Fleet::start(bus, config, context.metrics.clone());
+    (ActorRegistry::in_fleet(context, fleet.clone()), Some(fleet))
 }
 
 /// Opens the trust directory and the chain source. The directory is asked first because it needs no query.

@@ -17,6 +17,7 @@ use super::runtimes::SideRuntime;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
+use crate::exchange::fleet::Fleet;
 use crate::logs::actors::ActorRegistry;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
 use crate::platform::Platform;
@@ -31,6 +32,7 @@ pub(super) struct Running {
     pub(super) drain: Drain,
     pub(super) readiness: Readiness,
     pub(super) health: HealthReporter,
+    pub(super) fleet: Option<Fleet>,
     pub(super) actors: ActorRegistry,
     pub(super) restarts: RestartManager,
     pub(super) platform: Arc<dyn Platform>,
@@ -60,6 +62,10 @@ impl Running {
         // 1. Readiness ends. Calls are still served.
         self.readiness.set(false);
         server::report_health(&self.health, false).await;
+        // Other gateways take over the live tails that they share with this one, while it still has them.
+        if let Some(fleet) = &self.fleet {
+            fleet.drain();
+        }
         // 2. Lame duck: load balancers poll readiness and stop sending new connections.
         self.lame_duck().await;
         // 3. Drain: no new connections; GOAWAY; streams send buffered lines, cursors and UNAVAILABLE. The

@@ -83,6 +83,13 @@ impl Followers {
         self.0.get().map(|actors| actors.lagging(max)).unwrap_or_default()
     }
 
+    /// Returns the live tails that are shared with other gateways, as JSON; `None` without a fleet.
+    pub(super) fn fleet_json(&self) -> Option<String> {
+        let fleet = self.0.get()?.fleet()?;
+        // Numbers and strings: encoding cannot fail.
+        Some(serde_json::to_string(&fleet).unwrap_or_default() + "\n")
+    }
+
     pub(super) fn text(&self) -> String {
         table(&self.lagging(ROWS_MAX))
     }
