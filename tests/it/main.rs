@@ -19,6 +19,7 @@ mod deploy;
 mod docs;
 mod draft_client;
 mod exchange;
+mod fleet;
 mod flow_control;
 mod front;
 mod fuzz;

@@ -19,13 +19,16 @@ use leasemux::edge::rest::{RestService, RestSettings};
 use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::SniConfigs;
+use leasemux::exchange::fleet::Fleet;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
+use leasemux::logs::live::FleetView;
 use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::logs::ring::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
+use leasemux::model::metrics::Metrics;
 use leasemux::model::proto;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
@@ -61,6 +64,8 @@ pub(crate) struct Gateway {
     connections: Connections,
     service: LeaseService,
     trust: Arc<Everyone>,
+    fleet: Option<Fleet>,
+    actors: ActorRegistry,
 }
 
 /// Trusts one certificate per tenant.
@@ -125,7 +130,7 @@ impl Gateway {
 
     /// Creates a gateway with this trust source instead of the one that [`Gateway::tenant`] fills.
     pub(crate) fn believing(trust: Arc<dyn Trust>, limits: Limits) -> Self {
-        Self::assemble(FakePlatform::default(), None, trust, Arc::default(), limits)
+        Self::assemble(FakePlatform::default(), None, trust, Arc::default(), limits, |_| None)
     }
 
     /// Creates a gateway with another platform. The fake platform stays empty.
@@ -137,11 +142,11 @@ impl Gateway {
     pub(crate) fn on_with(platform: Arc<dyn Platform>, limits: Limits) -> Self {
         let trust = Arc::<Everyone>::default();
         let believed = Arc::clone(&trust) as Arc<dyn Trust>;
-        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, limits)
+        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, limits, |_| None)
     }
 
     fn over(platform: FakePlatform, trust: Arc<Everyone>, limits: Limits) -> Self {
-        Self::assemble(platform, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
+        Self::assemble(platform, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits, |_| None)
     }
 
     fn assemble(
@@ -150,6 +155,7 @@ impl Gateway {
         believed: Arc<dyn Trust>,
         trust: Arc<Everyone>,
         limits: Limits,
+        fleet: impl FnOnce(Metrics) -> Option<Fleet>,
     ) -> Self {
         let exporter = Exporter::new().unwrap();
         let context = ActorContext {
@@ -160,14 +166,28 @@ impl Gateway {
             names: NameStyle::default(),
         };
         let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
-        let actors = ActorRegistry::new(context);
+        let fleet = fleet(exporter.metrics.clone());
+        let actors = match &fleet {
+            Some(fleet) => ActorRegistry::in_fleet(context, fleet.clone()),
+            None => ActorRegistry::new(context),
+        };
         exporter.followers.set(actors.clone());
         let drain = Drain::default();
         let authenticator = Authenticator::new(believed);
-        let service = LeaseService::new(authenticator, actors, restarts.clone(), drain.clone());
+        let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
         let connections = Connections::new(service.clone(), routes);
-        Self { platform: fake, drain, restarts, health, exporter, connections, service, trust }
+        Self { platform: fake, drain, restarts, health, exporter, connections, service, trust, fleet, actors }
+    }
+
+    /// Returns its part of the fleet.
+    pub(crate) fn fleet(&self) -> &Fleet {
+        self.fleet.as_ref().expect("a gateway in a fleet")
+    }
+
+    /// Returns the fleet as it sees it.
+    pub(crate) fn fleet_view(&self) -> Option<FleetView> {
+        self.actors.fleet()
     }
 
     /// Returns the same gateway, with connections to a port of this proto.
@@ -399,6 +419,15 @@ impl Setup {
     pub(crate) fn successor(&self) -> Self {
         let old = &self.gateway;
         let gateway = Gateway::over(old.platform.clone(), Arc::clone(&old.trust), Limits::default());
+        Self { gateway, lease: self.lease.clone(), certificate: self.certificate.clone() }
+    }
+
+    /// Returns a gateway in a fleet, for the same platform.
+    pub(crate) fn in_fleet(&self, limits: Limits, fleet: impl FnOnce(Metrics) -> Fleet) -> Self {
+        let (platform, trust) = (self.gateway.platform.clone(), Arc::clone(&self.gateway.trust));
+        let believed = Arc::clone(&trust) as Arc<dyn Trust>;
+        let fleet = |metrics| Some(fleet(metrics));
+        let gateway = Gateway::assemble(platform, None, believed, trust, limits, fleet);
         Self { gateway, lease: self.lease.clone(), certificate: self.certificate.clone() }
     }
 

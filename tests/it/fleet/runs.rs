@@ -1,0 +1,116 @@
+//! Runs that end, fail and rotate.
+
+use super::*;
+use crate::support::loss_check::Received;
+
+fn runs<'a>(all: &'a [Instance]) -> Vec<(&'a Instance, usize)> {
+    all.iter().map(|run| (run, 0)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_run_of_a_crash_loop_reaches_all() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    let lease = fleet.gateways[0].lease.clone();
+    let mut all = vec![fleet.run.clone()];
+    for round in 0..6 {
+        fleet.print(20);
+        tokio::time::sleep(Duration::from_millis(200 * round)).await;
+        fleet.platform().end(&lease, &web(), 1);
+        tokio::time::sleep(Duration::from_millis(40 * round)).await;
+        fleet.run = fleet.platform().start(&lease, &web());
+        all.push(fleet.run.clone());
+    }
+    fleet.print(20);
+    let last = format!("line {}\n", fleet.printed - 1);
+    for stream in &mut streams {
+        stream.until(|seen| seen.ends_with("web", 0, &last)).await;
+        assert_eq!(stream.received.assert_complete(fleet.platform(), "web", 0, &runs(&all)), 0);
+    }
+    fleet.wait_until_shared().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_no_view_named_are_one_gap_for_each() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    let lease = fleet.gateways[0].lease.clone();
+    fleet.print(5);
+    fleet.platform().end(&lease, &web(), 1);
+    // The views do not show the runs in between: the tasks of gateways do not run meanwhile.
+    for _ in 0..3 {
+        fleet.run = fleet.platform().start(&lease, &web());
+        fleet.platform().change(&lease, |view| {
+            let slot = view.services.values_mut().next().unwrap().replicas.get_mut(&0).unwrap();
+            let newest = slot.runs.len() - 1;
+            for run in &mut slot.runs[..newest] {
+                run.log_is_gone = true;
+            }
+        });
+    }
+    fleet.print(5);
+    let last = format!("line {}\n", fleet.printed - 1);
+    let mut gaps = Vec::new();
+    for stream in &mut streams {
+        stream.until(|seen| seen.ends_with("web", 0, &last)).await;
+        let is_gap = |seen: &Received| {
+            seen.of("web", 0)
+                .iter()
+                .filter(|one| matches!(one, crate::support::loss_check::Seen::Gap(..)))
+                .count()
+        };
+        gaps.push(is_gap(&stream.received));
+    }
+    assert!(gaps.iter().all(|count| *count == gaps[0]), "{gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_lines_are_one_gap_for_each() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    for _ in 0..10 {
+        fleet.print(4);
+        fleet.platform().lose(&fleet.run, 3);
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+    fleet.print(1);
+    let last = format!("line {}\n", fleet.printed - 1);
+    for stream in &mut streams {
+        stream.until(|seen| seen.ends_with("web", 0, &last)).await;
+        let lost = stream.received.assert_complete(fleet.platform(), "web", 0, &runs(&[fleet.run.clone()]));
+        assert_eq!(lost, 30);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_source_delays_lines_and_loses_none() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    fleet.print_and_read(&mut streams, Duration::from_millis(100)).await;
+    fleet.platform().fail(&fleet.run, true);
+    fleet.print(10);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    fleet.print(10);
+    fleet.platform().fail(&fleet.run, false);
+    fleet.assert_complete(&mut streams, 0).await;
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    fleet.wait_until_shared().await;
+    fleet.print(10);
+    fleet.assert_complete(&mut streams, 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_that_ends_ends_all_streams() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    let lease = fleet.gateways[0].lease.clone();
+    fleet.print(20);
+    fleet.platform().end(&lease, &web(), 0);
+    fleet.platform().change(&lease, |view| view.ended = true);
+    for stream in &mut streams {
+        assert_eq!(stream.end().await.code(), tonic::Code::Ok);
+    }
+    fleet.assert_complete(&mut streams, 0).await;
+    fleet.wait_for_roles(<[&str]>::is_empty).await;
+    assert_eq!(fleet.platform().open(), 0);
+}
