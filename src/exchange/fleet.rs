@@ -6,7 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,6 +65,8 @@ struct Shared {
     messages: AtomicU64,
     /// Participants that were created.
     participants: AtomicU64,
+    /// Gateways that are heard.
+    gateways: AtomicUsize,
     state: watch::Sender<FleetState>,
     news: broadcast::Sender<FleetNews>,
     direct_tails: Arc<Semaphore>,
@@ -77,8 +79,6 @@ pub struct FleetState {
     pub usable: bool,
     /// The gateway is shutting down: it publishes nothing any more.
     pub draining: bool,
-    /// Gateways that are heard, this one included.
-    pub gateways: usize,
 }
 
 /// News of another gateway.
@@ -103,6 +103,7 @@ impl Fleet {
             started: Instant::now(),
             messages: AtomicU64::new(0),
             participants: AtomicU64::new(0),
+            gateways: AtomicUsize::new(1),
             state: watch::Sender::default(),
             news: broadcast::Sender::new(NEWS_MAX),
         });
@@ -126,6 +127,11 @@ impl Fleet {
     /// Returns its state, and news of it.
     pub fn state(&self) -> watch::Receiver<FleetState> {
         self.0.shared.state.subscribe()
+    }
+
+    /// Returns the number of gateways that are heard, this one included.
+    pub fn gateways(&self) -> usize {
+        self.0.shared.gateways.load(Ordering::Relaxed)
     }
 
     pub(crate) fn bus(&self) -> &dyn Bus {
@@ -243,7 +249,7 @@ impl Shared {
     /// Updates the metrics of the gateway.
     fn report(&self, liveness: &Liveness, before: &mut BusTotals) {
         let gateways = liveness.gateways();
-        self.state.send_if_modified(|state| std::mem::replace(&mut state.gateways, gateways) != gateways);
+        self.gateways.store(gateways, Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.metrics.fleet_gateways.set(gateways as f64);
         let now = self.bus.totals();

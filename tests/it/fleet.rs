@@ -134,6 +134,11 @@ impl TestFleet {
         start.elapsed()
     }
 
+    /// Waits until no gateway follows the replica.
+    async fn wait_until_idle(&self) {
+        self.wait_for_roles(|roles| roles.is_empty()).await;
+    }
+
     /// Waits until there is one publisher and all others are members, with one tail in all.
     async fn wait_until_shared(&self) -> Duration {
         let start = Instant::now();

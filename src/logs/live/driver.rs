@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use super::shared::{Slot, role_label};
 use super::subscriptions::{Subscriptions, channel};
 use super::{AttachedActor, KeepGuard, Users};
 use crate::exchange::bus::{BusMessage, Channel, RequestError};
-use crate::exchange::fleet::{Fleet, FleetNews};
+use crate::exchange::fleet::{Fleet, FleetNews, FleetState};
 use crate::exchange::messages::{Fetch, Fetched, Message};
 use crate::exchange::participant::{
     ANSWER_MAX, Config, Input, Output, Participant, ReplyId, RequestId, RingEvent, RoleName, Status, Subject,
@@ -141,12 +142,12 @@ impl Driver {
     pub(super) async fn run(mut self, mut opens: mpsc::Receiver<Open>) {
         let (mut state, mut news) = (self.fleet.state(), self.fleet.news());
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-        // Passes the present state first.
-        state.mark_changed();
-        let mut is_due = false;
+        // First, so that no log is opened as if the bus were away.
+        let now = *state.borrow_and_update();
+        self.state_changed(now);
         loop {
             let deadline = self.participant.deadline().map(|at| self.fleet.instant(at));
-            if let Some(at) = deadline.filter(|at| *at != timer.deadline() || is_due) {
+            if let Some(at) = deadline.filter(|at| *at != timer.deadline()) {
                 timer.as_mut().reset(at);
             }
             let takes_lines = self.outbox.is_empty();
@@ -161,30 +162,45 @@ impl Driver {
                 },
                 () = &mut timer, if deadline.is_some() => Event::Due,
                 (subject, message) = self.subscriptions.next(takes_lines) => Event::Message(subject, message),
-                (request, answer) = self.requests.next(), if takes_lines => Event::Answer(request, answer),
+                (request, answer) = self.requests.next(takes_lines) => Event::Answer(request, answer),
                 () = self.outbox.flush(), if !takes_lines => Event::None,
                 events = read(&mut self.reader), if publishes => Event::Ring(events),
                 (generation, event) = self.tail.next(), if takes_lines => Event::Tail(generation, event),
             };
-            is_due = matches!(event, Event::Due);
             match event {
-                Event::Stop => return self.handle(Input::Stop),
+                Event::Stop => {
+                    self.publish_rest();
+                    return self.handle(Input::Stop);
+                }
                 Event::State => {
                     let state = *state.borrow_and_update();
-                    self.state_changed(state.usable, state.draining);
+                    self.state_changed(state);
                 }
                 other => self.happened(other),
             }
         }
     }
 
-    fn state_changed(&mut self, usable: bool, draining: bool) {
-        if usable {
+    fn state_changed(&mut self, state: FleetState) {
+        if state.usable {
             self.subscriptions.restore(self.fleet.bus());
         }
-        self.handle(Input::Usable(usable));
-        if draining {
+        self.handle(Input::Usable(state.usable));
+        if state.draining {
+            self.publish_rest();
             self.handle(Input::Drain);
+        }
+    }
+
+    /// Publishes the entries that are in the ring: the source may not have their lines for much longer.
+    fn publish_rest(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while let (Some(reader), Some(_)) = (&mut self.reader, &self.kept)
+            && let Poll::Ready(events) = reader.poll_read(&mut cx)
+        {
+            for event in events {
+                self.handle(Input::Ring(event));
+            }
         }
     }
 

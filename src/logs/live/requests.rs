@@ -36,14 +36,23 @@ impl Requests {
         self.0.push_back(Request { id, answers, has_one_answer });
     }
 
-    /// Waits for the next answer; for ever without a request. Cancel safe.
-    pub(super) async fn next(&mut self) -> (RequestId, Result<Bytes, RequestError>) {
-        poll_fn(|cx| self.poll_next(cx)).await
+    /// Waits for the next answer; for ever without a request. Of requests with one answer, which may have many
+    /// lines, only if `takes_lines`. Cancel safe.
+    pub(super) async fn next(&mut self, takes_lines: bool) -> (RequestId, Result<Bytes, RequestError>) {
+        poll_fn(|cx| self.poll_next(takes_lines, cx)).await
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(RequestId, Result<Bytes, RequestError>)> {
+    fn poll_next(
+        &mut self,
+        takes_lines: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<(RequestId, Result<Bytes, RequestError>)> {
         let mut index = 0;
         while let Some(request) = self.0.get_mut(index) {
+            if request.has_one_answer && !takes_lines {
+                index += 1;
+                continue;
+            }
             match request.answers.poll_next_unpin(cx) {
                 Poll::Pending => index += 1,
                 Poll::Ready(None) => _ = self.0.remove(index),

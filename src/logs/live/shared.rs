@@ -103,7 +103,7 @@ impl Live for SharedTails {
             gateway: self.fleet.gateway().to_string(),
             usable: state.usable,
             draining: state.draining,
-            gateways: state.gateways,
+            gateways: self.fleet.gateways(),
             left_out,
             replicas,
         })

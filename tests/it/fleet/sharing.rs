@@ -27,7 +27,7 @@ async fn hundred_followers_on_each_of_three_share_one_tail() {
     // Actors end some idle time after their last follower. The publisher's stays while it has members.
     drop(streams);
     fleet.gateways[0].gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
-    fleet.wait_for_roles(<[&str]>::is_empty).await;
+    fleet.wait_until_idle().await;
     assert_eq!(fleet.platform().open(), 0);
 }
 
@@ -55,7 +55,7 @@ async fn publisher_without_followers_serves_members() {
     assert_eq!(fleet.platform().follows(), 1);
     // Its last member leaves: the actor ends, and the next follower begins anew.
     drop(streams);
-    fleet.wait_for_roles(<[&str]>::is_empty).await;
+    fleet.wait_until_idle().await;
     let from = fleet.printed;
     let mut streams = fleet.follow_each().await;
     fleet.print(10);
