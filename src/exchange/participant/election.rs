@@ -147,7 +147,7 @@ impl Participant {
             self.role = Role::HoldingBack { until: heard_at + HOLD_BACK };
         } else if claiming.echoed {
             let rank = claiming.claim.rank;
-            self.become_publisher(rank);
+            self.become_publisher(rank, now);
         } else if now >= claiming.silent_at {
             let delay = self.jitter.between(DIRECT_FOR.0, DIRECT_FOR.1);
             self.go_direct(Some(now + delay));
@@ -270,12 +270,16 @@ impl Participant {
     }
 
     /// Becomes the publisher: its claim was the best.
-    pub(super) fn become_publisher(&mut self, rank: Rank) {
+    pub(super) fn become_publisher(&mut self, rank: Rank, now: Duration) {
         self.attempts = 0;
+        let expects_members = self.dead.is_some() || self.heard_claim.is_some();
         self.hear_frames(false);
         self.out.push(Output::Subscribe(Subject::Requests, true));
-        self.role = Role::Publisher(Box::new(Publishing::new(rank)));
+        self.role = Role::Publisher(Box::new(Publishing::new(rank, expects_members, now)));
         self.out.push(Output::ReadRing(true));
+        if expects_members {
+            self.out.push(Output::KeepActor(true));
+        }
         self.cover();
     }
 }

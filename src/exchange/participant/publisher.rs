@@ -15,6 +15,11 @@ const MEMBER_EXPIRY: Duration = Duration::from_secs(15);
 /// to all that listen.
 const MEMBERS_MAX: usize = 4_096;
 
+/// Time for which a publisher that has followed another one, or has heard claims, sends frames although no
+/// member has joined it yet: the others follow it from its first frame on. They join within milliseconds, or
+/// with its second or third announcement.
+const MEMBERS_WAIT: Duration = Duration::from_secs(1);
+
 /// Time after the newest frame in which a [`Message::Sync`] follows, so that a loss of the last frames shows.
 const SYNC_AFTER: Duration = Duration::from_millis(300);
 
@@ -52,6 +57,8 @@ pub(super) struct Publishing {
     end: Option<RingEnd>,
     /// When each member was heard last.
     members: BTreeMap<GatewayId, Duration>,
+    /// Until then members are expected, so that it counts as having some.
+    expects_until: Option<Duration>,
     sync_at: Option<Duration>,
     announce_at: Duration,
     announced_at: Option<Duration>,
@@ -65,11 +72,13 @@ pub(super) struct Publishing {
 // === impl Publishing ===
 
 impl Publishing {
-    pub(super) fn new(rank: Rank) -> Self {
+    /// Creates the state of a new publisher. `expects_members`: others follow the replica.
+    pub(super) fn new(rank: Rank, expects_members: bool, now: Duration) -> Self {
         Self {
             rank,
             end: None,
             members: BTreeMap::new(),
+            expects_until: expects_members.then(|| now + MEMBERS_WAIT),
             sync_at: None,
             announce_at: Duration::ZERO,
             announced_at: None,
@@ -97,7 +106,7 @@ impl Publishing {
         let expiry = self.members.values().min().map(|heard| *heard + MEMBER_EXPIRY);
         // Before the ring is read there is nothing to announce.
         let announce = self.end.is_some().then_some(self.announce_at);
-        [expiry, announce, self.sync_at].into_iter().flatten().min()
+        [expiry, announce, self.sync_at, self.expects_until].into_iter().flatten().min()
     }
 
     /// Announces itself: another gateway seems not to know of it.
@@ -112,9 +121,14 @@ impl Publishing {
         self.announced = self.announced.min(FIRST_ANNOUNCEMENTS.len() - 1);
     }
 
-    /// Adds a member, or notes that it was heard. Returns whether it is the first one.
+    /// Whether it has members, or expects some.
+    pub(super) fn has_members(&self) -> bool {
+        !self.members.is_empty() || self.expects_until.is_some()
+    }
+
+    /// Adds a member, or notes that it was heard. Returns whether it had none before.
     fn add_member(&mut self, member: GatewayId, now: Duration) -> bool {
-        let is_first = self.members.is_empty();
+        let is_first = !self.has_members();
         if self.members.len() < MEMBERS_MAX || self.members.contains_key(&member) {
             self.members.insert(member, now);
         }
@@ -141,7 +155,7 @@ impl Participant {
             RingEvent::At(end) => {
                 if publishing.end.replace(end).is_none() {
                     (publishing.announce_at, publishing.ask_node_at) = (now, now + ASK_NODE_EVERY);
-                } else if !publishing.members.is_empty() {
+                } else if publishing.has_members() {
                     // The reader has lagged. Members see that numbers are missing.
                     publishing.sync_at = Some(now + SYNC_AFTER);
                 }
@@ -149,7 +163,7 @@ impl Participant {
             RingEvent::Entry { totals, content, end } => {
                 let number = end.number.saturating_sub(1);
                 publishing.end = Some(end);
-                if !publishing.members.is_empty() {
+                if publishing.has_members() {
                     publishing.sync_at = Some(now + SYNC_AFTER);
                     let frame = Frame { rank, number, totals, content };
                     self.out.push(Output::Publish(Subject::Frames, Message::Frame(frame)));
@@ -173,7 +187,7 @@ impl Participant {
     pub(super) fn source_changed(&mut self, now: Duration) {
         let Some(head) = self.head() else { return };
         if let Role::Publisher(publishing) = &mut self.role
-            && !publishing.members.is_empty()
+            && publishing.has_members()
         {
             publishing.sync_at = Some(now + SYNC_AFTER);
             self.out.push(Output::Publish(Subject::Frames, Message::Sync(head)));
@@ -205,7 +219,7 @@ impl Participant {
     pub(super) fn left(&mut self, member: GatewayId) {
         if let Role::Publisher(publishing) = &mut self.role
             && publishing.members.remove(&member).is_some()
-            && publishing.members.is_empty()
+            && !publishing.has_members()
         {
             publishing.sync_at = None;
             self.out.push(Output::KeepActor(false));
@@ -224,9 +238,10 @@ impl Participant {
         let Some(head) = self.head() else { return };
         let Role::Publisher(publishing) = &mut self.role else { return };
         let is_expired = |heard: &Duration| *heard + MEMBER_EXPIRY <= now;
-        let had_members = !publishing.members.is_empty();
+        let had_members = publishing.has_members();
         publishing.members.retain(|_, heard| !is_expired(heard));
-        if had_members && publishing.members.is_empty() {
+        publishing.expects_until.take_if(|until| *until <= now);
+        if had_members && !publishing.has_members() {
             publishing.sync_at = None;
             self.out.push(Output::KeepActor(false));
         }
@@ -282,7 +297,7 @@ impl Participant {
     pub(super) fn stop_publishing(&mut self, successor: Option<Rank>) {
         let Role::Publisher(publishing) = &self.role else { return };
         let rank = publishing.rank;
-        let had_members = !publishing.members.is_empty();
+        let had_members = publishing.has_members();
         self.out.push(Output::Publish(Subject::Claims, Message::Release { rank, successor }));
         self.out.push(Output::Subscribe(Subject::Requests, false));
         self.out.push(Output::ReadRing(false));

@@ -30,7 +30,8 @@ impl Participant {
             FetchFrom::Number(next)
         } else {
             let Some(place) = run.place() else { return };
-            if self.tail.is_open
+            // A tail that is not open yet may wait for a permit for long.
+            if self.tail.opened_at.is_some()
                 || self.tail.retry_at.is_some()
                 || !self.is_behind(&run.instance, place.position)
             {
