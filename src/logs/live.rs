@@ -16,6 +16,7 @@ mod outbox;
 mod own_tail;
 mod requests;
 mod shared;
+mod slot;
 mod subscriptions;
 
 pub(crate) use self::shared::SharedTails;

@@ -17,11 +17,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::Gauge;
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
 
 use super::outbox::{OpenReply, Outbox};
 use super::own_tail::{OwnTail, OwnTailEvent};
 use super::requests::Requests;
-use super::shared::{Slot, role_label};
+use super::slot::{Slot, role_label};
 use super::subscriptions::{Subscriptions, channel};
 use super::{AttachedActor, KeepGuard, Users};
 use crate::exchange::bus::{BusMessage, Channel, RequestError};
@@ -35,6 +36,11 @@ use crate::logs::ring::{FrameReader, Ring};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::{FleetDirection, FleetRepair, GaugeGuard, Metrics, PlatformName, ReadKind};
 use crate::platform::{self, Platform, ReadFrom, TailRequest};
+
+/// Time for which a publisher with members stays after its actor has ended. Its last frames and its release go by
+/// different connections, and a member that is told of the release first reads the rest of the log by itself:
+/// but then the log may be gone. Lost frames are fetched meanwhile, too.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// The driver of one replica's participant.
 #[derive(Debug)]
@@ -83,7 +89,8 @@ struct Part {
 
 enum Event {
     Open(Open),
-    /// The actor has ended.
+    ActorEnded,
+    /// The time after the actor's end has passed, or the fleet is gone.
     Stop,
     /// The state of the fleet has changed.
     State,
@@ -145,6 +152,7 @@ impl Driver {
         // First, so that no log is opened as if the bus were away.
         let now = *state.borrow_and_update();
         self.state_changed(now);
+        let mut stop_at = None;
         loop {
             let deadline = self.participant.deadline().map(|at| self.fleet.instant(at));
             if let Some(at) = deadline.filter(|at| *at != timer.deadline()) {
@@ -153,7 +161,8 @@ impl Driver {
             let takes_lines = self.outbox.is_empty();
             let publishes = self.kept.is_some();
             let event = tokio::select! {
-                open = opens.recv() => open.map_or(Event::Stop, Event::Open),
+                open = opens.recv(), if stop_at.is_none() => open.map_or(Event::ActorEnded, Event::Open),
+                () = until(stop_at) => Event::Stop,
                 changed = state.changed() => if changed.is_ok() { Event::State } else { Event::Stop },
                 one = news.recv() => match one {
                     Ok(one) => Event::News(one),
@@ -168,9 +177,12 @@ impl Driver {
                 (generation, event) = self.tail.next(), if takes_lines => Event::Tail(generation, event),
             };
             match event {
-                Event::Stop => {
+                Event::Stop => return self.handle(Input::Stop),
+                Event::ActorEnded => {
                     self.publish_rest();
-                    return self.handle(Input::Stop);
+                    self.tail.close();
+                    let linger = if self.kept.is_some() { LINGER } else { Duration::ZERO };
+                    stop_at = Some(Instant::now() + linger);
                 }
                 Event::State => {
                     let state = *state.borrow_and_update();
@@ -226,7 +238,7 @@ impl Driver {
                 }
             }
             Event::Tail(generation, event) => self.tail_event(generation, event),
-            Event::Stop | Event::State | Event::None => {}
+            Event::ActorEnded | Event::Stop | Event::State | Event::None => {}
         }
     }
 
@@ -433,6 +445,14 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         self.set(0);
+    }
+}
+
+/// Waits until this time; for ever without one.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

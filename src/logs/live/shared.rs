@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use futures_core::future::BoxFuture;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::driver::{Driver, Open};
+use super::slot::{Slot, role_label};
 use super::{AttachedActor, FleetReplica, FleetView, Live, LiveTails};
 use crate::exchange::fleet::Fleet;
-use crate::exchange::participant::{RoleName, Status};
+use crate::exchange::participant::Status;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::{FleetRole, Metrics};
@@ -34,14 +33,6 @@ pub(crate) struct SharedTails {
 }
 
 type Key = (LeaseId, Replica);
-
-/// What others see of a driver.
-#[derive(Debug)]
-pub(super) struct Slot {
-    status: Mutex<(Status, Instant)>,
-    /// Cancelled when the driver has ended.
-    ended: CancellationToken,
-}
 
 /// The source of one actor's tails: its driver.
 struct SharedTail {
@@ -93,7 +84,7 @@ impl Live for SharedTails {
     fn fleet(&self) -> Option<FleetView> {
         let state = *self.fleet.state().borrow();
         // Collected first: no shard of the map is locked for long.
-        let slots = self.slots.iter().map(|slot| (slot.key().clone(), *slot.status.lock()));
+        let slots = self.slots.iter().map(|slot| (slot.key().clone(), slot.status()));
         let slots: Vec<_> = slots.collect();
         let mut replicas: Vec<FleetReplica> = slots.into_iter().map(row).collect();
         replicas.sort_by(|one, other| (&one.lease, &one.replica).cmp(&(&other.lease, &other.replica)));
@@ -123,36 +114,6 @@ impl LiveTails for SharedTail {
             }
             tail.await.unwrap_or_else(|_| Err(platform::Error::Unavailable("shared tail was closed".into())))
         })
-    }
-}
-
-// === impl Slot ===
-
-impl Slot {
-    fn new() -> Self {
-        let status = Status { role: RoleName::Idle, publisher: None, rank: None, number: None, members: 0 };
-        Self { status: Mutex::new((status, Instant::now())), ended: CancellationToken::new() }
-    }
-
-    /// Stores the status. Returns the one before.
-    pub(super) fn store(&self, status: Status) -> Status {
-        let mut stored = self.status.lock();
-        if status.role != stored.0.role {
-            stored.1 = Instant::now();
-        }
-        std::mem::replace(&mut stored.0, status)
-    }
-}
-
-/// Returns the label of a role; `None` for one that follows nothing.
-pub(super) fn role_label(role: RoleName) -> Option<FleetRole> {
-    match role {
-        RoleName::Idle => None,
-        RoleName::Finding => Some(FleetRole::Finding),
-        RoleName::Member => Some(FleetRole::Member),
-        RoleName::Publisher => Some(FleetRole::Publisher),
-        RoleName::Direct => Some(FleetRole::Direct),
-        RoleName::Waiting => Some(FleetRole::Waiting),
     }
 }
 
