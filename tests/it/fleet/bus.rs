@@ -189,7 +189,13 @@ impl Bus for MemoryBus {
     }
 
     fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Answers {
-        let failed = |error| Answers::new(futures_util::stream::iter([Err(error)]));
+        let failed = |error| {
+            let later = async move {
+                tokio::time::sleep(DELAY).await;
+                Err(error)
+            };
+            Answers::new(futures_util::stream::once(later))
+        };
         let inbox = {
             let mut state = self.hub.state();
             if !state.is_up(self.gateway) {

@@ -1,5 +1,7 @@
 //! Runs that end, fail and rotate.
 
+use leasemux::model::line::OutputStream;
+
 use super::*;
 use crate::support::loss_check::Received;
 
@@ -105,9 +107,46 @@ async fn lease_that_ends_ends_all_streams() {
     fleet.platform().end(&lease, &web(), 0);
     fleet.platform().change(&lease, |view| view.ended = true);
     for stream in &mut streams {
-        assert_eq!(stream.end().await.code(), tonic::Code::Ok);
+        assert_eq!(stream.end().await.code(), tonic::Code::NotFound);
     }
     fleet.assert_complete(&mut streams, 0).await;
     fleet.wait_until_idle().await;
-    assert_eq!(fleet.platform().open(), 0);
+    // The members got all lines from the publisher before it ended.
+    assert_eq!((fleet.platform().follows(), fleet.platform().open()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_in_pieces_reach_all() {
+    let mut fleet = TestFleet::new(3).await;
+    let mut streams = fleet.follow_each().await;
+    let (platform, run) = (fleet.platform().clone(), fleet.run.clone());
+    for round in 0..40 {
+        let (out, other) = (OutputStream::Stdout, OutputStream::Stderr);
+        platform.print_piece(&run, out, &format!("out {round} begins"));
+        tokio::time::sleep(Duration::from_millis(11)).await;
+        if round % 3 == 0 {
+            platform.print_piece(&run, other, &format!("err {round}\n"));
+        }
+        if round % 10 == 5 {
+            let old = fleet.publisher();
+            fleet.hub.set_faults(Faults { cut_off: vec![old], ..Faults::default() });
+        }
+        platform.print_piece(&run, out, " and ends\n");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        fleet.hub.set_faults(Faults::default());
+    }
+    platform.print_piece(&run, OutputStream::Stdout, "the end\n");
+    let mut texts = Vec::new();
+    for stream in &mut streams {
+        stream.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
+        let text = stream.received.text("web", 0);
+        for round in 0..40 {
+            assert_eq!(text.matches(&format!("out {round} begins")).count(), 1, "{text}");
+            let expected = usize::from(round % 3 == 0);
+            assert_eq!(text.matches(&format!("err {round}\n")).count(), expected, "{text}");
+        }
+        assert_eq!(text.matches(" and ends\n").count(), 40);
+        texts.push(text);
+    }
+    assert!(texts.iter().all(|text| *text == texts[0]), "the same bytes in the same order");
 }
