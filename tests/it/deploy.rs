@@ -197,6 +197,7 @@ fn dashboard_uses_existing_metrics_only() {
             "Lag",
             "Canary",
             "Sources and actors",
+            "Fleet",
             "Edge",
             "REST and front mode",
             "The chain",
