@@ -13,7 +13,8 @@
 //! - [`messages`], their [`codec`], and the [`subjects`] that carry them.
 //! - [`participant`]: the state machine of one replica. [`rank`] has the order of claims.
 //! - [`liveness`]: which gateways are alive, and whether the bus can be used; one per gateway.
-//! - [`bus`]: what the driver needs of the engine between the gateways.
+//! - [`bus`]: what the driver needs of the engine between the gateways. `nats` implements it, with the feature of
+//!   that name.
 //!
 //! **Boundary.** The state machines are pure. [`fleet`] runs the part that a gateway has once, and the driver in
 //! `logs::live` the participant of each followed replica:
@@ -51,6 +52,8 @@ pub mod kept;
 pub mod lines;
 pub mod liveness;
 pub mod messages;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod participant;
 pub mod rank;
 pub mod subjects;

@@ -99,6 +99,15 @@ impl Subjects {
         format!("{}.n.{}", self.prefix, self.hash(&format!("node {name}")))
     }
 
+    /// Returns a subject of each kind that no gateway uses, with the pattern of all of its kind. For tests of
+    /// permissions.
+    pub fn probes(&self, gateway: GatewayId) -> [(String, String); 5] {
+        ["f", "c", "o", "g", "n"].map(|kind| {
+            let of_kind = format!("{}.{kind}", self.prefix);
+            (format!("{of_kind}.{gateway}"), format!("{of_kind}.*"))
+        })
+    }
+
     fn hash(&self, name: &str) -> String {
         // The prefix separates fleets without a secret. It ends at the zero byte.
         let input = format!("{}\0{name}", self.prefix);

@@ -1,0 +1,93 @@
+//! Checks servers and permissions by using them.
+
+use std::collections::BTreeSet;
+use std::future::ready;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Event, ServerError};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+use super::{INBOX_PREFIX, NatsError, NatsOptions, version};
+use crate::exchange::codec;
+use crate::exchange::gateway_id::GatewayId;
+use crate::exchange::messages::{Envelope, Message};
+use crate::exchange::subjects::Subjects;
+
+/// Time for all messages to return. On one connection that takes milliseconds.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Minimum of the server's `max_payload`: an answer to a fetch has up to 280 kB.
+const PAYLOAD_MIN_BYTES: usize = 512 * 1024;
+
+/// Connects to a server, and sends a message to itself on a subject of each kind that gateways use. Returns a
+/// note about settings of the server that should be changed.
+///
+/// # Errors
+/// [`NatsError`]; it names each missing permission.
+pub async fn check(
+    options: &NatsOptions,
+    subjects: &Subjects,
+    gateway: GatewayId,
+) -> Result<Option<String>, NatsError> {
+    let errors = Arc::<Mutex<BTreeSet<String>>>::default();
+    let seen = Arc::clone(&errors);
+    let library = options.to_library("leasemux serve --check".to_owned())?.event_callback(move |event| {
+        if let Event::ServerError(ServerError::Other(error)) = event {
+            // There are two for each subject below, at most.
+            seen.lock().insert(error);
+        }
+        ready(())
+    });
+    let client = library.connect(options.addresses()?).await.map_err(NatsError::Connect)?;
+    let inbox = (format!("{INBOX_PREFIX}.{gateway}.0"), format!("{INBOX_PREFIX}.>"));
+    let probes = subjects.probes(gateway).into_iter().chain([inbox]);
+    // Gateways that hear it ignore it.
+    let payload = codec::encode(&Envelope { sender: gateway, counter: 1, message: Message::Leave });
+    let deadline = Instant::now() + DEADLINE;
+    let results = join_all(probes.map(async |(subject, pattern)| {
+        let returned = async {
+            let mut messages = client.subscribe(subject.clone()).await.ok()?;
+            client.publish(subject.clone(), payload.clone()).await.ok()?;
+            messages.next().await
+        };
+        let has_returned = timeout_at(deadline, returned).await.is_ok_and(|message| message.is_some());
+        (subject, pattern, has_returned)
+    }))
+    .await;
+    let errors = errors.lock().clone();
+    let mut missing = Vec::new();
+    for (subject, pattern, _) in results.iter().filter(|(.., has_returned)| !has_returned) {
+        let denied = |what: &str| {
+            let beginning = format!("permissions violation for {what} to \"{subject}\"");
+            errors.iter().any(|error| error.to_lowercase().starts_with(&beginning.to_lowercase()))
+        };
+        let found = [("publish", "publish"), ("subscription", "subscribe")]
+            .map(|(what, verb)| denied(what).then(|| format!("no permission to {verb} to {pattern}")));
+        if found.iter().all(Option::is_none) {
+            missing.push(format!("messages to {pattern} do not return"));
+        }
+        missing.extend(found.into_iter().flatten());
+    }
+    if !missing.is_empty() {
+        return Err(NatsError::Permissions(missing));
+    }
+    let info = client.server_info();
+    let mut notes = Vec::new();
+    if version::is_old(&info.version) {
+        notes.push(format!(
+            "the NATS server has version {}; before 2.10.26, a gateway that halts can delay all others",
+            info.version
+        ));
+    }
+    if info.max_payload < PAYLOAD_MIN_BYTES {
+        notes.push(format!(
+            "max_payload of the NATS server is {}; gateways send up to {PAYLOAD_MIN_BYTES} bytes",
+            info.max_payload
+        ));
+    }
+    Ok((!notes.is_empty()).then(|| notes.join("; ")))
+}
