@@ -31,6 +31,7 @@ mod contexts;
 mod demo;
 mod file;
 mod file_lock;
+mod fleet;
 mod identity;
 mod lease_parts;
 mod lines;
@@ -56,6 +57,7 @@ pub use self::context::{ContextCommand, ContextSetConfig};
 pub use self::contexts::{Context, ContextChange, Contexts, ContextsError};
 pub use self::demo::DemoConfig;
 pub use self::file::is_file_key;
+pub use self::fleet::FleetOptions;
 pub use self::identity::{IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::lease_parts::LeaseSource;
 pub use self::lines::{ColorChoice, FormConfig, LogsOutput, SelectionConfig};
@@ -369,6 +371,23 @@ mod tests {
             let name = format!("`{}`", quota.label());
             assert!(page.contains(&name), "{name} is missing");
         }
+    }
+
+    #[test]
+    fn fleet_needs_servers_a_name_and_one_user() {
+        let has = |args: &[&str], text: &str| {
+            let found = errors(&[&["serve"], args].concat());
+            found.iter().any(|error| error.contains(text))
+        };
+        let missing = "--nats (or LEASEMUX_NATS) is missing: the NATS servers that --fleet is about";
+        assert!(has(&["--fleet=east"], missing));
+        let servers = "--nats=nats://127.0.0.1:4222";
+        assert!(has(&[servers], "--fleet (or LEASEMUX_FLEET) is missing"));
+        let users = ["--nats-creds=/dev/null", "--nats-nkey=/dev/null"];
+        let is_one = has(&[&[servers], &users[..]].concat(), "a gateway is one user");
+        assert!(is_one);
+        let without = "this program was built without the feature `nats`";
+        assert_eq!(has(&[servers], without), !cfg!(feature = "nats"));
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::edge::service::LeaseService;
 use crate::edge::tls;
 use crate::edge::upstream::provider::UpstreamProvider;
 use crate::edge::upstream::splice::Splicing;
+#[cfg(feature = "nats")]
+use crate::exchange::nats::NatsError;
 use crate::logs::actor::ActorContext;
 use crate::logs::entry_name::NameStyle;
 use crate::logs::memory_budget::MemoryBudget;
@@ -96,6 +98,10 @@ pub enum ServeError {
     /// The export of traces cannot be set up.
     #[error("--otlp-endpoint: {0}")]
     Otlp(Box<dyn std::error::Error + Send + Sync>),
+    /// NATS cannot be used. That no server can be reached is no error.
+    #[cfg(feature = "nats")]
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// A system resource is missing, such as a thread.
     #[error("cannot start: {0}")]
     Internal(Box<dyn std::error::Error + Send + Sync>),
@@ -188,6 +194,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     .map_err(internal)?;
 
     let platform = setup::platform(&config, leases, notifier, &exporter.metrics, &side).await?;
+    let bus = setup::bus(&config).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let context = ActorContext {
@@ -201,7 +208,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         }),
     };
     let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
-    let (actors, fleet) = setup::actors(context, None);
+    let (actors, fleet) = setup::actors(context, bus);
     exporter.followers.set(actors.clone());
     let authenticator = Authenticator {
         trust,

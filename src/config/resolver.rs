@@ -149,6 +149,11 @@ impl<'a> Resolver<'a> {
         C::from_arg_matches(&self.values).ok()
     }
 
+    /// Returns whether no error was found until now.
+    pub(super) fn is_valid(&self) -> bool {
+        self.errors.is_empty()
+    }
+
     /// Returns whether a switch is on.
     pub(super) fn is_on(&self, id: &str) -> bool {
         self.get(id).copied().unwrap_or(false)

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
+use super::fleet::{self, FleetOptions};
 use super::published::{self, PublishedOptions};
 use super::resolver::Resolver;
 use super::rest::{self, RestOptions};
@@ -104,6 +105,8 @@ pub struct ServeConfig {
     #[command(flatten)]
     pub(crate) published: PublishedOptions,
     #[command(flatten)]
+    pub(crate) fleet: FleetOptions,
+    #[command(flatten)]
     pub(crate) local: LocalOptions,
     #[command(flatten)]
     pub(crate) limits: Limits,
@@ -189,6 +192,9 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
     }
     rest::check(resolver, checks);
     published::check(resolver);
+    fleet::check(resolver);
+    check_certificate(resolver, ["nats_cert", "nats_key"], checks);
+    resolver.verify("nats_ca", |file: &PathBuf| (checks.authorities)(file));
     for id in LISTENERS {
         resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
     }
@@ -208,7 +214,19 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
     if resolver.is_given("ca_tls_cert") && resolver.is_given("ca_tls_key") {
         resolver.require("public_hostnames", "the host name of --ca-tls-cert");
     }
-    note
+    let notes: Vec<String> = note.into_iter().chain(check_nats(resolver, checks)).collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+/// Uses the servers of the fleet. Only if there is no error until here, because it takes seconds if they do not
+/// answer. Returns a note about their settings.
+fn check_nats(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option<String> {
+    let options = resolver.group::<FleetOptions>().filter(|_| resolver.is_valid())?;
+    let subjects = options.subjects(resolver.get::<Address>("provider")).ok().flatten()?;
+    (checks.nats)(&options, &subjects).unwrap_or_else(|error| {
+        resolver.conflict(&error);
+        None
+    })
 }
 
 fn check_leases(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChecks) {

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use super::fleet::FleetOptions;
+use crate::exchange::subjects::Subjects;
 use crate::platform::kube::ClusterAccess;
 
 /// Checks for `serve --check`: they examine values as a start does, without starting anything. An error
@@ -20,6 +22,9 @@ pub struct StartChecks {
     /// Checks that a cluster can be used. Returns a note if something could not be checked. Errors name the
     /// flags.
     pub cluster: fn(&ClusterAccess) -> Result<Option<String>, String>,
+    /// Checks that the NATS servers of a fleet can be used. Returns a note if their settings should be changed.
+    /// Errors name the flags.
+    pub nats: fn(&FleetOptions, &Subjects) -> Result<Option<String>, String>,
     /// Checks that this machine can listen on an address.
     pub listen: fn(SocketAddr) -> Result<(), String>,
     /// Checks that a directory can be written, or created.
@@ -35,6 +40,7 @@ impl StartChecks {
         certificate: |_, _| Ok(()),
         authorities: |_| Ok(()),
         cluster: |_| Ok(None),
+        nats: |_, _| Ok(None),
         listen: |_| Ok(()),
         data_dir: |_| Ok(()),
     };

@@ -125,7 +125,7 @@ pub(super) fn collector(text: &str) -> Result<Uri, String> {
 }
 
 /// Parses a URL of one of `schemes` that has a host, optionally a port, and nothing else.
-fn server(text: &str, schemes: &[&str]) -> Option<Uri> {
+pub(super) fn server(text: &str, schemes: &[&str]) -> Option<Uri> {
     let uri: Uri = text.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();

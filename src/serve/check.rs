@@ -4,12 +4,15 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 use super::{bind, operator_text};
 use crate::access::chain;
-use crate::config::StartChecks;
+use crate::config::{FleetOptions, StartChecks};
 use crate::edge::tls;
+#[cfg(feature = "nats")]
+use crate::exchange::gateway_id::GatewayId;
+use crate::exchange::subjects::Subjects;
 use crate::platform::kube::{self, ClusterAccess};
 use crate::platform::local::sdl::Sdl;
 
@@ -19,17 +22,35 @@ pub const START_CHECKS: StartChecks = StartChecks {
     certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
     authorities: |file| chain::check_authorities(file).map_err(|error| error.to_string()),
     cluster,
+    nats,
     listen,
     data_dir,
 };
 
 /// Reads the cluster's configuration, and checks the permissions if the API server answers.
 fn cluster(cluster: &ClusterAccess) -> Result<Option<String>, String> {
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Later lines quote the configuration file, which contains secrets.
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let checked = runtime.block_on(kube::check(cluster));
+    let checked = runtime()?.block_on(kube::check(cluster));
     checked.map_err(|error| first_line(operator_text(&error)))
+}
+
+/// Connects to a NATS server, and uses each permission of a gateway.
+#[cfg(feature = "nats")]
+fn nats(options: &FleetOptions, subjects: &Subjects) -> Result<Option<String>, String> {
+    let options = super::setup::nats_options(options);
+    let checked = runtime()?.block_on(crate::exchange::nats::check(&options, subjects, GatewayId::random()));
+    checked.map_err(|error| error.to_string())
+}
+
+/// Does nothing: `--nats` is rejected.
+#[cfg(not(feature = "nats"))]
+fn nats(_: &FleetOptions, _: &Subjects) -> Result<Option<String>, String> {
+    Ok(None)
+}
+
+fn runtime() -> Result<Runtime, String> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())
 }
 
 /// Binds the address without listening, so that no connection is refused meanwhile. An address in use is

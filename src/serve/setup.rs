@@ -10,7 +10,7 @@ use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::provider::ProviderCertificates;
 use crate::access::trust::{AnyOf, Trust};
-use crate::config::{PlatformKind, ServeConfig};
+use crate::config::{FleetOptions, PlatformKind, ServeConfig};
 use crate::edge::drain::Drain;
 use crate::edge::forward::CallForwarder;
 use crate::edge::upstream::client_hello::MtlsMode;
@@ -21,6 +21,9 @@ use crate::edge::upstream::splice::{Splicer, Splicing};
 use crate::edge::upstream::target::{self, Endpoint};
 use crate::exchange::bus::Bus;
 use crate::exchange::fleet::{Fleet, FleetConfig};
+use crate::exchange::gateway_id::GatewayId;
+#[cfg(feature = "nats")]
+use crate::exchange::nats::{Credentials, NatsBus, NatsOptions};
 use crate::logs::actor::ActorContext;
 use crate::logs::actors::ActorRegistry;
 use crate::model::id::LeaseId;
@@ -78,6 +81,40 @@ async fn cluster(config: &ServeConfig, metrics: &Metrics) -> Result<Arc<KubePlat
         hostname: hostname.cloned().unwrap_or_default(),
     };
     KubePlatform::start(&kube, metrics).await.map_err(ServeError::Kube)
+}
+
+/// Starts the bus of a fleet, if one is configured. Does not wait for a connection.
+pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, FleetConfig)>, ServeError> {
+    let options = &config.fleet;
+    let subjects = options.subjects(config.access.provider.as_ref()).map_err(internal)?;
+    let Some(subjects) = subjects else { return Ok(None) };
+    let gateway = GatewayId::random();
+    let bus = nats_bus(options, gateway).await?;
+    let (grace, direct_tails) = (options.fleet_grace, options.fleet_direct_tails);
+    Ok(Some((bus, FleetConfig { gateway, subjects, grace, direct_tails })))
+}
+
+#[cfg(feature = "nats")]
+async fn nats_bus(options: &FleetOptions, gateway: GatewayId) -> Result<Arc<dyn Bus>, ServeError> {
+    Ok(Arc::new(NatsBus::start(&nats_options(options), gateway).await?))
+}
+
+/// Fails. The configuration rejects `--nats` before.
+#[cfg(not(feature = "nats"))]
+async fn nats_bus(_: &FleetOptions, _: GatewayId) -> Result<Arc<dyn Bus>, ServeError> {
+    Err(internal("--nats needs a program with the feature `nats`"))
+}
+
+/// Returns how to reach the NATS servers.
+#[cfg(feature = "nats")]
+pub(super) fn nats_options(options: &FleetOptions) -> NatsOptions {
+    let creds = options.nats_creds.clone().map(Credentials::Creds);
+    NatsOptions {
+        servers: options.nats.clone().map(|servers| servers.0).unwrap_or_default(),
+        credentials: creds.or(options.nats_nkey.clone().map(Credentials::Nkey)),
+        authorities: options.nats_ca.clone(),
+        certificate: options.nats_cert.clone().zip(options.nats_key.clone()),
+    }
 }
 
 /// Returns a setting that the platform needs. The checks of the configuration report it if it is missing.

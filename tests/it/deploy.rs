@@ -227,15 +227,23 @@ fn alerts_use_existing_metrics_and_have_test_cases() {
 }
 
 /// Flags of `serve` that the chart sets from other values.
-const SET_BY_THE_CHART: [&str; 22] = [
+const SET_BY_THE_CHART: [&str; 30] = [
     "--admin-listen",
     "--ca-tls-cert",
     "--ca-tls-key",
     "--chain-grpc",
     "--data-dir",
+    "--fleet",
+    "--fleet-secret",
     "--lame-duck",
     "--listen",
     "--manifest-namespace",
+    "--nats",
+    "--nats-ca",
+    "--nats-cert",
+    "--nats-creds",
+    "--nats-key",
+    "--nats-nkey",
     "--node-name",
     "--otlp-endpoint",
     "--platform",
