@@ -88,7 +88,7 @@ async fn connect_counted(
 }
 
 /// Writes a kubeconfig for an API server.
-fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
+pub(crate) fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
     let file = dir.path().join("kubeconfig");
     let config = format!(
         "{{apiVersion: v1, kind: Config, clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}], users: [{{name: u, user: {{}}}}], \

@@ -32,6 +32,8 @@ mod logs;
 mod malicious_peers;
 mod metrics;
 mod modules;
+#[cfg(feature = "nats")]
+mod nats;
 mod output;
 mod platform;
 mod printing;
