@@ -20,6 +20,7 @@ RESOURCES = [
     ("v1", "services", "Service", True),
     ("apps/v1", "daemonsets", "DaemonSet", True),
     ("apps/v1", "deployments", "Deployment", True),
+    ("autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", True),
     ("monitoring.coreos.com/v1", "prometheusrules", "PrometheusRule", True),
     ("monitoring.coreos.com/v1", "servicemonitors", "ServiceMonitor", True),
     ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", True),

@@ -3,6 +3,17 @@
 {{- $node := eq .Values.platform "node" -}}
 {{- $rest := include "leasemux.rest" . -}}
 {{- $published := include "leasemux.published" . -}}
+{{- $fleet := dict -}}
+{{- if .Values.fleet.nats -}}
+{{- range $name, $secret := dict "nats" .Values.fleet.credentialsSecret "nats-tls" .Values.fleet.tlsSecret "fleet" .Values.fleet.secret -}}
+{{- if $secret -}}{{- $_ := set $fleet $name $secret -}}{{- end -}}
+{{- end -}}
+{{- else if or .Values.fleet.name .Values.fleet.credentialsSecret .Values.fleet.tlsSecret .Values.fleet.secret -}}
+{{- fail "fleet.nats is required for the other values of fleet: the URLs of the NATS servers" -}}
+{{- end -}}
+{{- if and .Values.fleet.clientCertificate (not .Values.fleet.tlsSecret) -}}
+{{- fail "fleet.tlsSecret is required with fleet.clientCertificate" -}}
+{{- end -}}
 {{- if and .Values.front.enabled (not .Values.tls.authoritySecret) (ne (get .Values.settings "rest-mtls" | default "") "terminate") -}}
 {{- fail "front mode needs tls.authoritySecret: a certificate of an authority for publicHostname. Without one, set settings.rest-mtls to terminate (docs/PROVIDER.md, \"Without such a certificate\")" -}}
 {{- end -}}
@@ -125,6 +136,28 @@ spec:
         {{- with .Values.traces.otlpEndpoint }}
         - {name: LEASEMUX_OTLP_ENDPOINT, value: {{ . | quote }}}
         {{- end }}
+        {{- with .Values.fleet }}
+        {{- if .nats }}
+        # One log tail per replica for all gateways.
+        - {name: LEASEMUX_NATS, value: {{ join "," .nats | quote }}}
+        {{- with .name }}
+        - {name: LEASEMUX_FLEET, value: {{ . | quote }}}
+        {{- end }}
+        {{- if .credentialsSecret }}
+        - {name: {{ ternary "LEASEMUX_NATS_CREDS" "LEASEMUX_NATS_NKEY" (hasSuffix ".creds" .credentialsKey) }}, value: /etc/leasemux/nats/{{ .credentialsKey }}}
+        {{- end }}
+        {{- if .tlsSecret }}
+        - {name: LEASEMUX_NATS_CA, value: /etc/leasemux/nats-tls/ca.crt}
+        {{- if .clientCertificate }}
+        - {name: LEASEMUX_NATS_CERT, value: /etc/leasemux/nats-tls/tls.crt}
+        - {name: LEASEMUX_NATS_KEY, value: /etc/leasemux/nats-tls/tls.key}
+        {{- end }}
+        {{- end }}
+        {{- if .secret }}
+        - {name: LEASEMUX_FLEET_SECRET, value: /etc/leasemux/fleet/secret}
+        {{- end }}
+        {{- end }}
+        {{- end }}
         {{- with .Values.trustedProxies }}
         - {name: LEASEMUX_TRUSTED_PROXY, value: {{ join "," . | quote }}}
         {{- end }}
@@ -164,6 +197,9 @@ spec:
         {{- if .Values.tls.authoritySecret }}
         - {name: ca-tls, mountPath: /etc/leasemux/ca-tls, readOnly: true}
         {{- end }}
+        {{- range $name, $secret := $fleet }}
+        - {name: {{ $name }}, mountPath: /etc/leasemux/{{ $name }}, readOnly: true}
+        {{- end }}
         {{- if $node }}
         - {name: pod-logs, mountPath: /var/log/pods, readOnly: true}
         {{- end }}
@@ -176,6 +212,9 @@ spec:
     - {name: tls, secret: {secretName: {{ .Values.tls.secret }}}}
     {{- with .Values.tls.authoritySecret }}
     - {name: ca-tls, secret: {secretName: {{ . }}}}
+    {{- end }}
+    {{- range $name, $secret := $fleet }}
+    - {name: {{ $name }}, secret: {secretName: {{ $secret }}}}
     {{- end }}
     {{- if $node }}
     - {name: pod-logs, hostPath: {path: /var/log/pods, type: Directory}}
