@@ -5,4 +5,5 @@
 mod bus;
 mod fleet;
 mod permissions;
+mod proxy;
 mod server;

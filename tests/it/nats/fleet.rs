@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
+use super::proxy::{Lost, Proxy};
 use super::server::{NatsServer, until};
 use crate::kube::cluster::{Cluster, RunKey};
 use crate::kube::kubeconfig;
@@ -62,6 +63,11 @@ impl Fleet {
 
     /// Starts a gateway with its followers.
     fn add(&mut self) {
+        self.add_by(&self.server.url());
+    }
+
+    /// Starts a gateway that reaches the server at `url`, with its followers.
+    fn add_by(&mut self, url: &str) {
         let index = self.gateways.len();
         let text = |name: &str| self.workspace.path(name).display().to_string();
         let mut args = self.workspace.serve_args(&[]);
@@ -70,7 +76,7 @@ impl Fleet {
             "--platform=kube".to_owned(),
             format!("--provider={}", account(200)),
             format!("--kubeconfig={}", kubeconfig(&self.cluster, &self.dir).display()),
-            format!("--nats={}", self.server.url()),
+            format!("--nats={url}"),
         ]);
         if index == 0 {
             args.push(format!("--data-dir={}", text("data")));
@@ -127,9 +133,20 @@ impl Fleet {
 
     /// Takes the gateway that publishes the replica out of the fleet.
     fn take_publisher(&mut self) -> Member {
+        let publisher = self.publisher();
+        self.gateways.remove(publisher)
+    }
+
+    /// Takes another gateway out of the fleet.
+    fn take_member(&mut self) -> Member {
+        let member = (self.publisher() + 1) % self.gateways.len();
+        self.gateways.remove(member)
+    }
+
+    fn publisher(&self) -> usize {
         let publishers = block_in_place(|| self.publishers());
         assert_eq!(publishers.len(), 1);
-        self.gateways.remove(publishers[0])
+        publishers[0]
     }
 
     /// Prints lines for a while, and waits for them.
@@ -203,6 +220,60 @@ async fn halted_publisher_becomes_a_member() {
     halted.gateway.program.signal(Signal::CONT);
     fleet.gateways.push(halted);
     fleet.until_followed();
+    fleet.until_one_tail().await;
+    fleet.print_on().await;
+    fleet.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn halted_member_delays_nobody_and_loses_nothing() {
+    let Some(mut fleet) = Fleet::start(3).await else { return };
+    let halted = fleet.take_member();
+    halted.gateway.program.signal(Signal::STOP);
+    fleet.print_on().await;
+    assert_eq!(fleet.cluster.follows(), 1);
+    halted.gateway.program.signal(Signal::CONT);
+    fleet.gateways.push(halted);
+    fleet.until_followed();
+    fleet.until_one_tail().await;
+    fleet.print_on().await;
+    fleet.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_direction_costs_a_tail_and_no_lines() {
+    let Some(mut fleet) = Fleet::start(2).await else { return };
+    let proxy = Proxy::start(fleet.server.port()).await;
+    fleet.add_by(&proxy.url());
+    fleet.until_followed();
+    for lost in [Lost::ToServer, Lost::FromServer] {
+        fleet.until_one_tail().await;
+        fleet.print_on().await;
+        proxy.lose(lost);
+        fleet.print(50);
+        // One on each side.
+        fleet.until_tails(2).await;
+        fleet.print_on().await;
+        proxy.lose(Lost::Nothing);
+        fleet.print_on().await;
+    }
+    fleet.until_one_tail().await;
+    fleet.print_on().await;
+    fleet.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publisher_and_server_killed_together_cost_no_lines() {
+    let Some(mut fleet) = Fleet::start(3).await else { return };
+    let Member { gateway, followers } = fleet.take_publisher();
+    block_in_place(|| {
+        gateway.program.kill();
+        fleet.server.kill();
+    });
+    drop(followers);
+    fleet.print_on().await;
+    fleet.until_tails(2).await;
+    block_in_place(|| fleet.server.restart());
     fleet.until_one_tail().await;
     fleet.print_on().await;
     fleet.end();

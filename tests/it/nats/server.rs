@@ -88,6 +88,10 @@ impl NatsServer {
         format!("{}://localhost:{}", self.scheme, self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
