@@ -16,7 +16,8 @@ use crate::model::id::Address;
 use crate::model::parse::{duration, number};
 use crate::sys::read::read_bounded;
 
-/// Grace periods. A server that restarts needs half a second; lines of members wait for as long as the maximum.
+/// Grace periods. A server that restarts needs half a second; lines of members wait for as long as the
+/// maximum.
 const GRACE: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(60);
 
 /// Numbers of direct tails: more than a node has streams for.
@@ -45,8 +46,8 @@ const DEPENDENT: [&str; 9] = [
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Fleet of gateways (NATS)")]
 pub struct FleetOptions {
-    /// NATS servers (tls://HOST:PORT; nats://HOST:PORT for this machine), separated by commas: gateways with the
-    /// same servers and --fleet share one log tail per replica; default: this gateway tails for itself
+    /// NATS servers (tls://HOST:PORT; nats://HOST:PORT for this machine), separated by commas: gateways with
+    /// the same servers and --fleet share one log tail per replica; default: this gateway tails for itself
     #[arg(long, value_name = "URLS", value_parser = servers)]
     pub(crate) nats: Option<NatsServers>,
     /// Credentials of a NATS user (.creds: JWT and seed), read at the start
@@ -64,12 +65,12 @@ pub struct FleetOptions {
     /// Private key of --nats-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(crate) nats_key: Option<PathBuf>,
-    /// Name of the fleet, the same for all its gateways: letters, digits, dashes and underscores; default: the
-    /// --provider
+    /// Name of the fleet, the same for all its gateways: letters, digits, dashes and underscores; default:
+    /// the --provider
     #[arg(long, value_name = "NAME", value_parser = fleet)]
     pub(crate) fleet: Option<String>,
-    /// File whose last line (at least 32 bytes) keys the names of subjects, the same for all gateways; default:
-    /// names that a list of leases reveals
+    /// File whose last line (at least 32 bytes) keys the names of subjects, the same for all gateways;
+    /// default: names that a list of leases reveals
     #[arg(long, value_name = "FILE", value_parser = secret)]
     pub(crate) fleet_secret: Option<FleetSecret>,
     /// Grace period after which a gateway tails for itself when NATS is away

@@ -218,8 +218,8 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
     (!notes.is_empty()).then(|| notes.join("; "))
 }
 
-/// Uses the servers of the fleet. Only if there is no error until here, because it takes seconds if they do not
-/// answer. Returns a note about their settings.
+/// Uses the servers of the fleet. Only if there is no error until here, because it takes seconds if they do
+/// not answer. Returns a note about their settings.
 fn check_nats(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option<String> {
     let options = resolver.group::<FleetOptions>().filter(|_| resolver.is_valid())?;
     let subjects = options.subjects(resolver.get::<Address>("provider")).ok().flatten()?;

@@ -22,8 +22,8 @@ pub struct StartChecks {
     /// Checks that a cluster can be used. Returns a note if something could not be checked. Errors name the
     /// flags.
     pub cluster: fn(&ClusterAccess) -> Result<Option<String>, String>,
-    /// Checks that the NATS servers of a fleet can be used. Returns a note if their settings should be changed.
-    /// Errors name the flags.
+    /// Checks that the NATS servers of a fleet can be used. Returns a note if their settings should be
+    /// changed. Errors name the flags.
     pub nats: fn(&FleetOptions, &Subjects) -> Result<Option<String>, String>,
     /// Checks that this machine can listen on an address.
     pub listen: fn(SocketAddr) -> Result<(), String>,

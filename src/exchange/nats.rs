@@ -1,7 +1,7 @@
 //! The bus on NATS: two connections to one of the servers.
 //!
-//! The client library connects again by itself, after a random delay, and repeats the subscriptions. Its calls
-//! wait while its queue is full, so each is polled once: a message that does not fit is dropped, and a
+//! The client library connects again by itself, after a random delay, and repeats the subscriptions. Its
+//! calls wait while its queue is full, so each is polled once: a message that does not fit is dropped, and a
 //! subscription waits in its own stream.
 //!
 //! **Servers that hang.** A connection that takes no bytes for [`UPKEEP_INTERVAL`] counts as down. Three
@@ -50,8 +50,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum delay before a connection is tried again. Random, because all gateways lose a server at once.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
 
-/// Time for one attempt to connect, with TLS and credentials. The kernel accepts connections for a server that
-/// hangs, and another address should be tried soon.
+/// Time for one attempt to connect, with TLS and credentials. The kernel accepts connections for a server
+/// that hangs, and another address should be tried soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a connection is examined: whether it takes bytes, and which version the server has.
@@ -70,7 +70,8 @@ pub struct NatsOptions {
     pub servers: Vec<String>,
     /// How the gateway proves its identity; `None` = not at all.
     pub credentials: Option<Credentials>,
-    /// File with the authorities of the servers' certificates, read at each connection; `None` = the system's.
+    /// File with the authorities of the servers' certificates, read at each connection; `None` = the
+    /// system's.
     pub authorities: Option<PathBuf>,
     /// Files of the gateway's certificate and its key, read at each connection.
     pub certificate: Option<(PathBuf, PathBuf)>,

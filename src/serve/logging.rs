@@ -22,7 +22,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Libraries that parse input of unknown peers log errors only. Their warnings are about single frames and
 /// handshakes, so a peer could cause thousands of lines per second. `kube_runtime` warns of each denied watch
 /// request, and this program reports a denial once. `async_nats` logs each failed attempt to connect and each
-/// dropped message, and `exchange::nats` reports the same less often. `--log-filter` can override each library by name.
+/// dropped message, and `exchange::nats` reports the same less often. `--log-filter` can override each
+/// library by name.
 const LIBRARIES: &str = "rustls=error,h2=error,hyper=error,kube_runtime=error,async_nats=off";
 
 /// The log of a gateway or a canary. Drop waits up to one second for queued lines.

@@ -12,8 +12,8 @@ use crate::exchange::bus::Channel;
 /// How often an error that stays the same is logged.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
-/// Minimum delay before another error of the same kind: several servers may fail in turn, and each replica has
-/// subjects of its own.
+/// Minimum delay before another error of the same kind: several servers may fail in turn, and each replica
+/// has subjects of its own.
 const CHANGE_AFTER: Duration = Duration::from_secs(5);
 
 /// Logs the events of one connection. The library also logs, which the program's filter turns off.
