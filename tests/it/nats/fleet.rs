@@ -44,7 +44,10 @@ struct Member {
 impl Fleet {
     /// Starts a fleet whose gateways have followers. `None` without the server's program.
     async fn start(gateways: usize) -> Option<Self> {
-        let server = NatsServer::start()?;
+        Some(Self::on(NatsServer::start()?, gateways).await)
+    }
+
+    async fn on(server: NatsServer, gateways: usize) -> Self {
         let (workspace, cluster, dir) =
             (Workspace::new(), Cluster::start().await, tempfile::tempdir().unwrap());
         let lease = block_in_place(|| workspace.tenant("alice"));
@@ -58,7 +61,7 @@ impl Fleet {
         }
         fleet.until_followed();
         fleet.until_one_tail().await;
-        Some(fleet)
+        fleet
     }
 
     /// Starts a gateway with its followers.
@@ -307,6 +310,20 @@ async fn halted_server_costs_tails_and_no_lines() {
     fleet.server.signal(Signal::CONT);
     fleet.print_on().await;
     fleet.until_one_tail().await;
+    fleet.print_on().await;
+    fleet.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_server_works_and_is_warned_of() {
+    let Some(server) = NatsServer::old() else { return };
+    let mut fleet = Fleet::on(server, 2).await;
+    let warning = "NATS server is older than 2.10.26; a gateway that halts can delay all others";
+    block_in_place(|| {
+        for member in &fleet.gateways {
+            member.gateway.program.until_said(warning);
+        }
+    });
     fleet.print_on().await;
     fleet.end();
 }

@@ -22,6 +22,10 @@ use crate::support::process::{LOOK, PATIENCE, Program, own_port};
 /// The variable with the path of the server's program, and the script that prints it.
 const PROGRAM: (&str, &str) = ("LEASEMUX_TEST_NATS_SERVER", ".ci/nats");
 
+/// The same of Debian's server, which is older than the gateway recommends.
+const OLD_PROGRAM: (&str, &str) =
+    ("LEASEMUX_TEST_OLD_NATS_SERVER", "command -v nats-server, of Debian 12 or 13,");
+
 /// The settings that docs/FLEET.md recommends.
 const SETTINGS: &str = "
     no_fast_producer_stall: true
@@ -50,13 +54,21 @@ impl NatsServer {
 
     /// Starts a server with further settings, which may refer to files in a directory.
     pub(crate) fn with(scheme: &'static str, settings: impl FnOnce(&TempDir) -> String) -> Option<Self> {
-        let binary = setting(PROGRAM)?;
+        Some(Self::of(setting(PROGRAM)?, scheme, |dir| format!("{SETTINGS}{}", settings(dir))))
+    }
+
+    /// Starts an old server, which does not know all of these settings.
+    pub(crate) fn old() -> Option<Self> {
+        Some(Self::of(setting(OLD_PROGRAM)?, "nats", |_| String::new()))
+    }
+
+    fn of(binary: OsString, scheme: &'static str, settings: impl FnOnce(&TempDir) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut server = Self { dir, binary, port: own_port(), scheme, program: None };
-        let text = format!("listen: \"127.0.0.1:{}\"\n{SETTINGS}{}", server.port, settings(&server.dir));
+        let text = format!("listen: \"127.0.0.1:{}\"\n{}", server.port, settings(&server.dir));
         fs::write(server.path("nats.conf"), text).unwrap();
         server.restart();
-        Some(server)
+        server
     }
 
     /// Starts the server, and waits until it accepts connections.
