@@ -115,9 +115,9 @@ impl Link {
             matches!(result, Some(Ok(())))
         };
         if is_sent {
-            state.count_sent(bytes)
+            state.count_sent(bytes);
         } else {
-            state.count_unsent()
+            state.count_unsent();
         }
         is_sent
     }
@@ -151,7 +151,7 @@ impl Link {
         stream.flatten_stream()
     }
 
-    /// Counts messages that a queue of this gateway had no room for.
+    /// Returns the state and the sums of both connections.
     pub(super) fn state(&self) -> &Arc<State> {
         &self.shared.state
     }

@@ -53,7 +53,7 @@ impl ServerLog {
 
     /// Remembers the kind of error of an attempt to connect.
     pub(super) fn failed_attempt(&self, error: &str) {
-        *self.failure.lock() = error.to_owned();
+        error.clone_into(&mut self.failure.lock());
     }
 
     /// Logs the errors of earlier attempts to connect. `servers` has those of each.
