@@ -52,10 +52,10 @@ fn config(number: u8) -> FleetConfig {
 impl TestFleet {
     /// Creates a fleet of connected gateways.
     async fn new(count: u8) -> Self {
-        Self::with(count, Limits::default(), |config| config).await
+        Self::with(count, &Limits::default(), |config| config).await
     }
 
-    async fn with(count: u8, limits: Limits, change: impl Fn(FleetConfig) -> FleetConfig) -> Self {
+    async fn with(count: u8, limits: &Limits, change: impl Fn(FleetConfig) -> FleetConfig) -> Self {
         let first = Setup::new(Limits::default(), &[("web", 1)]);
         let run = first.gateway.platform.start(&first.lease, &web());
         let hub = Hub::new(count.into());

@@ -268,8 +268,7 @@ impl Driver {
         if status.role == RoleName::Publisher {
             self.metrics.fleet_elections.increment(1);
         }
-        let (lease, replica, publisher) = (&self.lease, &self.replica, status.publisher);
-        let (role, before) = (status.role, before);
+        let (lease, replica, role, publisher) = (&self.lease, &self.replica, status.role, status.publisher);
         tracing::debug!(%lease, %replica, ?role, ?before, ?publisher, "role in fleet changed");
     }
 }

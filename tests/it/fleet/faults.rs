@@ -60,7 +60,7 @@ async fn hung_bus_does_not_delay_followers_of_the_publisher() {
 #[tokio::test(start_paused = true)]
 async fn burst_larger_than_the_ring_reaches_members() {
     let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
-    let mut fleet = TestFleet::with(3, limits, |config| config).await;
+    let mut fleet = TestFleet::with(3, &limits, |config| config).await;
     let mut streams = fleet.follow_each().await;
     for stream in &mut streams {
         // Followers that lag would have gaps of their own.

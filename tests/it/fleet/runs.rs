@@ -3,9 +3,9 @@
 use leasemux::model::line::OutputStream;
 
 use super::*;
-use crate::support::loss_check::Received;
+use crate::support::loss_check::Seen;
 
-fn runs<'a>(all: &'a [Instance]) -> Vec<(&'a Instance, usize)> {
+fn runs(all: &[Instance]) -> Vec<(&Instance, usize)> {
     all.iter().map(|run| (run, 0)).collect()
 }
 
@@ -52,13 +52,8 @@ async fn runs_that_no_view_named_are_one_gap_for_each() {
     let mut gaps = Vec::new();
     for stream in &mut streams {
         stream.until(|seen| seen.ends_with("web", 0, &last)).await;
-        let is_gap = |seen: &Received| {
-            seen.of("web", 0)
-                .iter()
-                .filter(|one| matches!(one, crate::support::loss_check::Seen::Gap(..)))
-                .count()
-        };
-        gaps.push(is_gap(&stream.received));
+        let seen = stream.received.of("web", 0).iter();
+        gaps.push(seen.filter(|one| matches!(one, Seen::Gap(..))).count());
     }
     assert!(gaps.iter().all(|count| *count == gaps[0]), "{gaps:?}");
 }
@@ -76,7 +71,7 @@ async fn lost_lines_are_one_gap_for_each() {
     let last = format!("line {}\n", fleet.printed - 1);
     for stream in &mut streams {
         stream.until(|seen| seen.ends_with("web", 0, &last)).await;
-        let lost = stream.received.assert_complete(fleet.platform(), "web", 0, &runs(&[fleet.run.clone()]));
+        let lost = stream.received.assert_complete(fleet.platform(), "web", 0, &[(&fleet.run, 0)]);
         assert_eq!(lost, 30);
     }
 }
@@ -117,7 +112,7 @@ async fn lease_that_ends_ends_all_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn lines_in_pieces_reach_all() {
-    let mut fleet = TestFleet::new(3).await;
+    let fleet = TestFleet::new(3).await;
     let mut streams = fleet.follow_each().await;
     let (platform, run) = (fleet.platform().clone(), fleet.run.clone());
     for round in 0..40 {

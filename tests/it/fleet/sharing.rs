@@ -88,9 +88,8 @@ async fn cursors_continue_on_another_gateway() {
     let mut fleet = TestFleet::new(3).await;
     let mut streams = fleet.follow_each().await;
     fleet.print(200);
-    for (gateway, stream) in streams.iter_mut().enumerate() {
+    for stream in &mut streams {
         stream.until(|seen| seen.lines("web", 0) >= 50).await;
-        assert!(gateway < 3);
     }
     fleet.print(200);
     for step in 0..3 {

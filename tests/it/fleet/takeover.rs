@@ -117,7 +117,7 @@ async fn split_bus_has_two_publishers_until_it_heals() {
 #[tokio::test(start_paused = true)]
 async fn direct_tails_have_a_limit() {
     let change = |config| FleetConfig { direct_tails: 0, ..config };
-    let mut fleet = TestFleet::with(2, Limits::default(), change).await;
+    let mut fleet = TestFleet::with(2, &Limits::default(), change).await;
     let mut streams = fleet.follow_each().await;
     let member = 1 - fleet.publisher();
     fleet.hub.set_up(false);
