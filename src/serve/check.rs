@@ -43,10 +43,10 @@ fn nats(options: &FleetOptions, subjects: &Subjects) -> Result<Option<String>, S
     checked.map_err(|error| error.to_string())
 }
 
-/// Does nothing: `--nats` is rejected.
+/// Fails. The configuration rejects `--nats` before.
 #[cfg(not(feature = "nats"))]
 fn nats(_: &FleetOptions, _: &Subjects) -> Result<Option<String>, String> {
-    Ok(None)
+    Err("--nats needs a program with the feature `nats`".to_owned())
 }
 
 fn runtime() -> Result<Runtime, String> {

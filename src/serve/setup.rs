@@ -101,8 +101,11 @@ async fn nats_bus(options: &FleetOptions, gateway: GatewayId) -> Result<Arc<dyn 
 
 /// Fails. The configuration rejects `--nats` before.
 #[cfg(not(feature = "nats"))]
-async fn nats_bus(_: &FleetOptions, _: GatewayId) -> Result<Arc<dyn Bus>, ServeError> {
-    Err(internal("--nats needs a program with the feature `nats`"))
+fn nats_bus(
+    _: &FleetOptions,
+    _: GatewayId,
+) -> impl Future<Output = Result<Arc<dyn Bus>, ServeError>> + use<> {
+    std::future::ready(Err(internal("--nats needs a program with the feature `nats`")))
 }
 
 /// Returns how to reach the NATS servers.
