@@ -71,8 +71,8 @@ async fn lost_lines_are_one_gap_for_each() {
     let last = format!("line {}\n", fleet.printed - 1);
     for stream in &mut streams {
         stream.until(|seen| seen.ends_with("web", 0, &last)).await;
-        let lost = stream.received.assert_complete(fleet.platform(), "web", 0, &[(&fleet.run, 0)]);
-        assert_eq!(lost, 30);
+        let reported = stream.received.assert_complete(fleet.platform(), "web", 0, &[(&fleet.run, 0)]);
+        assert_eq!(reported, 30);
     }
 }
 
