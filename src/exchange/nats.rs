@@ -4,7 +4,7 @@
 //! calls wait while its queue is full, so each is polled once: a message that does not fit is dropped, and a
 //! subscription waits in its own stream.
 //!
-//! **Servers that hang.** A connection that takes no bytes for [`UPKEEP_INTERVAL`] counts as down. Three
+//! **Servers that hang.** A connection that takes no bytes for `UPKEEP_INTERVAL` counts as down. Three
 //! unanswered pings end it. Messages that were queued before arrive late, or after the next connection: the
 //! exchange treats them as late ones.
 //!
