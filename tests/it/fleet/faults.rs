@@ -23,9 +23,10 @@ async fn lost_repeated_and_late_messages_lose_nothing() {
     fleet.print_and_read(&mut streams, RESOLVED_WITHIN).await;
     fleet.wait_until_shared().await;
     fleet.assert_complete(&mut streams, 0).await;
-    let missed =
-        fleet.gateways.iter().map(|setup| setup.gateway.metric("leasemux_fleet_missed_total")).sum::<u64>();
-    assert!(missed > 0);
+    for name in ["leasemux_fleet_missed_total", "leasemux_fleet_repairs_total{by=\"ring\"}"] {
+        let sum: u64 = fleet.gateways.iter().map(|setup| setup.gateway.metric(name)).sum();
+        assert!(sum > 0, "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

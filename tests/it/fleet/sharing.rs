@@ -24,6 +24,13 @@ async fn hundred_followers_on_each_of_three_share_one_tail() {
     assert_eq!(metric(1, "leasemux_fleet_replicas{role=\"member\"}"), 1);
     assert_eq!(metric(1, "leasemux_source_opens_total{read=\"live\"}"), 0);
     assert_eq!(metric(1, "leasemux_fleet_missed_total"), 0);
+    assert_eq!(metric(0, "leasemux_fleet_elections_total"), 1);
+    for (gateway, direction) in [(0, "out"), (1, "in")] {
+        for name in ["frames", "bytes"] {
+            let name = format!("leasemux_fleet_{name}_total{{direction=\"{direction}\"}}");
+            assert!(metric(gateway, &name) > 0, "{name}");
+        }
+    }
     // Actors end some idle time after their last follower. The publisher's stays while it has members.
     drop(streams);
     fleet.gateways[0].gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;

@@ -111,6 +111,8 @@ async fn split_bus_has_two_publishers_until_it_heals() {
     fleet.hub.set_faults(Faults::default());
     fleet.print_and_read(&mut streams, Duration::from_secs(2)).await;
     assert!(fleet.wait_until_shared().await < RESOLVED_WITHIN);
+    let conflicts = fleet.gateways.iter().map(|setup| setup.gateway.metric("leasemux_fleet_conflicts_total"));
+    assert!(conflicts.sum::<u64>() > 0);
     fleet.assert_complete(&mut streams, 0).await;
 }
 
