@@ -180,7 +180,7 @@ where
             Command::Context(ContextCommand::Show(resolver.finish::<context::ShowArgs>()?.name))
         }
         ["canary"] => Command::Canary(resolver.checked(canary::check)?),
-        ["demo"] => Command::Demo(resolver.finish()?),
+        ["demo"] => Command::Demo(resolver.checked(demo::check)?),
         ["completions"] => Command::Completions(resolver.finish::<cli::CompletionsArgs>()?.shell),
         ["man"] => Command::Man(resolver.finish::<cli::ManArgs>()?.dir),
         _ => return Err(clap::Error::new(ErrorKind::MissingSubcommand).into()),

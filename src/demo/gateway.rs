@@ -1,4 +1,4 @@
-//! The gateway as a child process.
+//! A gateway as a child process.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -34,10 +34,15 @@ const DRAIN_TIMEOUT: &str = "2s";
 /// drain.
 const STOP_GRACE: &str = "5s";
 
-/// Bytes of the gateway's log that are kept for error messages.
+/// Bytes of a log that are kept for error messages.
 const LOG_KEPT_BYTES: usize = 16 * 1024;
 
 const READY_MAX_BYTES: u64 = 1024;
+
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// Name of the fleet. The server has no other.
+const FLEET: &str = "demo";
 
 /// Connections beside the followers', for a person at another terminal.
 const OTHER_CONNECTIONS: usize = 64;
@@ -50,6 +55,8 @@ pub(super) struct Gateway {
     /// input that it still owns.
     _lifeline: ChildStdin,
     pid: Pid,
+    /// As messages call it.
+    name: String,
     /// The address for tenants.
     pub(super) address: Uri,
     /// The address of the admin port.
@@ -67,35 +74,70 @@ pub(super) struct Usage {
     pub(super) peak_memory_bytes: u64,
 }
 
-/// End of the gateway's log.
+/// End of a process's log.
 #[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<VecDeque<u8>>>);
+pub(super) struct Log(Arc<Mutex<VecDeque<u8>>>);
 
-/// Returns the arguments of the gateway.
-pub(super) fn arguments(lease: &LeaseId, sdl: &Path, dir: &WorkDir, followers: usize) -> Vec<OsString> {
-    let mut lease = OsString::from(format!("{lease}="));
-    lease.push(sdl);
-    let limits = Limits::default();
-    // All followers share a tenant and an address.
-    let needed = followers + OTHER_CONNECTIONS;
-    let at_least = |limit: usize| OsString::from(limit.max(needed).to_string());
-    let flags: [(&str, OsString); 13] = [
-        ("--platform", "local".into()),
-        ("--lease", lease),
-        ("--trust-dir", dir.trust_dir().into()),
-        ("--data-dir", dir.data_dir().into()),
-        ("--listen", "127.0.0.1:0".into()),
-        ("--admin-listen", "127.0.0.1:0".into()),
-        ("--drain-timeout", DRAIN_TIMEOUT.into()),
-        ("--stop-grace", STOP_GRACE.into()),
-        ("--max-connections", at_least(limits.connection.max)),
-        ("--max-connections-per-peer", at_least(limits.connection.max_per_peer)),
-        ("--max-streams", at_least(limits.quota.streams)),
-        ("--max-streams-per-owner", at_least(limits.quota.streams_per_owner)),
-        ("--log-format", "text".into()),
-    ];
-    let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]);
-    ["serve".into(), "--lifeline".into()].into_iter().chain(flags).collect()
+/// What the gateways of one demo have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Common<'a> {
+    pub(super) dir: &'a WorkDir,
+    /// Followers, which may all be on one gateway.
+    pub(super) followers: usize,
+    /// The NATS server of a fleet.
+    pub(super) nats: Option<&'a str>,
+}
+
+// === impl Common ===
+
+impl Common<'_> {
+    /// Returns the arguments of the gateway that runs the services.
+    pub(super) fn with_services(&self, lease: &LeaseId, sdl: &Path) -> Vec<OsString> {
+        let mut lease = OsString::from(format!("{lease}="));
+        lease.push(sdl);
+        self.arguments(&[
+            ("--lease", lease),
+            ("--data-dir", self.dir.data_dir().into()),
+            ("--stop-grace", STOP_GRACE.into()),
+            ("--listen", ANY_PORT.into()),
+        ])
+    }
+
+    /// Returns the arguments of a gateway that reads the services of the first one. Clients trust the
+    /// certificate of the first one.
+    pub(super) fn attached(&self, number: usize, listen: &str) -> Vec<OsString> {
+        self.arguments(&[
+            ("--attach", self.dir.data_dir().into()),
+            ("--data-dir", self.dir.attached_data_dir(number).into()),
+            ("--tls-cert", self.dir.server_certificate().into()),
+            ("--tls-key", self.dir.server_key().into()),
+            ("--listen", listen.into()),
+        ])
+    }
+
+    fn arguments(&self, own: &[(&str, OsString)]) -> Vec<OsString> {
+        let limits = Limits::default();
+        // All followers share a tenant and an address.
+        let needed = self.followers + OTHER_CONNECTIONS;
+        let at_least = |limit: usize| OsString::from(limit.max(needed).to_string());
+        let mut flags: Vec<(&str, OsString)> = vec![
+            ("--platform", "local".into()),
+            ("--trust-dir", self.dir.trust_dir().into()),
+            ("--admin-listen", ANY_PORT.into()),
+            ("--drain-timeout", DRAIN_TIMEOUT.into()),
+            ("--max-connections", at_least(limits.connection.max)),
+            ("--max-connections-per-peer", at_least(limits.connection.max_per_peer)),
+            ("--max-streams", at_least(limits.quota.streams)),
+            ("--max-streams-per-owner", at_least(limits.quota.streams_per_owner)),
+            ("--log-format", "text".into()),
+        ];
+        if let Some(nats) = self.nats {
+            flags.extend([("--nats", nats.into()), ("--fleet", FLEET.into())]);
+        }
+        flags.extend_from_slice(own);
+        let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]);
+        ["serve".into(), "--lifeline".into()].into_iter().chain(flags).collect()
+    }
 }
 
 // === impl Gateway ===
@@ -103,6 +145,7 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, dir: &WorkDir, followers: u
 impl Gateway {
     /// Starts `program` and waits until it is ready. Copies its log to standard error if `verbose`.
     pub(super) async fn start(
+        name: String,
         program: &Path,
         arguments: &[OsString],
         verbose: bool,
@@ -145,10 +188,10 @@ impl Gateway {
             // The log is complete when standard error ends.
             let _ = child.kill().await;
             let _ = tokio::time::timeout(Duration::from_secs(1), readers.join_next()).await;
-            return Err(DemoError::Gateway { what, log: log.text() });
+            return Err(DemoError::Gateway { name, what, log: log.text() });
         };
         readers.spawn(discard(stdout));
-        Ok(Self { child, _lifeline: lifeline, pid, address, admin, log, _readers: readers })
+        Ok(Self { child, _lifeline: lifeline, pid, name, address, admin, log, _readers: readers })
     }
 
     /// Returns the usage so far; `None` if `/proc` has no data.
@@ -163,6 +206,11 @@ impl Gateway {
     pub(super) async fn exited(&mut self) -> DemoError {
         let status = self.child.wait().await;
         self.failed(&status)
+    }
+
+    /// Kills the gateway, and waits until it is gone.
+    pub(super) async fn kill(mut self) {
+        let _ = self.child.kill().await;
     }
 
     /// Stops the gateway in order. Kills it when `abort` completes, or after [`STOP_TIMEOUT`].
@@ -182,7 +230,7 @@ impl Gateway {
             Err(_) => {
                 let _ = self.child.kill().await;
                 let what = format!("did not stop within {STOP_TIMEOUT:?} and was killed");
-                Err(DemoError::Gateway { what, log: self.log.text() })
+                Err(DemoError::Gateway { name: self.name, what, log: self.log.text() })
             }
         }
     }
@@ -192,7 +240,7 @@ impl Gateway {
             Ok(status) => format!("ended with {status}"),
             Err(error) => format!("cannot be waited for ({error})"),
         };
-        DemoError::Gateway { what, log: self.log.text() }
+        DemoError::Gateway { name: self.name.clone(), what, log: self.log.text() }
     }
 }
 
@@ -212,7 +260,7 @@ async fn discard(mut from: impl AsyncRead + Unpin) {
 // === impl Log ===
 
 impl Log {
-    async fn keep(self, mut from: impl AsyncRead + Unpin, show: bool) {
+    pub(super) async fn keep(self, mut from: impl AsyncRead + Unpin, show: bool) {
         let mut buffer = vec![0; 8 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             let new = buffer.get(..read).unwrap_or_default();
@@ -228,7 +276,7 @@ impl Log {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(self.0.lock().make_contiguous()).into_owned()
     }
 }
@@ -241,7 +289,7 @@ mod tests {
 
     async fn shell(script: &str) -> Result<Gateway, DemoError> {
         let arguments = ["-c".into(), script.into()];
-        Gateway::start(Path::new("/bin/sh"), &arguments, false).await
+        Gateway::start("the gateway".into(), Path::new("/bin/sh"), &arguments, false).await
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::followers::Outcome;
 use super::gateway::Usage;
+use super::takeover::Takeover;
 use crate::loss_checker::{Tally, Violation};
 
 /// Totals of all followers.
@@ -15,9 +16,11 @@ pub(super) struct Summary {
     followers: usize,
     attached: usize,
     total: Tally,
-    /// Used by the gateway while it was followed.
+    /// Used by the gateways while they were followed.
     cpu: Option<Duration>,
     peak_memory_bytes: Option<u64>,
+    /// With several gateways.
+    takeover: Option<Takeover>,
     violations: Vec<Violation>,
     /// Reasons of followers that ended early.
     ended: Vec<String>,
@@ -29,19 +32,21 @@ const VIOLATIONS_SHOWN: usize = 5;
 // === impl Summary ===
 
 impl Summary {
-    /// Sums up `outcomes` and the gateway's usage between `before` and `after`. `complete` is false if the
+    /// Sums up `outcomes` and the gateways' usage between `before` and `after`. `complete` is false if the
     /// demo was interrupted.
     pub(super) fn new(
         complete: bool,
         outcomes: Vec<Outcome>,
         before: Option<Usage>,
         after: Option<Usage>,
+        takeover: Option<Takeover>,
     ) -> Self {
         let mut summary = Self {
             complete,
             followers: outcomes.len(),
             cpu: before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu)),
             peak_memory_bytes: after.map(|usage| usage.peak_memory_bytes),
+            takeover,
             ..Self::default()
         };
         for outcome in outcomes {
@@ -100,6 +105,9 @@ impl fmt::Display for Summary {
         if let Some(bytes) = self.peak_memory_bytes {
             writeln!(f, "  gateway memory   {:.1} MiB peak", millions(bytes) / 1.048_576)?;
         }
+        if let Some(takeover) = &self.takeover {
+            write!(f, "{takeover}")?;
+        }
         writeln!(f, "  loss check       {}", self.loss_check())?;
         for violation in self.violations.iter().take(VIOLATIONS_SHOWN) {
             writeln!(f, "    {violation}")?;
@@ -145,7 +153,7 @@ mod tests {
 
     #[test]
     fn outcomes_are_summed() {
-        let summary = Summary::new(true, vec![outcome(), outcome()], Some(usage(1)), Some(usage(4)));
+        let summary = Summary::new(true, vec![outcome(), outcome()], Some(usage(1)), Some(usage(4)), None);
         assert!(summary.is_success());
         let text = summary.to_string();
         for expected in [
@@ -169,16 +177,16 @@ mod tests {
             line: "2 x".into(),
         };
         let wrong = Outcome { violation: Some(Box::new(violation)), ..outcome() };
-        let summary = Summary::new(true, vec![outcome(), wrong], None, None);
+        let summary = Summary::new(true, vec![outcome(), wrong], None, None, None);
         assert!(!summary.is_success());
         let text = summary.to_string();
         assert!(text.contains("FAILED for 1 of 2") && text.contains("line 2 came after line 2"), "{text}");
         for ended in [Ok(Ended::Complete), Err(CallError::Unresumable)] {
             let early = Outcome { ended: Some(ended), ..outcome() };
-            assert!(!Summary::new(true, vec![early], None, None).is_success());
+            assert!(!Summary::new(true, vec![early], None, None, None).is_success());
         }
         let nothing = || Outcome { tally: Tally::default(), ..outcome() };
-        assert!(!Summary::new(true, vec![nothing()], None, None).is_success());
-        assert!(Summary::new(false, vec![nothing()], None, None).is_success());
+        assert!(!Summary::new(true, vec![nothing()], None, None, None).is_success());
+        assert!(Summary::new(false, vec![nothing()], None, None, None).is_success());
     }
 }

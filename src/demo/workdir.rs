@@ -62,6 +62,22 @@ impl WorkDir {
         self.data_dir().join("server.pem")
     }
 
+    pub(super) fn server_key(&self) -> PathBuf {
+        self.data_dir().join("server.key.pem")
+    }
+
+    /// Returns the directory of a gateway that runs no services.
+    pub(super) fn attached_data_dir(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("data-{number}"))
+    }
+
+    /// Creates the directory of the NATS server.
+    pub(super) fn create_nats_dir(&self) -> io::Result<PathBuf> {
+        let dir = self.dir.path().join("nats");
+        fs::create_dir(&dir)?;
+        Ok(dir)
+    }
+
     /// Adds the tenant to the gateway's trust directory.
     pub(super) fn trust(&self, owner: &Owner) -> io::Result<()> {
         let trusted = self.trust_dir().join(format!("{owner}.pem"));

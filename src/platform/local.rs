@@ -15,6 +15,7 @@
 //! Other gateways of the machine can read the same services ([`attached`]).
 
 pub mod attached;
+pub(crate) mod companion;
 mod launch;
 mod output_copier;
 mod rotate;

@@ -6,6 +6,9 @@ use rustix::process::Signal;
 
 use crate::support::process::{Program, Workspace, get};
 
+#[cfg(feature = "nats")]
+mod fleet;
+
 /// Starts a demo and waits until it has printed lines of all three replicas.
 fn started(workspace: &Workspace) -> Program {
     let demo = workspace.start(&["demo"]);
@@ -104,4 +107,23 @@ fn killed_demo_ends_its_gateway_and_services() {
     // A killed demo leaves its directory, which a later demo removes.
     let left = leftovers(&workspace);
     assert!(left.len() == 1 && left[0].starts_with("leasemux-demo-"), "{left:?}");
+}
+
+#[test]
+fn options_of_several_gateways_that_do_not_fit_are_rejected() {
+    let workspace = Workspace::new();
+    let server = format!("--nats-server={}", workspace.path("leasemux").display());
+    for (args, error) in [
+        (&["--gateways=0"][..], "must be a whole number from 1 to 5"),
+        (&["--gateways=6"], "must be a whole number from 1 to 5"),
+        (&[&server], "--nats-server goes with --gateways of at least 2"),
+        #[cfg(feature = "nats")]
+        (&["--gateways=2", "--for=7s"], "--for must be at least 8s with --gateways"),
+        #[cfg(not(feature = "nats"))]
+        (&["--gateways=2"], "without the feature `nats` (cargo build --features nats)"),
+    ] {
+        let done = workspace.run(&[&["demo"], args].concat());
+        assert_eq!((done.status.code(), done.out.as_str()), (Some(2), ""), "{args:?} {done:?}");
+        assert!(done.err.contains(error), "{args:?} {done:?}");
+    }
 }

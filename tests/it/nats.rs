@@ -6,4 +6,4 @@ mod bus;
 mod fleet;
 mod permissions;
 mod proxy;
-mod server;
+pub(crate) mod server;

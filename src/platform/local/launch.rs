@@ -40,7 +40,7 @@ pub(super) struct Launcher {
 
 /// The shim of a run. Dropping it closes the lifeline: the shim then ends the service and itself.
 #[derive(Debug)]
-struct Process {
+pub(super) struct Process {
     control: Channel,
     shim: Child,
 }
@@ -127,7 +127,7 @@ impl Process {
     ///
     /// # Errors
     /// If the shim itself cannot be started.
-    async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, [pipe::Receiver; 2])> {
+    pub(super) async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, [pipe::Receiver; 2])> {
         let (ours, theirs) = UnixStream::pair()?;
         let (stdout, service_stdout) = io::pipe()?;
         let (stderr, service_stderr) = io::pipe()?;
@@ -151,6 +151,25 @@ impl Process {
         }
     }
 
+    /// Orders the shim to stop the service. If the shim is dead, the missing report shows that.
+    pub(super) async fn stop(&mut self, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let _ = self.control.send(&Order::Stop { grace_ms }).await;
+    }
+
+    /// Waits for the next report; `None` if the shim died or sends garbage. Cancel safe.
+    pub(super) async fn report(&mut self) -> Option<Report> {
+        self.control.next().await.ok().flatten()
+    }
+
+    /// Closes the lifeline, which ends the shim, and waits for that. Returns how it ended.
+    pub(super) async fn end(self) -> Option<ExitStatus> {
+        let Self { control, mut shim } = self;
+        drop(control);
+        // Fails only if the shim was waited for elsewhere.
+        shim.wait().await.ok()
+    }
+
     /// Waits until all processes of run `run_number` are gone, stopping them if `stop` requests it.
     async fn wait(mut self, run_number: u32, stop: &mut StopSignal, on_start: impl Fn()) -> ProcessOutcome {
         let mut outcome = ProcessOutcome::default();
@@ -159,11 +178,9 @@ impl Process {
                 biased;
                 request = stop.requested(run_number) => {
                     outcome.stopped = Some(request.reason);
-                    let grace_ms = u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX);
-                    // If the shim is dead, the missing report shows that.
-                    let _ = self.control.send(&Order::Stop { grace_ms }).await;
+                    self.stop(request.grace).await;
                 }
-                report = self.control.next() => match report.ok().flatten() {
+                report = self.report() => match report {
                     Some(Report::Started) => {
                         outcome.up = Some(Instant::now());
                         on_start();
@@ -173,16 +190,11 @@ impl Process {
                         outcome.status = Some((exit_code, signal));
                         break;
                     }
-                    // The shim died or sends garbage.
                     None => break,
                 },
             }
         }
-        let Self { control, mut shim } = self;
-        // Closes the lifeline, which ends a shim that sends garbage.
-        drop(control);
-        // Fails only if the shim was waited for elsewhere.
-        outcome.shim = shim.wait().await.ok();
+        outcome.shim = self.end().await;
         outcome
     }
 }

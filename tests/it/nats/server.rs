@@ -20,7 +20,7 @@ use crate::interop::setting;
 use crate::support::process::{LOOK, PATIENCE, Program, own_port};
 
 /// The variable with the path of the server's program, and the script that prints it.
-const PROGRAM: (&str, &str) = ("LEASEMUX_TEST_NATS_SERVER", ".ci/nats");
+pub(crate) const PROGRAM: (&str, &str) = ("LEASEMUX_TEST_NATS_SERVER", ".ci/nats");
 
 /// The same of Debian's server, which is older than the gateway recommends.
 const OLD_PROGRAM: (&str, &str) =
