@@ -222,12 +222,11 @@ async fn follow(
     let _ = followers.check(&connector, share);
     let mut takeover = (config.gateways > 1).then(Takeover::default);
     let show = async {
-        match &mut takeover {
-            Some(takeover) => takeover.show(gateways, &mut watched, &notes).await,
-            None => {
-                drop(notes);
-                Err(gateways.exited().await)
-            }
+        if let Some(takeover) = &mut takeover {
+            takeover.show(gateways, &mut watched, &notes).await
+        } else {
+            drop(notes);
+            Err(gateways.exited().await)
         }
     };
     let ended = tokio::select! {
@@ -285,17 +284,17 @@ fn replicas(sdl: &Path) -> usize {
 
 /// Describes the running gateways and how to follow the lease by hand.
 fn introduction(gateways: &Gateways<'_>, dir: &WorkDir, lease: &LeaseId) -> String {
-    let mut text = String::new();
-    let mut last = String::new();
+    let address = |gateway: &Gateway| gateway.address.to_string().trim_end_matches('/').to_owned();
     let is_fleet = gateways.running().count() > 1;
-    for (number, gateway) in gateways.running() {
-        last = gateway.address.to_string().trim_end_matches('/').to_owned();
+    let lines = gateways.running().map(|(number, gateway)| {
         let name = if is_fleet { format!("gateway {number}") } else { "gateway".to_owned() };
-        text += &format!("{name} running at {last}, metrics at {}metrics\n", gateway.admin);
-    }
-    text + &format!(
-        "to follow the lease from another terminal:\n  \
+        format!("{name} running at {}, metrics at {}metrics\n", address(gateway), gateway.admin)
+    });
+    let last = gateways.running().last().map(|(_, gateway)| address(gateway)).unwrap_or_default();
+    format!(
+        "{}to follow the lease from another terminal:\n  \
          leasemux logs {lease} \\\n    --follow --gateway {last} --identity {} --ca {}",
+        lines.collect::<String>(),
         dir.identity().display(),
         dir.server_certificate().display()
     )
