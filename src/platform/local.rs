@@ -36,6 +36,7 @@ use std::time::Duration;
 use clap::Parser;
 use futures_core::future::BoxFuture;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::launch::Launcher;
@@ -299,27 +300,17 @@ impl LocalPlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest { lease, replica, instance, from, is_next_run, follow, .. } = request;
+        let TailRequest { lease, replica, instance, .. } = &request;
         let not_found = || Error::NotFound(format!("log of {replica}, run {instance}"));
-        let lease = self.lease(&lease)?;
-        let handle = lease.replicas.get(&replica).ok_or_else(not_found)?;
+        let lease = self.lease(lease)?;
+        let handle = lease.replicas.get(replica).ok_or_else(not_found)?;
         let is_readable =
-            lease.view.borrow().replica(&replica).is_some_and(|replica| replica.run(&instance).is_some());
+            lease.view.borrow().replica(replica).is_some_and(|replica| replica.run(instance).is_some());
         if !is_readable {
             return Err(not_found());
         }
-        // The start of a run of an earlier gateway is unknown.
-        let needed_start = NeededStart { started: LogTime::MIN, kept_files: self.kept_files };
-        let files = LogFiles {
-            dir: handle.logs.clone(),
-            run_number: instance.run_number(),
-            needed_start: is_next_run.then_some(needed_start),
-        };
-        let completed = handle.status.log_completed(&instance);
-        // Without `follow`, too, the unfinished last line of an ended run is complete.
-        let follow =
-            if follow || completed.is_cancelled() { FollowMode::UntilEnd(completed) } else { FollowMode::No };
-        log_files::open(&self.notifier, files, from, follow).await
+        let completed = handle.status.log_completed(instance);
+        open_log(&self.notifier, handle.logs.clone(), self.kept_files, &request, completed).await
     }
 
     /// Requests the restart of a run, unless that was done before.
@@ -382,6 +373,31 @@ impl Platform for LocalPlatform {
             }
         })
     }
+}
+
+/// Opens the log of a run in `dir`, which has at most `kept_files` files. `completed` is cancelled once the log
+/// is complete.
+async fn open_log(
+    notifier: &Notifier,
+    dir: PathBuf,
+    kept_files: usize,
+    request: &TailRequest,
+    completed: CancellationToken,
+) -> Result<Tail, Error> {
+    // The start of a run of an earlier gateway is unknown.
+    let needed_start = NeededStart { started: LogTime::MIN, kept_files };
+    let files = LogFiles {
+        dir,
+        run_number: request.instance.run_number(),
+        needed_start: request.is_next_run.then_some(needed_start),
+    };
+    // Without `follow`, too, the unfinished last line of an ended run is complete.
+    let follow = if request.follow || completed.is_cancelled() {
+        FollowMode::UntilEnd(completed)
+    } else {
+        FollowMode::No
+    };
+    log_files::open(notifier, files, request.from, follow).await
 }
 
 /// Writes each view of a lease, or the newest of several that come meanwhile. Runs until it is dropped.

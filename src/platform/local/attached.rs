@@ -18,13 +18,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use super::open_log;
 use super::store::{LOCK_FILE, PODS_DIR, pod_name};
 use super::view_file::{EXTENSION, StoredLease, VIEWS_DIR};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 use crate::platform::cri::path::PodDir;
-use crate::platform::log_files::{self, FollowMode, LogFiles, NeededStart};
 use crate::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::sys::dir_watch::{DirWatch, Notifier};
 
@@ -64,8 +64,8 @@ struct Lease {
 struct ViewReader {
     data_dir: PathBuf,
     leases: Arc<Leases>,
-    /// What was read of each file.
-    known: HashMap<PathBuf, (Version, LeaseId)>,
+    /// What was read of each file; without a lease if it was invalid.
+    known: HashMap<PathBuf, (Version, Option<LeaseId>)>,
 }
 
 /// Tells two contents of a file apart: each is written to a new file.
@@ -116,21 +116,16 @@ impl AttachedPlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest { lease: id, replica, instance, from, is_next_run, follow, .. } = request;
-        let lease = self.lease(&id)?;
-        let completed = lease.log_completed(&replica, &instance);
+        let TailRequest { lease: id, replica, instance, .. } = &request;
+        let lease = self.lease(id)?;
+        let completed = lease.log_completed(replica, instance);
         let completed =
             completed.ok_or_else(|| Error::NotFound(format!("log of {replica}, run {instance}")))?;
-        let (namespace, pod) = (id.namespace(), pod_name(&replica));
-        let (uid, container, run_number) = instance.parts();
+        let (namespace, pod) = (id.namespace(), pod_name(replica));
+        let (uid, container, _) = instance.parts();
         let dir = PodDir { namespace: &namespace, pod: &pod, uid }
             .container(&self.data_dir.join(PODS_DIR), container);
-        // The start of a run of an earlier gateway is unknown.
-        let needed_start = NeededStart { started: LogTime::MIN, kept_files: lease.kept_files };
-        let files = LogFiles { dir, run_number, needed_start: is_next_run.then_some(needed_start) };
-        let follow =
-            if follow || completed.is_cancelled() { FollowMode::UntilEnd(completed) } else { FollowMode::No };
-        log_files::open(&self.notifier, files, from, follow).await
+        open_log(&self.notifier, dir, lease.kept_files, &request, completed).await
     }
 
     fn reject_restart(&self, request: &RestartRequest) -> Result<(), Error> {
@@ -294,15 +289,19 @@ impl ViewReader {
         let scan = tokio::task::spawn_blocking(move || scan(&dir, &versions));
         let Scan { changed, paths, is_live } = scan.await.map_err(io::Error::other)??;
         for (path, version, stored) in changed {
-            let (Ok(id), Ok(view)) = (stored.lease.parse::<LeaseId>(), stored.view()) else {
+            let id = if let (Ok(id), Ok(view)) = (stored.lease.parse::<LeaseId>(), stored.view()) {
+                self.leases.update(&id, view, stored.kept_files);
+                Some(id)
+            } else {
                 tracing::warn!(path = %path.display(), "view of a lease is invalid: the gateways have different versions");
-                continue;
+                None
             };
-            self.leases.update(&id, view, stored.kept_files);
             self.known.insert(path, (version, id));
         }
         for (_, (_, id)) in self.known.extract_if(|path, _| !paths.contains(path)) {
-            self.leases.remove(&id);
+            if let Some(id) = id {
+                self.leases.remove(&id);
+            }
         }
         self.leases.set_live(is_live);
         Ok(())
