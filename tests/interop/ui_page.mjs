@@ -24,6 +24,17 @@ function check(condition, problem) {
   if (!condition) throw new Error(problem);
 }
 
+/** Waits until `read()` returns `wanted`: the page follows an input later than the browser accepts it. */
+async function settles(read, wanted, problem) {
+  const deadline = Date.now() + PATIENCE;
+  for (;;) {
+    const found = await read();
+    if (found === wanted) return;
+    check(Date.now() < deadline, `${problem}: ${JSON.stringify(found)}`);
+    await page.evaluate(() => new Promise(requestAnimationFrame));
+  }
+}
+
 // Chromium's sandbox does not work for root.
 const args = process.getuid() === 0 ? ["--no-sandbox"] : [];
 const browser = await chromium.launch({ executablePath, args });
@@ -110,7 +121,7 @@ const screenshot = (name) => page.screenshot({ path: join(screenshots, `${name}.
 
 await page.goto(url);
 check(page.url() === new URL("/", url).href, `the secret is still in the address ${page.url()}`);
-check((await page.evaluate(() => document.cookie)) === "", "scripts can read the cookie");
+await settles(() => page.evaluate(() => document.cookie), "", "scripts can read the cookie");
 await page.locator("#state", { hasText: /^live$/ }).waitFor();
 for (const name of ["web/0", "web/1", "db/0"]) {
   await until(`lines of ${name}`, (app, wanted) => app.store.sources.some((source) => source.name === wanted), name);
@@ -124,13 +135,13 @@ report("lines");
 await page.locator("#filter").fill("HOSTILE");
 await page.locator(".row .text", { hasText: "HOSTILE 5" }).waitFor();
 const hostile = (number) => page.locator(".row .text", { hasText: `HOSTILE ${number}` });
-check((await hostile(1).textContent()) === "HOSTILE 1 <script>document.title='x'</script><img src=x onerror=alert(1)>", "a tag");
-check((await hostile(2).textContent()) === "HOSTILE 2 ^[]0;title^G^[]8;;http://evil.test^[\\link^[[2J^[[1;1H", "a control sequence");
-check((await hostile(3).textContent()) === "HOSTILE 3 <U+202E>reversed<U+2066>x<U+200B>", "a bidi control");
-check((await hostile(4).textContent()) === "HOSTILE 4 red plain", "a colour");
-check((await hostile(4).locator("span.f1").textContent()) === "red", "the colour has no effect");
-check((await hostile(5).textContent()) === "HOSTILE 5 \ufffd\ufffd end", "bytes that are not UTF-8");
-check((await page.locator("#pane script, #pane img, #pane a").count()) === 0, "a line has become an element");
+await settles(() => hostile(1).textContent(), "HOSTILE 1 <script>document.title='x'</script><img src=x onerror=alert(1)>", "a tag");
+await settles(() => hostile(2).textContent(), "HOSTILE 2 ^[]0;title^G^[]8;;http://evil.test^[\\link^[[2J^[[1;1H", "a control sequence");
+await settles(() => hostile(3).textContent(), "HOSTILE 3 <U+202E>reversed<U+2066>x<U+200B>", "a bidi control");
+await settles(() => hostile(4).textContent(), "HOSTILE 4 red plain", "a colour");
+await settles(() => hostile(4).locator("span.f1").textContent(), "red", "the colour has no effect");
+await settles(() => hostile(5).textContent(), "HOSTILE 5 \ufffd\ufffd end", "bytes that are not UTF-8");
+await settles(() => page.locator("#pane script, #pane img, #pane a").count(), 0, "a line has become an element");
 check((await page.title()).endsWith("leasemux"), "a line has changed the title");
 report("hostile");
 
@@ -141,7 +152,7 @@ await page.locator("#empty", { hasText: "No line matches" }).waitFor();
 await page.locator("#regex").click();
 await page.locator("#matches", { hasText: "2 matches" }).waitFor();
 await page.locator(".row mark").nth(1).waitFor();
-check((await page.locator(".row mark").allTextContents()).join() === "HOSTILE 3,HOSTILE 4", "the matches are not marked");
+await settles(async () => (await page.locator(".row mark").allTextContents()).join(), "HOSTILE 3,HOSTILE 4", "the matches are not marked");
 await page.locator("#case").click();
 await page.locator("#filter").fill("hostile 3");
 await page.locator("#matches", { hasText: "0 matches" }).waitFor();
@@ -151,8 +162,11 @@ await page.getByRole("button", { name: "Show only hostile/0" }).click();
 await page.locator("#context").fill("1");
 await until("three rows", (app) => app.view.isCurrent && app.view.count >= 3);
 await page.locator(".row .text", { hasText: "HOSTILE 4" }).waitFor();
-const around = await page.locator(".row .text").allTextContents();
-check(around.slice(0, 3).map((line) => line.slice(0, 9)).join() === "HOSTILE 2,HOSTILE 3,HOSTILE 4", `context: ${around}`);
+const around = async () => {
+  const lines = await page.locator(".row .text").allTextContents();
+  return lines.slice(0, 3).map((line) => line.slice(0, 9)).join();
+};
+await settles(around, "HOSTILE 2,HOSTILE 3,HOSTILE 4", "the context");
 await page.locator("#filter").fill("(");
 await page.locator("#error", { hasText: "no usable regular expression" }).waitFor();
 // Hours for one line, in a thread that the page stops.
@@ -163,7 +177,7 @@ await page.locator("#filter").fill("");
 await page.locator("#regex").click();
 await page.locator("#context").fill("0");
 await page.getByRole("button", { name: "Show only hostile/0" }).click();
-check(await page.locator("#error").isHidden(), "the error stays");
+await page.locator("#error").waitFor({ state: "hidden" });
 report("filter");
 
 // === Keyboard only ===
@@ -175,12 +189,12 @@ await page.keyboard.press("Shift+ArrowUp");
 await until("three chosen rows", (app) => app.selected().length === 3);
 await page.locator('#pause[aria-pressed="true"]').waitFor();
 const current = await page.locator("#scroller").getAttribute("aria-activedescendant");
-check((await page.locator(`#${current}`).getAttribute("aria-selected")) === "true", "the chosen row is not announced");
+await settles(() => page.locator(`#${current}`).getAttribute("aria-selected"), "true", "the chosen row is not announced");
 await page.locator("#newest", { hasText: "new line" }).waitFor();
 await page.keyboard.press("End");
 await page.locator("#newest").waitFor({ state: "hidden" });
 await page.keyboard.press("/");
-check((await page.evaluate(() => document.activeElement.id)) === "filter", "/ does not reach the filter");
+await settles(() => page.evaluate(() => document.activeElement.id), "filter", "/ does not reach the filter");
 await page.keyboard.type("no such line");
 await page.locator("#empty", { hasText: "No line matches" }).waitFor();
 await page.keyboard.press("Escape");
@@ -193,9 +207,9 @@ await page.keyboard.press("Escape");
 await page.locator("#help-dialog[open]").waitFor({ state: "detached" });
 for (const name of ["utc", "relative", "off", "local"]) {
   await page.keyboard.press("t");
-  check((await page.locator("#time").inputValue()) === name, `t does not choose ${name}`);
+  await settles(() => page.locator("#time").inputValue(), name, `t does not choose ${name}`);
 }
-check((await page.locator("#pause").getAttribute("aria-pressed")) === "false", "the newest line is not followed");
+await settles(() => page.locator("#pause").getAttribute("aria-pressed"), "false", "the newest line is not followed");
 report("keyboard");
 
 // === Links, copies and files ===
@@ -244,7 +258,7 @@ await page.evaluate(() => new Promise(requestAnimationFrame));
 const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
 check(overflow <= 0, `the narrow page is ${overflow} pixels too wide`);
 await accessibility("narrow");
-check((await page.locator("#pause").getAttribute("aria-pressed")) === "false", "another size pauses");
+await settles(() => page.locator("#pause").getAttribute("aria-pressed"), "false", "another size pauses");
 await screenshot("narrow");
 await page.setViewportSize({ width: 1280, height: 800 });
 await page.emulateMedia({ colorScheme: "light" });
@@ -258,7 +272,7 @@ await accessibility("restart");
 await page.locator("#restart-confirm").click();
 await page.locator("#restart-progress .pending").first().waitFor();
 await page.locator("#restart-text", { hasText: "Restarted." }).waitFor();
-check((await page.locator("#restart-progress .active").count()) === 2, "not both replicas were restarted");
+await settles(() => page.locator("#restart-progress .active").count(), 2, "not both replicas were restarted");
 await page.locator("#restart-cancel").click();
 await until("lines of the new runs", (app) => {
   const instances = (name) => app.store.sources.filter((source) => source.name === name).length;
@@ -279,7 +293,7 @@ await page.locator("#selection").selectOption("tail=10000");
 await page.locator("#selection").selectOption("at");
 await accessibility("since");
 await page.keyboard.press("Escape");
-check((await page.locator("#selection").inputValue()) === "tail=10000", "a cancelled choice stays");
+await settles(() => page.locator("#selection").inputValue(), "tail=10000", "a cancelled choice stays");
 await page.locator("#selection").selectOption("at");
 await page.locator("#since-time").fill("2020-01-01T00:00:01");
 await page.locator("#since-open").click();

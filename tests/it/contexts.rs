@@ -19,6 +19,8 @@ impl Scenario {
     fn start() -> Self {
         let workspace = Workspace::new();
         let lease = workspace.tenant("alice");
+        // Her tokens are trusted too. A gateway that runs would take the key a moment later.
+        fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
         let sdl = workspace.sdl("alice.yaml", &[("web", "echo hello; exec sleep 1000", 1)]);
         let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
         Self { workspace, lease, gateway }
@@ -74,8 +76,6 @@ fn logs_take_gateway_credentials_and_lease_from_a_context() {
     // A token from its file, for one call.
     let token = scenario.succeeds(&["token", "new", "--identity", &identity]);
     fs::write(scenario.workspace.path("web.token"), token).unwrap();
-    fs::copy(scenario.workspace.path("alice/account.pub"), scenario.workspace.path("trusted/alice.pub"))
-        .unwrap();
     let file = format!("@{}", scenario.text("web.token"));
     scenario.set("token", &["--token", &file, "--lease", &lease]);
     assert_eq!(scenario.succeeds(&[&logs[..], &["--context", "token"]].concat()), "web/0 | hello\n");
