@@ -18,10 +18,13 @@ use clap::Parser;
 
 use self::it::simulation::outcome::Outcome;
 use self::it::simulation::pool::{self, Worker};
-use self::it::{kube, support};
+use self::it::{fleet, kube, support};
 
 #[path = "../tests/it"]
 mod it {
+    pub(crate) mod fleet {
+        pub(crate) mod bus;
+    }
     pub(crate) mod kube {
         pub(crate) mod cluster;
     }

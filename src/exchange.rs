@@ -45,6 +45,7 @@
 pub mod bus;
 pub mod codec;
 mod delivery;
+pub(crate) mod direct_tails;
 pub mod fleet;
 pub mod gateway_id;
 mod jitter;

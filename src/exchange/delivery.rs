@@ -25,6 +25,8 @@ pub(super) struct Delivery {
     ambiguous: AmbiguousRange,
     /// No line has ended since the newest gap.
     after_gap: bool,
+    /// Entries of the actor's ring that are gaps after the newest line.
+    trailing_gaps: u32,
     reported: Reported,
 }
 
@@ -64,6 +66,7 @@ impl Delivery {
             seen_from: None,
             ambiguous: AmbiguousRange::default(),
             after_gap: false,
+            trailing_gaps: 0,
             reported: Reported::default(),
         }
     }
@@ -71,6 +74,11 @@ impl Delivery {
     /// Returns the place after everything that was delivered.
     pub(super) fn place(&self) -> Option<Place> {
         Some(Place { instance: self.instance.clone(), position: self.at? })
+    }
+
+    /// Returns the number of gaps after the newest line, as the actor's ring has them.
+    pub(super) fn trailing_gaps(&self) -> u32 {
+        self.trailing_gaps
     }
 
     /// Returns where a new reader of the log starts.
@@ -112,6 +120,7 @@ impl Delivery {
         let (first, last) = (batch.lines.first()?.time, batch.lines.last()?.after);
         self.ambiguous.record_line(self.at.unwrap_or(Position::START), first);
         self.reported = Reported::default();
+        self.trailing_gaps = 0;
         if let Some((_, totals)) = &mut self.account {
             let ended = batch.lines.iter().filter(|line| line.ends).count() as u64;
             *totals = totals.with_lines(ended, batch.data.len() as u64);
@@ -130,6 +139,8 @@ impl Delivery {
         } else {
             gap.after = at;
         }
+        // The actor does not report an unknown loss twice in one place.
+        let is_new = gap.exact || self.reported.here.inexact == 0;
         let again = self.reported.may_repeat.take(&gap);
         (gap.lines, gap.bytes) = (gap.lines - again.lines, gap.bytes - again.bytes);
         let is_repeated = gap.lines == 0 && gap.bytes == 0 && (gap.exact || again.inexact > 0);
@@ -139,6 +150,7 @@ impl Delivery {
         if gap.after == at {
             self.reported.here.add(&gap);
         }
+        self.trailing_gaps += u32::from(is_new);
         if gap.exact {
             self.account = self.account.map(|(rank, totals)| (rank, totals.with_gap(&gap)));
         } else {

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::bus::{Bus, BusTotals, Channel, Connection};
 use super::codec;
+use super::direct_tails::DirectTails;
 use super::gateway_id::GatewayId;
 use super::liveness::{Liveness, LivenessInput, LivenessOutput};
 use super::messages::{Envelope, Message};
@@ -69,7 +70,7 @@ struct Shared {
     gateways: AtomicUsize,
     state: watch::Sender<FleetState>,
     news: broadcast::Sender<FleetNews>,
-    direct_tails: Arc<Semaphore>,
+    direct_tails: DirectTails,
 }
 
 /// The present state of a gateway in its fleet.
@@ -96,7 +97,7 @@ impl Fleet {
     /// Joins a fleet: starts to send alive messages. Must be called within a runtime.
     pub fn start(bus: Arc<dyn Bus>, config: FleetConfig, metrics: Metrics) -> Self {
         let shared = Arc::new(Shared {
-            direct_tails: Arc::new(Semaphore::new(config.direct_tails)),
+            direct_tails: DirectTails::new(config.direct_tails),
             config,
             bus,
             metrics,
@@ -147,8 +148,8 @@ impl Fleet {
     }
 
     /// Returns the permits for tails of replicas that this gateway does not publish.
-    pub(crate) fn direct_tails(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.0.shared.direct_tails)
+    pub(crate) fn direct_tails(&self) -> DirectTails {
+        self.0.shared.direct_tails.clone()
     }
 
     /// Returns the time since the start.

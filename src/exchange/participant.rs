@@ -53,8 +53,8 @@ pub struct Participant {
     hears_frames: bool,
     /// State of the own source.
     source: SourceState,
-    /// The place where the last log has ended.
-    tail_end: Option<Place>,
+    /// Where the last log has ended: the place, and the number of gaps there.
+    tail_end: Option<(Place, u32)>,
     /// Since when the own tail fails.
     failing_since: Option<Duration>,
     usable: bool,

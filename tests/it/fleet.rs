@@ -16,7 +16,7 @@ use self::bus::{Faults, Hub};
 use crate::support::fake_platform::FakePlatform;
 use crate::support::gateway::{Setup, Stream};
 
-mod bus;
+pub(crate) mod bus;
 mod faults;
 mod runs;
 mod sharing;

@@ -76,6 +76,8 @@ pub enum TailEvent {
     },
     /// Its next item.
     Item(TailItem),
+    /// Others have waited for the permit of this tail for long.
+    TurnEnded,
     /// The log was read to its end.
     Ended,
     /// It failed. The driver keeps the error for [`Output::FailTail`].

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Output, Participant, ReplyId, RequestId, RingEvent, Role, Subject};
 use crate::exchange::gateway_id::GatewayId;
-use crate::exchange::messages::{Frame, Head, Message, RingEnd};
+use crate::exchange::messages::{Content, Frame, Head, Message, RingEnd};
 use crate::exchange::rank::Rank;
 
 /// A member that was not heard for this time is forgotten: it renews its membership three times as often.
@@ -55,6 +55,8 @@ pub(super) struct Publishing {
     rank: Rank,
     /// The end of the part of the ring that was published; `None` until the ring is read.
     end: Option<RingEnd>,
+    /// Gaps there after the newest line, at least.
+    trailing_gaps: u32,
     /// When each member was heard last.
     members: BTreeMap<GatewayId, Duration>,
     /// Until then members are expected, so that it counts as having some.
@@ -77,6 +79,7 @@ impl Publishing {
         Self {
             rank,
             end: None,
+            trailing_gaps: 0,
             members: BTreeMap::new(),
             expects_until: expects_members.then(|| now + MEMBERS_WAIT),
             sync_at: None,
@@ -144,7 +147,10 @@ impl Participant {
         let Role::Publisher(publishing) = &self.role else { return None };
         let end = publishing.end.clone().unwrap_or_default();
         let mut source = self.source;
-        source.complete = self.tail_end.is_some() && end.place == self.tail_end;
+        // A gap does not move the place, and members that hear of the end no longer wait for it.
+        source.complete = self.tail_end.as_ref().is_some_and(|(place, gaps)| {
+            end.place.as_ref() == Some(place) && publishing.trailing_gaps >= *gaps
+        });
         Some(Head { rank: publishing.rank, end, source, members: publishing.member_count() })
     }
 
@@ -153,6 +159,8 @@ impl Participant {
         let rank = publishing.rank;
         match event {
             RingEvent::At(end) => {
+                // Their number is not known.
+                publishing.trailing_gaps = if end.after_gap { u32::MAX } else { 0 };
                 if publishing.end.replace(end).is_none() {
                     (publishing.announce_at, publishing.ask_node_at) = (now, now + ASK_NODE_EVERY);
                 } else if publishing.has_members() {
@@ -162,6 +170,11 @@ impl Participant {
             }
             RingEvent::Entry { totals, content, end } => {
                 let number = end.number.saturating_sub(1);
+                publishing.trailing_gaps = match &content {
+                    Content::Lines { .. } => 0,
+                    Content::Gap { .. } => publishing.trailing_gaps.saturating_add(1),
+                    Content::Event => publishing.trailing_gaps,
+                };
                 publishing.end = Some(end);
                 if publishing.has_members() {
                     publishing.sync_at = Some(now + SYNC_AFTER);

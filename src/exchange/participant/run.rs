@@ -49,7 +49,7 @@ impl Participant {
     /// The actor's log has ended.
     pub(super) fn end_run(&mut self) {
         if let Some(run) = self.run.take() {
-            self.tail_end = run.place();
+            self.tail_end = run.place().map(|place| (place, run.trailing_gaps()));
             self.remember_finished(run.instance);
             self.close_tail();
             self.out.push(Output::Ended);

@@ -75,6 +75,7 @@ impl Participant {
                 }
             }
             TailEvent::Item(item) => self.tail_item(item, now),
+            TailEvent::TurnEnded => self.end_turn(),
             TailEvent::Ended => {
                 self.release_gap();
                 self.tail.is_open = false;
@@ -82,6 +83,21 @@ impl Participant {
                 self.check_complete(now);
             }
             TailEvent::Failed { is_retryable } => self.tail_failed(is_retryable, now),
+        }
+    }
+
+    /// Lets others have the permit of this tail, and waits for another one.
+    ///
+    /// Only a member: its tail may stay open without end, if the log is quiet and its last position cannot be
+    /// compared. Without the bus, all that wait get their lines when it is back.
+    fn end_turn(&mut self) {
+        if let Role::Member(_) = self.role
+            && self.tail.covering
+            && self.tail.is_open
+        {
+            self.release_gap();
+            self.close_tail();
+            self.open_tail();
         }
     }
 

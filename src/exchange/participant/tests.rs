@@ -4,7 +4,7 @@ use super::*;
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::lines::Lines;
 use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Head, Message, RingEnd, Totals};
-use crate::model::line::{Line, LineBatch};
+use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::position::Position;
 use crate::platform::{ReadFrom, TailItem};
 
@@ -258,4 +258,44 @@ fn member_reads_the_source_to_find_a_time() {
     let out = one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head(false))), ms(1));
     assert_eq!(one.role(), RoleName::Member);
     assert!(out.iter().any(|output| matches!(output, Output::OpenTail { .. })), "{out:?}");
+}
+
+#[test]
+fn log_is_complete_once_its_last_gap_is_published() {
+    let (mut one, _) = publisher();
+    one.handle(Input::Asked(OTHER, Message::Join, 1), ms(200));
+    let opened = TailEvent::Opened { start: at(9), unfinished: [false; 2] };
+    one.handle(Input::Tail(one.tail.generation, opened), ms(201));
+    let place = Some(Place { instance: run(), position: at(9) });
+    let end = RingEnd { place, ..RingEnd::default() };
+    one.handle(Input::Ring(RingEvent::At(end.clone())), ms(202));
+    let gap = SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, after: at(9) };
+    one.handle(Input::Tail(one.tail.generation, TailEvent::Item(TailItem::Gap(gap))), ms(203));
+    let is_complete = |out: &[Output]| {
+        let is_sync = |output: &Output| matches!(output, Output::Publish(_, Message::Sync(head)) if head.source.complete);
+        out.iter().any(is_sync)
+    };
+    let out = one.handle(Input::Tail(one.tail.generation, TailEvent::Ended), ms(203));
+    assert!(out.contains(&Output::Ended) && !is_complete(&out), "{out:?}");
+    // The actor pushes the gap.
+    let content = Content::Gap { instance: run(), start: at(9), gap };
+    let end = RingEnd { number: 1, after_gap: true, ..end };
+    let out = one.handle(Input::Ring(RingEvent::Entry { totals: Totals::default(), content, end }), ms(204));
+    assert!(is_complete(&out), "{out:?}");
+}
+
+#[test]
+fn member_gives_the_permit_of_its_tail_to_others() {
+    let (mut one, out) = member_behind();
+    let rank = Rank { term: 1, weight: 9 };
+    let not_held = Message::Fetched(Fetched::NotHeld { rank, oldest: None });
+    let out = one.handle(Input::Answered(request(&out), OTHER, not_held), ms(2));
+    assert!(matches!(out[..], [Output::OpenTail { generation: 1, .. }]), "{out:?}");
+    let opened = TailEvent::Opened { start: at(7), unfinished: [false; 2] };
+    one.handle(Input::Tail(1, opened), ms(3));
+    let out = one.handle(Input::Tail(1, TailEvent::TurnEnded), ms(30_003));
+    let [Output::CloseTail, Output::OpenTail { generation: 2, from, .. }, ..] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!(*from, ReadFrom::After(at(7)));
 }

@@ -324,6 +324,7 @@ impl Driver {
         let event = match event {
             OwnTailEvent::Opened(start, unfinished) => TailEvent::Opened { start, unfinished },
             OwnTailEvent::Item(item) => TailEvent::Item(item),
+            OwnTailEvent::TurnEnded => TailEvent::TurnEnded,
             OwnTailEvent::Ended => TailEvent::Ended,
             OwnTailEvent::Failed(error) => {
                 let is_retryable = error.is_retryable();

@@ -2,25 +2,30 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+use crate::exchange::direct_tails::{DirectTailPermit, DirectTails};
 use crate::platform::{Error, Platform, Tail, TailItem, TailRequest};
+
+/// Time after which a tail gives its permit to others, if any wait. Each turn opens a log again, which reads
+/// its newest file.
+const TURN: Duration = Duration::from_secs(30);
 
 /// The own read of one replica's log. At most one is open.
 pub(super) struct OwnTail {
     platform: Arc<dyn Platform>,
-    /// For tails of replicas that the gateway does not publish.
-    permits: Arc<Semaphore>,
+    permits: DirectTails,
     generation: u64,
     state: State,
 }
 
-/// A permit for a tail of a replica that the gateway does not publish.
-type Permit = Option<OwnedSemaphorePermit>;
+/// A publisher's tail needs no permit.
+type Permit = Option<DirectTailPermit>;
 
 enum State {
     Closed,
@@ -29,7 +34,13 @@ enum State {
     /// Becomes `Open`, or `Closed` if it fails.
     Opening(BoxFuture<'static, Result<Tail, Error>>, Permit),
     /// Becomes `Closed` at the end of the log, or if it fails.
-    Open(BoxStream<'static, Result<TailItem, Error>>, Permit),
+    Open(BoxStream<'static, Result<TailItem, Error>>, Turn),
+}
+
+/// The permit of an open tail, and the end of its turn.
+struct Turn {
+    permit: Permit,
+    end: Instant,
 }
 
 /// News of the tail.
@@ -37,6 +48,8 @@ pub(super) enum OwnTailEvent {
     /// It is open; as in [`Tail`].
     Opened(crate::model::position::Position, [bool; 2]),
     Item(TailItem),
+    /// Others have waited for its permit for long. It stays open.
+    TurnEnded,
     Ended,
     Failed(Error),
 }
@@ -44,7 +57,7 @@ pub(super) enum OwnTailEvent {
 // === impl OwnTail ===
 
 impl OwnTail {
-    pub(super) fn new(platform: Arc<dyn Platform>, permits: Arc<Semaphore>) -> Self {
+    pub(super) fn new(platform: Arc<dyn Platform>, permits: DirectTails) -> Self {
         Self { platform, permits, generation: 0, state: State::Closed }
     }
 
@@ -56,9 +69,8 @@ impl OwnTail {
         self.state = if is_publisher {
             self.opening(request, None)
         } else {
-            let permits = Arc::clone(&self.permits);
-            // The semaphore is never closed.
-            State::Waiting(request, Box::pin(async move { permits.acquire_owned().await.ok() }))
+            let permits = self.permits.clone();
+            State::Waiting(request, Box::pin(async move { permits.acquire().await }))
         };
     }
 
@@ -72,15 +84,17 @@ impl OwnTail {
             State::Closed => State::Closed,
             State::Waiting(request, _) => self.opening(request, None),
             State::Opening(opening, _) => State::Opening(opening, None),
-            State::Open(items, _) => State::Open(items, None),
+            State::Open(items, turn) => State::Open(items, Turn { permit: None, ..turn }),
         };
     }
 
     /// The gateway no longer publishes the replica. The tail stays open even if no permit is free: to close it
     /// would delay lines.
     pub(super) fn take_permit(&mut self) {
-        if let State::Opening(_, permit @ None) | State::Open(_, permit @ None) = &mut self.state {
-            *permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        if let State::Opening(_, permit @ None) | State::Open(_, Turn { permit: permit @ None, .. }) =
+            &mut self.state
+        {
+            *permit = self.permits.try_acquire();
         }
     }
 
@@ -100,15 +114,19 @@ impl OwnTail {
             State::Closed | State::Waiting(..) => std::future::pending().await,
             State::Opening(opening, permit) => match opening.await {
                 Ok(tail) => {
-                    self.state = State::Open(tail.items, permit.take());
+                    let turn = Turn { permit: permit.take(), end: Instant::now() + TURN };
+                    self.state = State::Open(tail.items, turn);
                     OwnTailEvent::Opened(tail.start, tail.unfinished)
                 }
                 Err(error) => OwnTailEvent::Failed(error),
             },
-            State::Open(items, _) => match items.next().await {
-                Some(Ok(item)) => OwnTailEvent::Item(item),
-                Some(Err(error)) => OwnTailEvent::Failed(error),
-                None => OwnTailEvent::Ended,
+            State::Open(items, turn) => tokio::select! {
+                item = items.next() => match item {
+                    Some(Ok(item)) => OwnTailEvent::Item(item),
+                    Some(Err(error)) => OwnTailEvent::Failed(error),
+                    None => OwnTailEvent::Ended,
+                },
+                () = turn.until_others_wait(&self.permits) => OwnTailEvent::TurnEnded,
             },
         };
         if matches!(event, OwnTailEvent::Ended | OwnTailEvent::Failed(_)) {
@@ -118,8 +136,95 @@ impl OwnTail {
     }
 }
 
+// === impl Turn ===
+
+impl Turn {
+    /// Waits until the turn has ended and others wait for the permit. Cancel safe.
+    async fn until_others_wait(&mut self, permits: &DirectTails) {
+        if self.permit.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep_until(self.end).await;
+            self.end = Instant::now() + TURN;
+            if permits.has_waiting() {
+                return;
+            }
+        }
+    }
+}
+
 impl fmt::Debug for OwnTail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OwnTail").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::exchange::direct_tails::DirectTails;
+    use crate::model::id::{Address, Instance, LeaseId, Replica};
+    use crate::model::position::Position;
+    use crate::model::view::LeaseView;
+    use crate::platform::{ReadFrom, RestartRequest};
+
+    /// A platform with silent logs.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Platform for Silent {
+        fn name(&self) -> &'static str {
+            "silent"
+        }
+
+        fn watch(&self, _: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+            Box::pin(async { Err(Error::NotFound("no lease".into())) })
+        }
+
+        fn tail(&self, _: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+            let items = Box::pin(futures_util::stream::pending());
+            Box::pin(async { Ok(Tail { start: Position::START, unfinished: [false; 2], items }) })
+        }
+
+        fn restart(&self, _: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+            Box::pin(async { Err(Error::NotFound("no replica".into())) })
+        }
+    }
+
+    fn request() -> TailRequest {
+        let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
+        TailRequest {
+            lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
+            replica: Replica { service: "web".parse().unwrap(), index: 0 },
+            instance: Instance::new("uid", "web", 0).unwrap(),
+            from: ReadFrom::Start,
+            lines_after: None,
+            oldest_read: None,
+            is_next_run: false,
+            follow: true,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turn_ends_only_while_others_wait() {
+        let permits = DirectTails::new(1);
+        let tail = || OwnTail::new(Arc::new(Silent), permits.clone());
+        let (mut first, mut second) = (tail(), tail());
+        first.open(1, request(), false);
+        assert!(matches!(first.next().await, (1, OwnTailEvent::Opened(..))));
+        // Nobody waits.
+        assert!(tokio::time::timeout(10 * TURN, first.next()).await.is_err());
+        second.open(1, request(), false);
+        let mut opens = pin!(second.next());
+        assert!(tokio::time::timeout(Duration::from_millis(1), &mut opens).await.is_err());
+        let (generation, event) = tokio::time::timeout(2 * TURN, first.next()).await.unwrap();
+        assert!(matches!((generation, event), (1, OwnTailEvent::TurnEnded)));
+        first.open(2, request(), false);
+        assert!(matches!(opens.await, (1, OwnTailEvent::Opened(..))));
     }
 }

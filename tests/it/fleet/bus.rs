@@ -1,6 +1,6 @@
 //! A bus in memory, which loses, delays and splits as tests want.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -29,10 +29,14 @@ struct State {
     subscribers: BTreeMap<u64, Subscriber>,
     next: u64,
     gateways: Vec<(watch::Sender<Connection>, BusTotals)>,
+    /// All connections are closed, and cannot be opened.
+    closed: bool,
+    /// Gateways that were killed.
+    killed: BTreeSet<usize>,
 }
 
 /// What goes wrong at present.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
     /// Messages lost and repeated, in thousandths.
     pub(crate) lost: u32,
@@ -78,14 +82,29 @@ impl Hub {
             subscribers: BTreeMap::new(),
             next: 0,
             gateways: Vec::new(),
+            closed: false,
+            killed: BTreeSet::new(),
         })))
     }
 
     /// Connects a gateway; they are numbered from 0.
     pub(crate) fn connect(&self) -> Arc<dyn Bus> {
         let mut state = self.state();
-        state.gateways.push((watch::Sender::new(Connection::Up), BusTotals::default()));
+        let connection = connection(!state.closed);
+        state.gateways.push((watch::Sender::new(connection), BusTotals::default()));
         Arc::new(MemoryBus { hub: self.clone(), gateway: state.gateways.len() - 1 })
+    }
+
+    /// Number of gateways that were connected.
+    pub(crate) fn gateways(&self) -> usize {
+        self.state().gateways.len()
+    }
+
+    /// The process of a gateway has ended: it sends and receives nothing any more, whatever its tasks do.
+    pub(crate) fn kill(&self, gateway: usize) {
+        let mut state = self.state();
+        state.killed.insert(gateway);
+        state.subscribers.retain(|_, one| one.gateway != gateway);
     }
 
     pub(crate) fn set_faults(&self, faults: Faults) {
@@ -94,9 +113,10 @@ impl Hub {
 
     /// Closes all connections, or opens them.
     pub(crate) fn set_up(&self, up: bool) {
-        let connection = if up { Connection::Up } else { Connection::AwaySince(Instant::now()) };
-        for (gateway, _) in &self.state().gateways {
-            gateway.send_replace(connection);
+        let mut state = self.state();
+        state.closed = !up;
+        for (gateway, _) in &state.gateways {
+            gateway.send_replace(connection(up));
         }
     }
 
@@ -113,7 +133,10 @@ impl Hub {
         let mut state = self.state();
         let (key, newest) = (state.next, Instant::now());
         state.next += 1;
-        state.subscribers.insert(key, Subscriber { gateway, subject: subject.to_owned(), sender, newest });
+        if !state.killed.contains(&gateway) {
+            let subject = subject.to_owned();
+            state.subscribers.insert(key, Subscriber { gateway, subject, sender, newest });
+        }
         let unsubscribe = Unsubscribe(self.clone(), key);
         futures_util::stream::unfold((receiver, unsubscribe), |(mut receiver, unsubscribe)| async {
             let (at, message): (Instant, BusMessage) = receiver.recv().await?;
@@ -127,7 +150,7 @@ impl Hub {
 
 impl State {
     fn is_up(&self, gateway: usize) -> bool {
-        *self.gateways[gateway].0.borrow() == Connection::Up
+        *self.gateways[gateway].0.borrow() == Connection::Up && !self.killed.contains(&gateway)
     }
 
     fn reaches(&self, from: usize, to: usize) -> bool {
@@ -167,6 +190,10 @@ impl State {
             }
         }
     }
+}
+
+fn connection(up: bool) -> Connection {
+    if up { Connection::Up } else { Connection::AwaySince(Instant::now()) }
 }
 
 /// Whether a subscription's subject includes this one.

@@ -42,18 +42,27 @@ pub(super) struct Progress {
     pub(super) cursor: Option<Cursor>,
     /// The beginning of a line.
     partial: Vec<u8>,
-    /// Whether the gateway of the present stream reads the files of the node.
-    reads_files: bool,
+    /// What the gateway of the present stream reads.
+    reads: Reads,
     since: GatewaysSince,
     /// Whether a gap came within a line, so that the rest of that line may follow.
     torn: bool,
     gap: PendingGap,
 }
 
+/// What a gateway reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reads {
+    /// Whether it reads the files of the node.
+    pub(super) files: bool,
+    /// Whether new lines may come from the API's log: by itself, or by another gateway of its fleet.
+    pub(super) live_api: bool,
+}
+
 /// The gateways of all streams since the last line.
 #[derive(Clone, Copy, Debug, Default)]
 struct GatewaysSince {
-    /// Whether one does not read the files of the node.
+    /// Whether one may have lines of the API's log.
     was_api: bool,
     /// Whether one did not know the pod of that line.
     pod_was_unknown: bool,
@@ -119,7 +128,7 @@ impl Progress {
             next: None,
             cursor: None,
             partial: Vec::new(),
-            reads_files: false,
+            reads: Reads::default(),
             since: GatewaysSince::default(),
             torn: false,
             gap: PendingGap::default(),
@@ -127,10 +136,10 @@ impl Progress {
     }
 
     /// A stream begins. `is_known`: its gateway knows the pod of the last line.
-    pub(super) fn begin(&mut self, reads_files: bool, is_known: bool) {
-        self.reads_files = reads_files;
+    pub(super) fn begin(&mut self, reads: Reads, is_known: bool) {
+        self.reads = reads;
         self.since.pod_was_unknown |= !is_known;
-        self.since.was_api |= !reads_files;
+        self.since.was_api |= reads.live_api;
     }
 
     /// Whether all lines were received.
@@ -216,7 +225,7 @@ impl Progress {
             }
             Some(next) => self.check_gap(next, place, replica, &gap, history, outcome)?,
         }
-        self.since = GatewaysSince { was_api: !self.reads_files, pod_was_unknown: false };
+        self.since = GatewaysSince { was_api: self.reads.live_api, pod_was_unknown: false };
         if self.began.is_none() || gap.inexact {
             self.began = Some(place);
         }
@@ -247,7 +256,7 @@ impl Progress {
             return Ok(());
         }
         // Its files may have been rotated away since: nothing was read, so nothing is known to be missing.
-        if place.1 <= history.oldest_line(replica, place.0, self.reads_files) {
+        if place.1 <= history.oldest_line(replica, place.0, self.reads.files) {
             outcome.excuse("rotated before the first line", 1);
             return Ok(());
         }

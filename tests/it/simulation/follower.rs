@@ -79,15 +79,15 @@ impl Follower {
         // Not both: a replica without a cursor is read from its oldest line.
         let tail = self.tail.filter(|_| resume.is_empty());
         for (replica, progress) in self.replicas.iter_mut().enumerate() {
-            let reads_files = world.reads_files(site);
+            let reads = world.reads(site);
             let is_known = match progress.next {
                 None => true,
                 Some((run, _)) => world.is_known_at(site, replica, &history.runs[replica][run]).await,
             };
-            progress.begin(reads_files, is_known);
+            progress.begin(reads, is_known);
             if progress.cursor.is_none() {
                 progress.start = match tail {
-                    None => Start::Until(history.oldest(replica, reads_files)),
+                    None => Start::Until(history.oldest(replica, reads.files)),
                     Some(_) => Start::Anywhere,
                 };
             }

@@ -49,6 +49,8 @@ pub(crate) enum Kind {
     Wrong,
     /// A follower does not get the newest lines although all faults are over.
     Stuck,
+    /// Gateways of a fleet do not share the tail of a replica although all faults are over.
+    Unshared,
     /// A panic.
     Panic,
 }
@@ -100,6 +102,10 @@ impl Violation {
 
     pub(super) fn stuck(text: String) -> Self {
         Self { kind: Kind::Stuck, text }
+    }
+
+    pub(super) fn unshared(text: String) -> Self {
+        Self { kind: Kind::Unshared, text }
     }
 
     /// Says which follower it is about.

@@ -26,6 +26,10 @@ pub(crate) struct Worker {
 /// Runs the seed in the environment, and prints its outcome.
 #[expect(clippy::print_stdout, reason = "the worker's output")]
 pub(crate) fn work() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    }
     let seed = std::env::var(SEED).unwrap_or_else(|_| panic!("{SEED} is set by the parent process"));
     let outcome = super::scenario::run(seed.parse().unwrap());
     // After what the test harness has printed.

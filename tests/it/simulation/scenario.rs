@@ -33,7 +33,8 @@ use super::clock;
 use super::files::NodeFiles;
 use super::follower::{Follower, Pace};
 use super::outcome::{Kind, Outcome, Violation};
-use super::world::{self, SERVICE, World};
+use super::world::{self, SERVICE, TestFleet, World};
+use crate::fleet::bus::Hub;
 use crate::kube::cluster::RunKey;
 
 /// On the node whose files gateways may read.
@@ -53,6 +54,11 @@ const SECOND: i64 = 1_000 * MILLISECOND;
 /// Simulated time in which a follower gets the newest lines once all faults are over. A watch over a
 /// half-open connection is replaced after five minutes.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3_600);
+
+/// Simulated time within which one tail per replica is left. A gateway that gets no frames although the bus can
+/// be used tails for itself for up to ten minutes; after failures of the source, none publishes for one minute.
+/// How fast gateways resolve other faults is tested in `crate::exchange`.
+const SHARED_WITHIN: Duration = Duration::from_secs(660);
 
 /// What happens to the files of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +129,13 @@ async fn simulate(seed: u64, root: &Path) -> Outcome {
     let files_kind = if sites == [true; SITES] { kind } else { FilesKind::Usual };
     let kept = random.random_range(2..6);
     let mut files = sites.contains(&true).then(|| NodeFiles::new(root, world::lease().namespace(), kept));
-    let mut world = World::new(limits).await;
+    let fleet = random.random::<bool>().then(|| TestFleet {
+        hub: Hub::new(random.random()),
+        direct_tails: [1, 256][random.random_range(0..2)],
+        numbers: vec![None; SITES],
+    });
+    let is_fleet = fleet.is_some();
+    let mut world = World::new(limits, fleet).await;
     let cluster = world.cluster.clone();
     cluster.lease(&world.lease, SERVICE, u32::try_from(REPLICAS).unwrap());
     let mut runs = Vec::new();
@@ -136,7 +148,9 @@ async fn simulate(seed: u64, root: &Path) -> Outcome {
         runs.push(vec![run]);
     }
     world.start_all(&sites, files.as_ref());
-    clock::record(format_args!("files at {sites:?}, {pods:?}, {files_kind:?}, {kept} kept"));
+    clock::record(format_args!(
+        "files at {sites:?}, {pods:?}, {files_kind:?}, {kept} kept, fleet: {is_fleet}"
+    ));
     let mut scenario = Scenario {
         random,
         world,
@@ -256,6 +270,8 @@ impl Scenario {
             Action::CrashMachine => self.crash_machine(),
             Action::ReplacePod => self.replace_pod().await?,
             Action::StepPod => self.step_pod().await?,
+            Action::DisturbBus | Action::CloseBus => self.disturb_bus(action),
+            Action::HealBus => self.heal_bus(),
             other => self.disturb(other).await,
         }
         Ok(())
@@ -339,7 +355,10 @@ impl Scenario {
             if clock::elapsed() > until {
                 let who = behind.unwrap_or(&self.followers[0]);
                 let at: Vec<_> = who.replicas.iter().map(|progress| progress.next).collect();
-                return Err(Violation::stuck(format!("{who} is at {at:?}, not at {ends:?}")));
+                let roles = self.world.roles();
+                return Err(Violation::stuck(format!(
+                    "{who} is at {at:?}, not at {ends:?}; roles: {roles:?}"
+                )));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
@@ -365,6 +384,26 @@ impl Scenario {
             let (at, _) = self.newest(replica);
             self.print(replica, at, 1, 0, MILLISECOND);
         }
-        self.catch_up().await
+        self.catch_up().await?;
+        self.check_shared().await
+    }
+
+    /// Checks that the gateways of a fleet have one tail per replica in all, soon after the last fault.
+    async fn check_shared(&mut self) -> Result<(), Violation> {
+        if self.world.fleet().is_none() {
+            return Ok(());
+        }
+        let until = clock::elapsed() + SHARED_WITHIN;
+        loop {
+            self.pass(Duration::from_secs(1)).await?;
+            let roles = self.world.roles();
+            let own_tails =
+                |roles: &Vec<&str>| roles.iter().filter(|role| !matches!(**role, "member" | "idle")).count();
+            let unshared = roles.iter().find(|(_, roles)| own_tails(roles) > 1);
+            let Some((replica, roles)) = unshared else { return Ok(()) };
+            if clock::elapsed() > until {
+                return Err(Violation::unshared(format!("{replica}: {roles:?}")));
+            }
+        }
     }
 }

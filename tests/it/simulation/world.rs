@@ -1,12 +1,18 @@
 //! The cluster, and gateways on it that start, stop and die.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use leasemux::edge::admin::Exporter;
+use leasemux::exchange::fleet::{Fleet, FleetConfig};
+use leasemux::exchange::gateway_id::GatewayId;
+use leasemux::exchange::liveness::GRACE;
+use leasemux::exchange::subjects::Subjects;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
+use leasemux::model::metrics::Metrics;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::view::Run;
 use leasemux::platform::Platform;
@@ -19,7 +25,9 @@ use tokio::task::JoinSet;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::{Channel, Uri};
 
+use super::check::Reads;
 use super::files::NodeFiles;
+use crate::fleet::bus::Hub;
 use crate::kube::cluster::{Cluster, RunKey};
 use crate::support::gateway::Gateway;
 use crate::support::ids::{account, replica as replica_id};
@@ -46,6 +54,7 @@ pub(super) struct World {
     sites: Vec<Site>,
     /// Per site: how to read the files of the node, if the gateway there does.
     nodes: Vec<Option<NodeAccess>>,
+    fleet: Option<TestFleet>,
     kubeconfig: tempfile::NamedTempFile,
 }
 
@@ -53,6 +62,15 @@ pub(super) struct World {
 struct NodeAccess {
     notifier: Notifier,
     logs: PathBuf,
+}
+
+/// How gateways share tails.
+pub(super) struct TestFleet {
+    pub(super) hub: Hub,
+    /// Maximum tails of replicas that a gateway does not publish.
+    pub(super) direct_tails: usize,
+    /// The number on the bus of the newest gateway at each site.
+    pub(super) numbers: Vec<Option<usize>>,
 }
 
 /// The place of a gateway.
@@ -77,7 +95,7 @@ pub(super) fn lease() -> LeaseId {
 
 impl World {
     /// Creates a cluster for the lease of [`lease`].
-    pub(super) async fn new(limits: Limits) -> Self {
+    pub(super) async fn new(limits: Limits, fleet: Option<TestFleet>) -> Self {
         let cluster = Cluster::in_memory().await;
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         let text = "{apiVersion: v1, kind: Config, clusters: [{name: c, cluster: {server: 'http://cluster'}}], \
@@ -85,7 +103,7 @@ impl World {
         std::fs::write(kubeconfig.path(), text).unwrap();
         let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap().to_vec();
         let (sites, nodes) = (Vec::new(), Vec::new());
-        Self { cluster, lease: lease(), certificate, limits, sites, nodes, kubeconfig }
+        Self { cluster, lease: lease(), certificate, limits, sites, nodes, fleet, kubeconfig }
     }
 
     /// Starts the gateways: per site, whether it reads the files of the node.
@@ -101,9 +119,28 @@ impl World {
         }
     }
 
-    /// Whether a gateway reads the files of the node.
-    pub(super) fn reads_files(&self, site: usize) -> bool {
-        self.nodes[site].is_some()
+    /// Returns what a gateway reads.
+    pub(super) fn reads(&self, site: usize) -> Reads {
+        let files = self.nodes[site].is_some();
+        let all_files = self.nodes.iter().all(Option::is_some);
+        Reads { files, live_api: if self.fleet.is_some() { !all_files } else { !files } }
+    }
+
+    /// The fleet, if the gateways are one.
+    pub(super) fn fleet(&self) -> Option<&TestFleet> {
+        self.fleet.as_ref()
+    }
+
+    /// Per replica: how each gateway that follows it gets its lines.
+    pub(super) fn roles(&self) -> BTreeMap<String, Vec<&'static str>> {
+        let mut roles = BTreeMap::<String, Vec<&'static str>>::new();
+        for site in &self.sites {
+            let Site::Running(running) = site else { continue };
+            for replica in running.gateway.fleet_view().into_iter().flat_map(|view| view.replicas) {
+                roles.entry(replica.replica).or_default().push(replica.role);
+            }
+        }
+        roles
     }
 
     /// Whether a gateway runs and knows this run of a replica.
@@ -154,13 +191,19 @@ impl World {
 
     /// Takes gateways into service whose platforms are ready.
     pub(super) async fn progress(&mut self) {
-        for site in &mut self.sites {
+        for (number, site) in self.sites.iter_mut().enumerate() {
             let Site::Starting(task) = site else { continue };
             if !task.is_finished() {
                 continue;
             }
             let platform = task.await.unwrap();
-            let gateway = Gateway::on_with(Arc::clone(&platform), self.limits.clone());
+            let limits = self.limits.clone();
+            let gateway = match &mut self.fleet {
+                Some(fleet) => {
+                    Gateway::on_in_fleet(Arc::clone(&platform), limits, |metrics| fleet.join(number, metrics))
+                }
+                None => Gateway::on_with(Arc::clone(&platform), limits),
+            };
             gateway.believe(&OWNER.parse::<Owner>().unwrap(), &self.certificate);
             *site = Site::Running(Box::new(Running { platform, gateway, connections: JoinSet::new() }));
         }
@@ -176,6 +219,9 @@ impl World {
 
     /// Kills a gateway, and starts it again.
     pub(super) fn kill(&mut self, site: usize) {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.leave(site);
+        }
         // Dropped before the next one starts.
         self.sites[site] = self.start(site);
     }
@@ -183,6 +229,9 @@ impl World {
     /// Lets a gateway drain and stop, and starts it again.
     pub(super) async fn restart(&mut self, site: usize) {
         if let Site::Running(running) = &self.sites[site] {
+            if self.fleet.is_some() {
+                running.gateway.fleet().drain();
+            }
             running.gateway.drain.finish(DRAIN).await;
         }
         self.kill(site);
@@ -195,5 +244,29 @@ impl World {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         connections.spawn(gateway.connection(ours, Some(self.certificate.clone()), None));
         Some(LeaseRpcClient::new(gateway.channel_over(theirs).await))
+    }
+}
+
+// === impl TestFleet ===
+
+impl TestFleet {
+    /// Connects the new gateway of a site.
+    fn join(&mut self, site: usize, metrics: Metrics) -> Fleet {
+        let config = FleetConfig {
+            gateway: GatewayId::random(),
+            subjects: Subjects::new("simulation", None).unwrap(),
+            grace: GRACE,
+            direct_tails: self.direct_tails,
+        };
+        let bus = self.hub.connect();
+        self.numbers[site] = Some(self.hub.gateways() - 1);
+        Fleet::start(bus, config, metrics)
+    }
+
+    /// The gateway of a site was killed.
+    fn leave(&mut self, site: usize) {
+        if let Some(number) = self.numbers[site].take() {
+            self.hub.kill(number);
+        }
     }
 }

@@ -145,6 +145,18 @@ impl Gateway {
         Self::assemble(FakePlatform::default(), Some(platform), believed, trust, limits, |_| None)
     }
 
+    /// The same, in a fleet.
+    pub(crate) fn on_in_fleet(
+        platform: Arc<dyn Platform>,
+        limits: Limits,
+        fleet: impl FnOnce(Metrics) -> Fleet,
+    ) -> Self {
+        let trust = Arc::<Everyone>::default();
+        let believed = Arc::clone(&trust) as Arc<dyn Trust>;
+        let fleet = |metrics| Some(fleet(metrics));
+        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, limits, fleet)
+    }
+
     fn over(platform: FakePlatform, trust: Arc<Everyone>, limits: Limits) -> Self {
         Self::assemble(platform, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits, |_| None)
     }

@@ -38,9 +38,12 @@ pub(super) enum Action {
     CrashMachine,
     ReplacePod,
     StepPod,
+    DisturbBus,
+    CloseBus,
+    HealBus,
 }
 
-pub(super) const ACTIONS: [(u32, Action); 35] = [
+pub(super) const ACTIONS: [(u32, Action); 38] = [
     (30, Action::Print),
     (10, Action::Wait),
     (3, Action::WaitLong),
@@ -76,4 +79,7 @@ pub(super) const ACTIONS: [(u32, Action); 35] = [
     (3, Action::CrashMachine),
     (4, Action::ReplacePod),
     (12, Action::StepPod),
+    (4, Action::DisturbBus),
+    (1, Action::CloseBus),
+    (2, Action::HealBus),
 ];

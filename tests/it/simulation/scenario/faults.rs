@@ -1,10 +1,14 @@
-//! Faults of connections, the API server, kubelets and the node's disk.
+//! Faults of connections, the API server, kubelets, the node's disk and the bus of a fleet.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rand::RngExt as _;
 
 use super::super::disk::DiskState;
-use super::Scenario;
 use super::actions::Action;
+use super::{SITES, Scenario};
+use crate::fleet::bus::Faults;
 use crate::kube::cluster::Kubelets;
 
 impl Scenario {
@@ -56,6 +60,44 @@ impl Scenario {
         if let Some(files) = &self.history.files {
             files.disk.set(DiskState::Fast);
         }
+        self.heal_bus();
+    }
+
+    pub(super) fn heal_bus(&self) {
+        if let Some(fleet) = self.world.fleet() {
+            fleet.hub.set_faults(Faults::default());
+            fleet.hub.set_up(true);
+        }
+    }
+
+    /// Disturbs the bus of the fleet.
+    pub(super) fn disturb_bus(&mut self, action: Action) {
+        let site = self.random.random_range(0..SITES);
+        let faults = match self.random.random_range(0..5) {
+            0 => Faults {
+                lost: self.random.random_range(1..300),
+                repeated: self.random.random_range(0..200),
+                delay: Duration::from_millis(self.random.random_range(0..300)),
+                ..Faults::default()
+            },
+            1 => Faults { no_frames: true, ..Faults::default() },
+            2 => Faults { hung: true, ..Faults::default() },
+            _ => Faults::default(),
+        };
+        let is_split = self.random.random();
+        let Some(fleet) = self.world.fleet() else { return };
+        let (hub, number) = (fleet.hub.clone(), fleet.numbers[site]);
+        match action {
+            Action::CloseBus => hub.set_up(false),
+            _ => match number.filter(|_| faults == Faults::default()) {
+                Some(number) if is_split => {
+                    hub.set_faults(Faults { sides: BTreeMap::from([(number, 1)]), ..faults });
+                }
+                Some(number) => hub.set_faults(Faults { cut_off: vec![number], ..faults }),
+                None => hub.set_faults(faults),
+            },
+        }
+        self.fault(action);
     }
 
     /// Disturbs the node's files.
