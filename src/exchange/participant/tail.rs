@@ -86,6 +86,16 @@ impl Participant {
         }
     }
 
+    /// Whether the publisher reads a later run, and none of its frames are attached.
+    fn is_left_behind(&self) -> bool {
+        let Role::Member(following) = &self.role else { return false };
+        let place = following.head.as_ref().and_then(|head| head.end.place.as_ref());
+        following.next.is_none()
+            && self.run.as_ref().zip(place).is_some_and(|(run, place)| {
+                place.instance != run.instance && !self.is_earlier(&place.instance)
+            })
+    }
+
     /// Lets others have the permit of this tail, and waits for another one.
     ///
     /// Only a member: its tail may stay open without end, if the log is quiet and its last position cannot be
@@ -171,10 +181,15 @@ impl Participant {
             self.tail.failures += 1;
             let doubled = TAIL_RETRY * 2_u32.pow(self.tail.failures.min(7) - 1);
             self.tail.retry_at = Some(now + doubled.min(TAIL_RETRY_MAX));
-            if !is_retryable {
-                self.source_has_nothing();
+            if is_retryable {
+                return;
             }
-            return;
+            self.source_has_nothing();
+            if !self.is_left_behind() {
+                return;
+            }
+            // The log is gone, and no frame of its run will come. The actor goes on with the next run.
+            self.tail.retry_at = None;
         }
         self.release_gap();
         self.out.push(Output::FailTail);

@@ -299,3 +299,26 @@ fn member_gives_the_permit_of_its_tail_to_others() {
     };
     assert_eq!(*from, ReadFrom::After(at(7)));
 }
+
+#[test]
+fn member_whose_log_is_gone_goes_on_with_the_next_run() {
+    let (mut one, out) = member_behind();
+    let rank = Rank { term: 1, weight: 9 };
+    let not_held = Message::Fetched(Fetched::NotHeld { rank, oldest: None });
+    one.handle(Input::Answered(request(&out), OTHER, not_held), ms(2));
+    let gone = |one: &mut Participant, now: u64| {
+        let failed = TailEvent::Failed { is_retryable: false };
+        one.handle(Input::Tail(one.tail.generation, failed), ms(now))
+    };
+    // The publisher may still have lines of this run.
+    let out = gone(&mut one, 3);
+    assert!(!out.contains(&Output::FailTail), "{out:?}");
+    let out = one.handle(Input::Tick, ms(103));
+    assert!(out.iter().any(|output| matches!(output, Output::OpenTail { .. })), "{out:?}");
+    let next = Instance::new("uid", "web", 1).unwrap();
+    let place = Some(Place { instance: next, position: Position::START });
+    let head = Head { end: RingEnd { number: 5, place, ..RingEnd::default() }, ..head(false) };
+    one.handle(Input::Received(OTHER, Message::Sync(head)), ms(104));
+    let out = gone(&mut one, 105);
+    assert!(out.contains(&Output::FailTail), "{out:?}");
+}
