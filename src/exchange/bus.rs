@@ -125,6 +125,8 @@ pub struct BusTotals {
     pub unsent: u64,
     /// Received messages that were dropped because a subscription was full, as far as the client knows.
     pub overflowed: u64,
+    /// Times that a subscription began to drop messages.
+    pub slow: u64,
 }
 
 // === impl Subscription ===

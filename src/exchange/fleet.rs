@@ -24,7 +24,7 @@ use super::messages::{Envelope, Message};
 use super::rank;
 use super::subjects::Subjects;
 use crate::model::id::{LeaseId, Replica};
-use crate::model::metrics::Metrics;
+use crate::model::metrics::{FleetRejection, Metrics};
 
 /// News that wait for the driver of one replica. It reads them within milliseconds. A driver that misses some
 /// hears again of gateways that stay silent, and of others by their announcements.
@@ -234,6 +234,7 @@ impl Shared {
             LivenessOutput::Silent(gateway) => _ = self.news.send(FleetNews::Silent(gateway)),
             LivenessOutput::Appeared(_) => _ = self.news.send(FleetNews::Appeared),
             LivenessOutput::Usable(usable) => self.set_usable(usable),
+            LivenessOutput::Stale => self.metrics.fleet_rejected.of(FleetRejection::Stale).increment(1),
         }
     }
 
@@ -256,6 +257,7 @@ impl Shared {
         let now = self.bus.totals();
         self.metrics.fleet_unsent.increment(now.unsent.saturating_sub(before.unsent));
         self.metrics.fleet_overflowed.increment(now.overflowed.saturating_sub(before.overflowed));
+        self.metrics.fleet_slow.increment(now.slow.saturating_sub(before.slow));
         *before = now;
     }
 
@@ -272,7 +274,7 @@ impl Shared {
         match codec::decode(payload) {
             Ok(envelope) => Some(envelope),
             Err(error) => {
-                self.metrics.fleet_rejected.increment(1);
+                self.metrics.fleet_rejected.of(FleetRejection::Decode).increment(1);
                 tracing::debug!(%error, "failed to read message of the fleet");
                 None
             }

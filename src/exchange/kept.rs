@@ -54,6 +54,11 @@ impl Kept {
         Some(frame)
     }
 
+    /// Returns whether the frame with this number is kept.
+    pub(super) fn contains(&self, number: u64) -> bool {
+        self.frames.contains_key(&number)
+    }
+
     /// Returns the number of the oldest frame.
     pub(super) fn first(&self) -> Option<u64> {
         self.frames.keys().next().copied()
@@ -93,6 +98,7 @@ mod tests {
             assert!(kept.bytes() <= KEPT_MAX_BYTES);
         }
         assert_eq!(kept.first(), Some(3));
+        assert!(kept.contains(5) && !kept.contains(2));
         assert_eq!(kept.take(5).map(|frame| frame.number), Some(5));
         assert_eq!((kept.first(), kept.take(5)), (Some(6), None));
         kept.drop_before(fits + 2);

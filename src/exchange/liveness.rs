@@ -58,6 +58,8 @@ pub enum LivenessOutput {
     Appeared(GatewayId),
     /// Passes [`Input::Usable`](super::participant::Input::Usable) to all participants.
     Usable(bool),
+    /// Counts a message that is older than another one of its sender.
+    Stale,
 }
 
 /// The gateways of a fleet, as one of them hears them.
@@ -203,9 +205,10 @@ impl Liveness {
             return;
         }
         let known = self.gateways.get(&sender);
-        if known.is_some_and(|known| counter <= known.counter)
-            || known.is_none() && self.gateways.len() == GATEWAYS_MAX
-        {
+        if known.is_some_and(|known| counter <= known.counter) {
+            return out.push(LivenessOutput::Stale);
+        }
+        if known.is_none() && self.gateways.len() == GATEWAYS_MAX {
             return;
         }
         if known.is_none_or(|known| known.silent_again_at.is_some() && !known.draining) {
@@ -312,7 +315,7 @@ mod tests {
         assert_eq!(run(&mut one, 502, 2_002, true), [silent(1_251), silent(1_751)]);
         assert_eq!(one.gateways(), 1);
         // An older message is a repeated one.
-        assert_eq!(one.handle(alive(OTHER, 1), ms(2_002)), []);
+        assert_eq!(one.handle(alive(OTHER, 1), ms(2_002)), [LivenessOutput::Stale]);
         assert_eq!(one.handle(alive(OTHER, 2), ms(2_003)), [LivenessOutput::Appeared(OTHER)]);
         assert_eq!(one.gateways(), 2);
         run(&mut one, 2_003, 18_000, true);

@@ -41,6 +41,7 @@ mod check;
 mod inbox;
 mod link;
 mod server_log;
+mod slow;
 mod state;
 mod version;
 

@@ -16,6 +16,7 @@ use super::jitter::Jitter;
 use super::messages::SourceState;
 use super::rank::{Claim, Rank};
 use crate::model::id::Instance;
+use crate::model::metrics::FleetElection;
 use crate::model::position::Place;
 use crate::model::time::LogTime;
 
@@ -25,6 +26,7 @@ use self::following::Following;
 pub use self::io::{
     Config, Input, Output, ReplyId, RequestId, RingEvent, RoleName, Status, Subject, TailEvent,
 };
+pub(crate) use self::notes::Note;
 use self::publisher::Publishing;
 use self::tail::Tail;
 
@@ -33,6 +35,7 @@ mod election;
 mod following;
 mod io;
 mod member;
+mod notes;
 mod publisher;
 mod repair;
 mod run;
@@ -74,8 +77,13 @@ pub struct Participant {
     /// Times in a row that frames did not reach this gateway.
     deaf: u32,
     shown: Shown,
+    /// Why the next publisher is elected.
+    cause: FleetElection,
+    /// The publisher of the newest frame with lines, and when it was received or sent.
+    newest_frame: Option<(Rank, Duration)>,
     next_request: RequestId,
     out: Vec<Output>,
+    notes: Vec<Note>,
 }
 
 /// What the actor knows of the source.
@@ -140,13 +148,17 @@ impl Participant {
             attempts: 0,
             deaf: 0,
             shown: Shown::default(),
+            cause: FleetElection::Start,
+            newest_frame: None,
             next_request: 0,
             out: Vec::new(),
+            notes: Vec::new(),
         }
     }
 
     /// Handles an input. Returns what to do, in this order.
     pub fn handle(&mut self, input: Input, now: Duration) -> Vec<Output> {
+        self.notes.clear();
         match input {
             Input::Open { instance, from } => self.open(instance, from, now),
             Input::Tail(generation, event) => {

@@ -15,9 +15,10 @@ pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, CanaryDisconnect, CanaryLossCause, ChainAnswerOrigin, ChainQuery, ChainResult, Code,
-    ConnectionRejection, EventOrigin, EventWatchFailure, FleetDirection, FleetRepair, FleetRole,
-    ForwardedMethod, Handshake, Method, PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult,
-    RouteTemplate, SpanLoss, UpstreamFailure, WebsocketEnd,
+    ConnectionRejection, EventOrigin, EventWatchFailure, FleetDirection, FleetElection, FleetNoticed,
+    FleetRejection, FleetRepair, FleetRole, ForwardedMethod, Handshake, Method, PlatformName,
+    PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SpanLoss, UpstreamFailure,
+    WebsocketEnd,
 };
 pub use labels::{ConnectionEnd, FilterSpelling, SourceError, StreamKind};
 

@@ -17,6 +17,7 @@ use crate::support::fake_platform::FakePlatform;
 use crate::support::gateway::{Setup, Stream};
 
 pub(crate) mod bus;
+mod counts;
 mod faults;
 mod runs;
 mod sharing;
@@ -72,6 +73,16 @@ impl TestFleet {
                 .await;
         }
         fleet
+    }
+
+    /// Returns the sum of a metric over the gateways.
+    fn sum(&self, series: &str) -> u64 {
+        self.gateways.iter().map(|setup| setup.gateway.metric(series)).sum()
+    }
+
+    /// Returns the changes of publishers that took up to 0.2 s, and up to 2 s.
+    fn takeovers(&self) -> [u64; 2] {
+        ["0.2", "2"].map(|le| self.sum(&format!("leasemux_fleet_takeover_seconds_bucket{{le=\"{le}\"}}")))
     }
 
     fn platform(&self) -> &FakePlatform {

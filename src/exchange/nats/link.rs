@@ -10,9 +10,12 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::future::Either;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::task::unconstrained;
+use tokio::time::Instant;
 
 use super::server_log::ServerLog;
+use super::slow::SlowSubscriptions;
 use super::state::State;
 use super::version;
 use super::{NatsError, NatsOptions};
@@ -35,6 +38,7 @@ struct Shared {
     waiting: Arc<Waiting>,
     /// Whether the connected server takes no bytes.
     is_stalled: AtomicBool,
+    slow: Mutex<SlowSubscriptions>,
     log: ServerLog,
 }
 
@@ -76,6 +80,7 @@ impl Link {
             state: Arc::clone(state),
             waiting: Arc::default(),
             is_stalled: AtomicBool::new(false),
+            slow: Mutex::default(),
             log: ServerLog::new(channel),
         });
         let (of_events, of_attempts) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -199,7 +204,12 @@ impl Shared {
                 self.log.disconnected();
             }
             // One message each.
-            Event::SlowConsumer(_) => self.state.count_overflowed(),
+            Event::SlowConsumer(subscription) => {
+                self.state.count_overflowed();
+                if self.slow.lock().dropped(subscription, Instant::now()) {
+                    self.state.count_slow();
+                }
+            }
             Event::ServerError(ServerError::Other(error)) => self.log.server_error(&error),
             Event::ServerError(error) => self.log.server_error(&error.to_string()),
             Event::ClientError(error) => self.log.failed_attempt(&error.to_string()),

@@ -18,6 +18,7 @@ pub(super) struct State {
     received: Sum,
     unsent: AtomicU64,
     overflowed: AtomicU64,
+    slow: AtomicU64,
 }
 
 /// A number of messages, and the bytes of their payloads.
@@ -38,6 +39,7 @@ impl State {
             received: Sum::default(),
             unsent: AtomicU64::default(),
             overflowed: AtomicU64::default(),
+            slow: AtomicU64::default(),
         }
     }
 
@@ -75,6 +77,10 @@ impl State {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn count_slow(&self) {
+        self.slow.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn totals(&self) -> BusTotals {
         BusTotals {
             sent: self.sent.messages.load(Ordering::Relaxed),
@@ -83,6 +89,7 @@ impl State {
             received_bytes: self.received.bytes.load(Ordering::Relaxed),
             unsent: self.unsent.load(Ordering::Relaxed),
             overflowed: self.overflowed.load(Ordering::Relaxed),
+            slow: self.slow.load(Ordering::Relaxed),
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::notes::Note;
 use super::publisher::Publishing;
 use super::{Delivery, Output, Participant, RequestId, Role, Subject};
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::messages::{Head, Message};
 use crate::exchange::rank::{Claim, Rank};
+use crate::model::metrics::FleetElection;
 
 /// Time for an answer on a bus that works: a round trip takes less than a millisecond.
 pub const ANSWER_MAX: Duration = Duration::from_millis(300);
@@ -272,6 +274,8 @@ impl Participant {
     /// Becomes the publisher: its claim was the best.
     pub(super) fn become_publisher(&mut self, rank: Rank, now: Duration) {
         self.attempts = 0;
+        let cause = std::mem::replace(&mut self.cause, FleetElection::Start);
+        self.note(Note::Elected(cause));
         let expects_members = self.dead.is_some() || self.heard_claim.is_some();
         self.hear_frames(false);
         self.out.push(Output::Subscribe(Subject::Requests, true));

@@ -7,6 +7,7 @@ use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::kept::Kept;
 use crate::exchange::messages::{Head, Oldest};
 use crate::exchange::rank::Rank;
+use crate::model::metrics::FleetNoticed;
 
 /// A publisher may learn of a new run later than a member. After this time the member tails the run itself.
 const RUN_WAIT: Duration = Duration::from_secs(2);
@@ -21,6 +22,8 @@ pub(super) struct Following {
     pub(super) rank: Rank,
     /// The newest place of the publisher that is known.
     pub(super) head: Option<Head>,
+    /// How that place came.
+    pub(super) head_from: FleetNoticed,
     /// Number of the next frame; `None` while positions have not met.
     pub(super) next: Option<u64>,
     pub(super) kept: Kept,
@@ -71,6 +74,7 @@ impl Following {
             publisher,
             rank: head.rank,
             head: Some(head),
+            head_from: FleetNoticed::Renewal,
             next: None,
             kept: Kept::default(),
             fetch: None,

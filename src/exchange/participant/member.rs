@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use super::election::{ANSWER_MAX, Direct};
 use super::following::{Following, Pending, UNANSWERED_MAX};
+use super::notes::Note;
 use super::{Output, Participant, RequestId, Role, Subject};
 use crate::exchange::gateway_id::GatewayId;
-use crate::exchange::messages::{Frame, Head, Message, RingEnd, SourceState};
+use crate::exchange::messages::{Content, Frame, Head, Message, RingEnd, SourceState};
 use crate::exchange::rank::Rank;
+use crate::model::metrics::{FleetElection, FleetNoticed};
 
 /// Interval at which a member renews its membership. It also finds lost frames that nothing else shows.
 const RENEW_EVERY: (Duration, Duration) = (Duration::from_millis(4_500), Duration::from_millis(5_500));
@@ -41,6 +43,7 @@ impl Participant {
     /// Becomes a member. The tail, if it is open, stays open until frames are attached.
     pub(super) fn follow(&mut self, publisher: GatewayId, head: Head, now: Duration) {
         self.attempts = 0;
+        self.cause = FleetElection::Start;
         self.hear_frames(true);
         self.members = head.members;
         self.term = self.term.max(head.rank.term);
@@ -99,6 +102,7 @@ impl Participant {
         following.unanswered_renewals += 1;
         if is_dead || following.unanswered_renewals >= UNANSWERED_MAX {
             let rank = following.rank;
+            self.cause = FleetElection::Dead;
             self.no_publisher(Some(rank), now);
         } else {
             self.renew(false, now);
@@ -149,8 +153,10 @@ impl Participant {
         }
         self.dead = self.dead.max(Some(rank));
         if successor.is_some() {
+            self.cause = FleetElection::Conflict;
             self.find(now);
         } else {
+            self.cause = FleetElection::Released;
             self.no_publisher(Some(rank), now);
         }
     }
@@ -165,9 +171,21 @@ impl Participant {
             self.announced(sender, Head { rank, end: RingEnd::default(), source, members }, now);
         }
         let Role::Member(following) = &mut self.role else { return };
-        if frame.rank == following.rank && following.next.is_none_or(|next| frame.number >= next) {
-            following.received = following.received.max(Some(frame.number));
-            following.kept.insert(frame);
+        if frame.rank != following.rank {
+            return self.note(Note::Stale);
+        }
+        if following.next.is_some_and(|next| frame.number < next) {
+            return self.note(Note::Duplicate);
+        }
+        following.received = following.received.max(Some(frame.number));
+        if following.kept.contains(frame.number) {
+            return self.note(Note::Duplicate);
+        }
+        let has_lines = !matches!(frame.content, Content::Event);
+        following.kept.insert(frame);
+        if has_lines {
+            let rank = following.rank;
+            self.note_frame(rank, now);
         }
     }
 
@@ -267,6 +285,10 @@ impl Participant {
         }
         let (source, is_deaf) = (head.source, following.deaf_renewals >= DEAF_RENEWALS);
         following.head = Some(head);
+        following.head_from = match from {
+            HeadFrom::Frames | HeadFrom::Claims => FleetNoticed::Sync,
+            HeadFrom::Answer => FleetNoticed::Renewal,
+        };
         if is_deaf {
             return self.become_deaf(now);
         }

@@ -178,8 +178,12 @@ impl Participant {
                 publishing.end = Some(end);
                 if publishing.has_members() {
                     publishing.sync_at = Some(now + SYNC_AFTER);
+                    let has_lines = !matches!(content, Content::Event);
                     let frame = Frame { rank, number, totals, content };
                     self.out.push(Output::Publish(Subject::Frames, Message::Frame(frame)));
+                    if has_lines {
+                        self.note_frame(rank, now);
+                    }
                 }
             }
         }

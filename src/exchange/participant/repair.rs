@@ -5,12 +5,14 @@ use std::time::Duration;
 use super::election::ANSWER_MAX;
 use super::following::{Pending, Refusal, UNANSWERED_MAX};
 use super::io::{Output, RequestId};
+use super::notes::Note;
 use super::{Participant, Role};
 use crate::exchange::lines::LOST_MAX;
 use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Message, Oldest};
 use crate::exchange::rank::Rank;
 use crate::model::id::Instance;
 use crate::model::line::{GapCause, LineBatch, SourceGap};
+use crate::model::metrics::FleetNoticed;
 use crate::model::position::Position;
 
 // === impl Participant: repairs ===
@@ -44,9 +46,11 @@ impl Participant {
             return self.detach();
         }
         let until = following.kept.first();
+        let noticed = if until.is_some() { FleetNoticed::Number } else { following.head_from };
         let fetch = Fetch { rank: following.rank, from, until };
         let request = self.new_request();
         self.out.push(Output::Request(request, Message::Fetch(fetch)));
+        self.note(Note::Missed(noticed));
         if let Role::Member(following) = &mut self.role {
             let (deadline, next) = (now + ANSWER_MAX, following.next);
             following.fetch = Some(Pending { request, deadline, is_probe: false, next });

@@ -5,6 +5,7 @@ use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::lines::Lines;
 use crate::exchange::messages::{Content, Fetch, FetchFrom, Fetched, Frame, Head, Message, RingEnd, Totals};
 use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
+use crate::model::metrics::FleetElection;
 use crate::model::position::Position;
 use crate::platform::{ReadFrom, TailItem};
 
@@ -176,6 +177,44 @@ fn publisher() -> (Participant, Rank) {
     assert!(out.contains(&Output::ReadRing(true)), "{out:?}");
     one.handle(Input::Ring(RingEvent::At(RingEnd::default())), ms(101));
     (one, claim.rank)
+}
+
+#[test]
+fn election_after_a_conflict_has_its_cause() {
+    let (mut one, _) = member_behind();
+    let (rank, better) = (Rank { term: 1, weight: 9 }, Rank { term: 2, weight: 1 });
+    // Its publisher has stopped for another one, which does not answer.
+    let release = Message::Release { rank, successor: Some(better) };
+    let out = one.handle(Input::Received(OTHER, release), ms(10));
+    let out = one.handle(Input::NoResponders(request(&out)), ms(11));
+    let claim = out.iter().find_map(|output| match output {
+        Output::Publish(Subject::Claims, Message::Claim(claim)) => Some(claim.clone()),
+        _ => None,
+    });
+    one.handle(Input::Received(ME, Message::Claim(claim.unwrap())), ms(12));
+    one.handle(Input::Tick, ms(200));
+    assert_eq!(one.role(), RoleName::Publisher);
+    assert_eq!(one.notes(), [Note::Elected(FleetElection::Conflict)]);
+    one.handle(Input::Tick, ms(201));
+    assert_eq!(one.notes(), []);
+}
+
+#[test]
+fn old_and_repeated_frames_are_noted() {
+    let (mut one, _) = member_behind();
+    let received = |one: &mut Participant, frame, now| {
+        one.handle(Input::Received(OTHER, Message::Frame(frame)), ms(now));
+        one.notes().to_vec()
+    };
+    assert_eq!(received(&mut one, frame(4, 10..12, false), 10), []);
+    assert_eq!(received(&mut one, frame(4, 10..12, false), 11), [Note::Duplicate]);
+    let next = |rank| Frame { rank, ..frame(5, 12..13, false) };
+    let better = Rank { term: 3, weight: 1 };
+    assert_eq!(received(&mut one, next(better), 210), [Note::TakenOver(ms(200))]);
+    assert_eq!(received(&mut one, next(Rank { term: 1, weight: 9 }), 211), [Note::Stale]);
+    // A log without lines is no slow takeover.
+    let last = Frame { rank: Rank { term: 4, weight: 1 }, ..frame(6, 13..14, false) };
+    assert_eq!(received(&mut one, last, 60_000), []);
 }
 
 #[test]

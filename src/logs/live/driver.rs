@@ -29,12 +29,14 @@ use crate::exchange::bus::{BusMessage, Channel, RequestError};
 use crate::exchange::fleet::{Fleet, FleetNews, FleetState};
 use crate::exchange::messages::{Fetch, Fetched, Message};
 use crate::exchange::participant::{
-    ANSWER_MAX, Config, Input, Output, Participant, ReplyId, RequestId, RingEvent, RoleName, Status, Subject,
-    TailEvent,
+    ANSWER_MAX, Config, Input, Note, Output, Participant, ReplyId, RequestId, RingEvent, RoleName, Status,
+    Subject, TailEvent,
 };
 use crate::logs::ring::{FrameReader, Ring};
 use crate::model::id::{LeaseId, Replica};
-use crate::model::metrics::{FleetDirection, FleetRepair, GaugeGuard, Metrics, PlatformName, ReadKind};
+use crate::model::metrics::{
+    FleetDirection, FleetRejection, FleetRepair, GaugeGuard, Metrics, PlatformName, ReadKind,
+};
 use crate::platform::{self, Platform, ReadFrom, TailRequest};
 
 /// Time for which a publisher with members stays after its actor has ended. Its last frames and its release go by
@@ -246,11 +248,27 @@ impl Driver {
     fn handle(&mut self, input: Input) {
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
-            for output in self.participant.handle(input, self.fleet.now()) {
+            let outputs = self.participant.handle(input, self.fleet.now());
+            self.count();
+            for output in outputs {
                 self.carry_out(output, &mut inputs);
             }
         }
         self.store_status();
+    }
+
+    /// Counts what the participant has noted.
+    fn count(&self) {
+        let metrics = &self.metrics;
+        for note in self.participant.notes() {
+            match *note {
+                Note::Elected(cause) => metrics.fleet_elections.of(cause).increment(1),
+                Note::Missed(noticed) => metrics.fleet_missed.of(noticed).increment(1),
+                Note::Duplicate => metrics.fleet_duplicates.increment(1),
+                Note::Stale => metrics.fleet_rejected.of(FleetRejection::Stale).increment(1),
+                Note::TakenOver(time) => metrics.fleet_takeover.record(time),
+            }
+        }
     }
 
     fn store_status(&mut self) {
@@ -265,9 +283,6 @@ impl Driver {
 
     fn role_changed(&mut self, status: Status, before: RoleName) {
         self.role = role_label(status.role).map(|role| GaugeGuard::new(self.metrics.fleet_replicas.of(role)));
-        if status.role == RoleName::Publisher {
-            self.metrics.fleet_elections.increment(1);
-        }
         let (lease, replica, role, publisher) = (&self.lease, &self.replica, status.role, status.publisher);
         tracing::debug!(%lease, %replica, ?role, ?before, ?publisher, "role in fleet changed");
     }
@@ -409,9 +424,6 @@ impl Driver {
 
     fn ask(&mut self, request: RequestId, message: Message) {
         let is_fetch = matches!(message, Message::Fetch(_));
-        if is_fetch {
-            self.metrics.fleet_missed.increment(1);
-        }
         let payload = self.fleet.encode(message);
         let answers =
             self.fleet.bus().request(self.subscriptions.name(Subject::Requests), payload, ANSWER_MAX);

@@ -11,9 +11,10 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswerOrigin, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection,
-    EventOrigin, EventWatchFailure, FilterSpelling, FleetDirection, FleetRepair, FleetRole, ForwardedMethod,
-    Handshake, HttpClass, Method, PlatformName, PublishedMethod, ReadKind, RefillStart, RestartResult,
-    RouteTemplate, SourceError, SpanLoss, StreamKind, UpstreamFailure, Watched, WebsocketEnd,
+    EventOrigin, EventWatchFailure, FilterSpelling, FleetDirection, FleetElection, FleetNoticed,
+    FleetRejection, FleetRepair, FleetRole, ForwardedMethod, Handshake, HttpClass, Method, PlatformName,
+    PublishedMethod, ReadKind, RefillStart, RestartResult, RouteTemplate, SourceError, SpanLoss, StreamKind,
+    UpstreamFailure, Watched, WebsocketEnd,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -37,6 +38,9 @@ const UPSTREAM_BUCKETS_SECONDS: &[f64] =
 /// From a peer in the same rack to the default timeout of handshakes.
 const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// From a publisher that hands over to the longest time that is measured.
+const TAKEOVER_BUCKETS_SECONDS: &[f64] = &[0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0];
 
 /// Returns all metrics, in the order of [`GROUPS`].
 pub fn each() -> impl Iterator<Item = &'static Declaration> {
@@ -434,25 +438,41 @@ catalogue! {
         fleet_bytes: Family<Counter, FleetDirection> = "leasemux_fleet_bytes_total" (Bytes),
             "It approaches what the network or the bus can carry.";
 
-        /// Fetches of missing frames, each after a loss on the bus or a change of the publisher
-        fleet_missed: Counter = "leasemux_fleet_missed_total",
-            "More than one per 1,000 frames: the bus loses frames, or this gateway is too slow.";
+        /// Fetches of missing frames, each after a loss on the bus or a change of the publisher, by what
+        /// showed that they are missing
+        fleet_missed: Family<Counter, FleetNoticed> = "leasemux_fleet_missed_total",
+            "More than one per 1,000 frames: the bus loses frames, or this gateway is too slow. Many \
+             `renewal`: frames do not reach this gateway, and answers do.";
+
+        /// Frames that were received again
+        fleet_duplicates: Counter = "leasemux_fleet_duplicates_total",
+            "It keeps growing: frames arrive after they were fetched, so the bus is slow; or it repeats \
+             messages.";
 
         /// Missing lines that a member read elsewhere: in the publisher's ring, or in the log itself
         fleet_repairs: Family<Counter, FleetRepair> = "leasemux_fleet_repairs_total",
             "`source` grows steadily: rings are too small for the loss on the bus.";
 
-        /// Times that this gateway became the publisher of a replica
-        fleet_elections: Counter = "leasemux_fleet_elections_total",
-            "It grows much faster than followers come and go: publishers die or are cut off.";
+        /// Times that this gateway became the publisher of a replica, by cause
+        fleet_elections: Family<Counter, FleetElection> = "leasemux_fleet_elections_total",
+            "`dead` grows although no gateway was killed: gateways halt, or are cut off. `start` grows much \
+             faster than followers come and go: publishers are not found.";
+
+        /// Time from the last frame of one publisher to the first one of the next, as each gateway that
+        /// follows the replica sees it; up to 30 s, because a log without lines makes it longer
+        fleet_takeover: Histogram =
+            "leasemux_fleet_takeover_seconds" (Seconds) in TAKEOVER_BUCKETS_SECONDS,
+            "Most of it is above 2 s although services print steadily: gateways notice late that a publisher \
+             is gone.";
 
         /// Times that this gateway found a better publisher of a replica that it published
         fleet_conflicts: Counter = "leasemux_fleet_conflicts_total",
             "It keeps growing: the bus loses claims, or splits again and again.";
 
-        /// Messages that could not be read
-        fleet_rejected: Counter = "leasemux_fleet_rejected_total",
-            "Any: gateways have versions that do not fit, or something else sends on the bus.";
+        /// Messages that were not used, by reason
+        fleet_rejected: Family<Counter, FleetRejection> = "leasemux_fleet_rejected_total",
+            "Any `decode`: gateways have versions that do not fit, or something else sends on the bus. \
+             `stale` keeps growing: the bus repeats messages, or an old publisher does not hear the new one.";
 
         /// Messages that were not sent, because the bus was away or too many waited
         fleet_unsent: Counter = "leasemux_fleet_unsent_total",
@@ -461,6 +481,10 @@ catalogue! {
         /// Received messages that were dropped, because too many waited
         fleet_overflowed: Counter = "leasemux_fleet_overflowed_total",
             "It keeps growing: this gateway is too slow. The lines are fetched again.";
+
+        /// Times that a subscription of this gateway began to drop messages, because too many waited
+        fleet_slow: Counter = "leasemux_fleet_slow_total",
+            "It keeps growing: this gateway does not take the frames of its busiest replicas in time.";
     }
 
     group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {

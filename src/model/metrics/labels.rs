@@ -510,6 +510,42 @@ label! {
 }
 
 label! {
+    /// Why a gateway became the publisher of a replica.
+    pub(crate) enum FleetElection as "cause" {
+        /// No gateway published it.
+        Start = "start",
+        /// The publisher before no longer answered.
+        Dead = "dead",
+        /// The publisher before has stopped.
+        Released = "released",
+        /// The publisher before has stopped for a better one, which was not found.
+        Conflict = "conflict",
+    }
+}
+
+label! {
+    /// What showed a member that frames are missing.
+    pub(crate) enum FleetNoticed as "noticed" {
+        /// A later frame.
+        Number = "number",
+        /// A message of the publisher after its newest frame.
+        Sync = "sync",
+        /// The publisher's answer to a request for membership.
+        Renewal = "renewal",
+    }
+}
+
+label! {
+    /// Why a message of another gateway was not used.
+    pub(crate) enum FleetRejection as "reason" {
+        /// It cannot be read.
+        Decode = "decode",
+        /// It is older than another that was received.
+        Stale = "stale",
+    }
+}
+
+label! {
     /// Which way a frame went.
     pub(crate) enum FleetDirection as "direction" {
         Out = "out",

@@ -29,6 +29,7 @@ impl World {
                 }
                 LivenessOutput::Silent(gateway) => self.input(g, Input::Silent(gateway)),
                 LivenessOutput::Appeared(_) => self.input(g, Input::Appeared),
+                LivenessOutput::Stale => {}
                 LivenessOutput::Usable(usable) => {
                     self.log(g, || format!("usable: {usable}"));
                     self.input(g, Input::Usable(usable));

@@ -60,6 +60,8 @@ struct Subscriber {
     sender: mpsc::Sender<(Instant, BusMessage)>,
     /// When the newest message arrives.
     newest: Instant,
+    /// Its newest message was dropped.
+    is_slow: bool,
 }
 
 /// The bus as one gateway uses it.
@@ -135,7 +137,7 @@ impl Hub {
         state.next += 1;
         if !state.killed.contains(&gateway) {
             let subject = subject.to_owned();
-            state.subscribers.insert(key, Subscriber { gateway, subject, sender, newest });
+            state.subscribers.insert(key, Subscriber { gateway, subject, sender, newest, is_slow: false });
         }
         let unsubscribe = Unsubscribe(self.clone(), key);
         futures_util::stream::unfold((receiver, unsubscribe), |(mut receiver, unsubscribe)| async {
@@ -184,8 +186,14 @@ impl State {
                 one.newest = one.newest.max(Instant::now() + delay);
                 let totals = &mut self.gateways[one.gateway].1;
                 match one.sender.try_send((one.newest, message.clone())) {
-                    Ok(()) => totals.received += 1,
-                    Err(_) => totals.overflowed += 1,
+                    Ok(()) => {
+                        totals.received += 1;
+                        one.is_slow = false;
+                    }
+                    Err(_) => {
+                        totals.overflowed += 1;
+                        totals.slow += u64::from(!std::mem::replace(&mut one.is_slow, true));
+                    }
                 }
             }
         }

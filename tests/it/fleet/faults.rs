@@ -23,9 +23,12 @@ async fn lost_repeated_and_late_messages_lose_nothing() {
     fleet.print_and_read(&mut streams, RESOLVED_WITHIN).await;
     fleet.wait_until_shared().await;
     fleet.assert_complete(&mut streams, 0).await;
-    for name in ["leasemux_fleet_missed_total", "leasemux_fleet_repairs_total{by=\"ring\"}"] {
-        let sum: u64 = fleet.gateways.iter().map(|setup| setup.gateway.metric(name)).sum();
-        assert!(sum > 0, "{name}");
+    for name in [
+        "leasemux_fleet_missed_total{noticed=\"number\"}",
+        "leasemux_fleet_missed_total{noticed=\"sync\"}",
+        "leasemux_fleet_repairs_total{by=\"ring\"}",
+    ] {
+        assert!(fleet.sum(name) > 0, "{name}");
     }
 }
 
@@ -39,6 +42,7 @@ async fn frames_that_never_come_are_fetched() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     fleet.assert_complete(&mut streams, 0).await;
+    assert!(fleet.sum("leasemux_fleet_missed_total{noticed=\"renewal\"}") > 0);
     fleet.hub.set_faults(Faults::default());
     fleet.print_and_read(&mut streams, Duration::from_secs(1)).await;
     fleet.assert_complete(&mut streams, 0).await;

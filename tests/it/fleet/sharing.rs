@@ -23,8 +23,11 @@ async fn hundred_followers_on_each_of_three_share_one_tail() {
     assert_eq!(metric(0, "leasemux_fleet_members"), 2);
     assert_eq!(metric(1, "leasemux_fleet_replicas{role=\"member\"}"), 1);
     assert_eq!(metric(1, "leasemux_source_opens_total{read=\"live\"}"), 0);
-    assert_eq!(metric(1, "leasemux_fleet_missed_total"), 0);
-    assert_eq!(metric(0, "leasemux_fleet_elections_total"), 1);
+    for noticed in ["number", "sync", "renewal"] {
+        let name = format!("leasemux_fleet_missed_total{{noticed=\"{noticed}\"}}");
+        assert_eq!(metric(1, &name), 0, "{noticed}");
+    }
+    assert_eq!(metric(0, "leasemux_fleet_elections_total{cause=\"start\"}"), 1);
     for (gateway, direction) in [(0, "out"), (1, "in")] {
         for name in ["frames", "bytes"] {
             let name = format!("leasemux_fleet_{name}_total{{direction=\"{direction}\"}}");

@@ -13,6 +13,9 @@ async fn drained_publisher_is_replaced_within_200_ms() {
     assert!(longest.iter().all(|time| *time <= Duration::from_millis(200)), "{longest:?}");
     assert_ne!(fleet.publisher(), old);
     fleet.wait_until_shared().await;
+    assert_eq!(fleet.sum("leasemux_fleet_elections_total{cause=\"released\"}"), 1);
+    // Each gateway measures it.
+    assert_eq!(fleet.takeovers(), [3, 3]);
     // Its followers are still served.
     fleet.assert_complete(&mut streams, 0).await;
 }
@@ -41,6 +44,8 @@ async fn dead_publisher_is_replaced_within_two_seconds() {
     let longest = fleet.print_and_read(&mut streams, Duration::from_secs(4)).await;
     assert!(longest.iter().all(|time| *time <= Duration::from_secs(2)), "{longest:?}");
     fleet.wait_until_shared().await;
+    assert_eq!(fleet.sum("leasemux_fleet_elections_total{cause=\"dead\"}"), 1);
+    assert_eq!(fleet.takeovers(), [0, 2]);
     fleet.assert_complete(&mut streams, 0).await;
 }
 
@@ -111,8 +116,7 @@ async fn split_bus_has_two_publishers_until_it_heals() {
     fleet.hub.set_faults(Faults::default());
     fleet.print_and_read(&mut streams, Duration::from_secs(2)).await;
     assert!(fleet.wait_until_shared().await < RESOLVED_WITHIN);
-    let conflicts = fleet.gateways.iter().map(|setup| setup.gateway.metric("leasemux_fleet_conflicts_total"));
-    assert!(conflicts.sum::<u64>() > 0);
+    assert!(fleet.sum("leasemux_fleet_conflicts_total") > 0);
     fleet.assert_complete(&mut streams, 0).await;
 }
 
