@@ -11,6 +11,7 @@ use http::Uri;
 
 use super::resolver::Resolver;
 use super::value::{file, must_be, server};
+use crate::exchange::liveness::GATEWAYS_MAX;
 use crate::exchange::subjects::{Subjects, SubjectsError};
 use crate::model::id::Address;
 use crate::model::parse::{duration, number};
@@ -23,6 +24,9 @@ const GRACE: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::f
 /// Numbers of direct tails: more than a node has streams for.
 const DIRECT_TAILS: RangeInclusive<usize> = 1..=16_384;
 
+/// Numbers of members: up to the gateways that one bus serves.
+const MEMBERS: RangeInclusive<usize> = 1..=GATEWAYS_MAX;
+
 /// Maximum number of servers. A cluster with more is a super-cluster, of which a gateway uses one region.
 const SERVERS_MAX: usize = 64;
 
@@ -30,7 +34,7 @@ const SERVERS_MAX: usize = 64;
 const SECRET_MAX_BYTES: u64 = 64 * 1024;
 
 /// Flags that need `--nats`.
-const DEPENDENT: [&str; 9] = [
+const DEPENDENT: [&str; 10] = [
     "nats_creds",
     "nats_nkey",
     "nats_ca",
@@ -40,6 +44,7 @@ const DEPENDENT: [&str; 9] = [
     "fleet_secret",
     "fleet_grace",
     "fleet_direct_tails",
+    "fleet_members_max",
 ];
 
 /// Settings of the NATS servers, and of the fleet that shares tails over them.
@@ -79,6 +84,10 @@ pub struct FleetOptions {
     /// Maximum log tails of replicas that this gateway does not publish; further replicas wait for NATS
     #[arg(long, value_name = "N", default_value = "256", value_parser = number(DIRECT_TAILS))]
     pub(crate) fleet_direct_tails: usize,
+    /// Maximum gateways that get the lines of one replica from this one; further gateways tail for themselves
+    // As many as one bus serves. Each costs its publisher some 40 bytes and an answer every five seconds.
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = number(MEMBERS))]
+    pub(crate) fleet_members_max: usize,
 }
 
 /// URLs of NATS servers, at least one.

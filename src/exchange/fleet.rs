@@ -44,6 +44,8 @@ pub struct FleetConfig {
     pub grace: Duration,
     /// Maximum tails of replicas that this gateway does not publish.
     pub direct_tails: usize,
+    /// Maximum members of a replica that this gateway publishes.
+    pub members_max: usize,
 }
 
 /// A gateway's part in its fleet. Dropping the last clone ends its task. Cheap to clone.
@@ -145,6 +147,10 @@ impl Fleet {
 
     pub(crate) fn news(&self) -> broadcast::Receiver<FleetNews> {
         self.0.shared.news.subscribe()
+    }
+
+    pub(crate) fn members_max(&self) -> usize {
+        self.0.shared.config.members_max
     }
 
     /// Returns the permits for tails of replicas that this gateway does not publish.

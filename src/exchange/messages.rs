@@ -44,7 +44,8 @@ pub enum Message {
         /// The better publisher that it has stopped for.
         successor: Option<Rank>,
     },
-    /// The sender wants to be a member, or to stay one.
+    /// The sender wants to be a member, or to stay one. The answer is [`Message::Joined`] or
+    /// [`Message::Refused`].
     Join,
     /// The answer to [`Message::Join`]: the receiver is a member.
     Joined(Head),
@@ -57,7 +58,7 @@ pub enum Message {
     /// Asks the gateway on the replica's node to publish. The answer is [`Message::Joined`] or
     /// [`Message::Refused`].
     PublishRequest(Box<PublishRequest>),
-    /// The sender does not publish the replica.
+    /// The sender does not publish the replica, or has as many members as it may have.
     Refused,
 }
 

@@ -90,8 +90,14 @@ pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, Fl
     let Some(subjects) = subjects else { return Ok(None) };
     let gateway = GatewayId::random();
     let bus = nats_bus(options, gateway).await?;
-    let (grace, direct_tails) = (options.fleet_grace, options.fleet_direct_tails);
-    Ok(Some((bus, FleetConfig { gateway, subjects, grace, direct_tails })))
+    let config = FleetConfig {
+        gateway,
+        subjects,
+        grace: options.fleet_grace,
+        direct_tails: options.fleet_direct_tails,
+        members_max: options.fleet_members_max,
+    };
+    Ok(Some((bus, config)))
 }
 
 #[cfg(feature = "nats")]

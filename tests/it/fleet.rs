@@ -19,6 +19,7 @@ use crate::support::gateway::{Setup, Stream};
 pub(crate) mod bus;
 mod counts;
 mod faults;
+mod limits;
 mod runs;
 mod sharing;
 mod takeover;
@@ -45,6 +46,7 @@ fn config(number: u8) -> FleetConfig {
         subjects: Subjects::new("test", None).unwrap(),
         grace: GRACE,
         direct_tails: 256,
+        members_max: 4_096,
     }
 }
 

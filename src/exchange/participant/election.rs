@@ -52,8 +52,9 @@ pub(super) struct Direct {
     pub(super) retry_at: Option<Duration>,
     /// It does not tail: enough others do.
     pub(super) is_waiting: bool,
-    /// Frames do not reach this gateway, so an announcement is no reason to return.
-    pub(super) is_deaf: bool,
+    /// Frames do not reach this gateway, or the publisher has refused it, so an announcement is no reason to
+    /// return.
+    pub(super) keeps_away: bool,
 }
 
 // === impl Claiming ===
@@ -196,7 +197,7 @@ impl Participant {
             Role::Publisher(publishing) if rank > publishing.rank() => self.yield_to(sender, head, now),
             Role::Publisher(publishing) if rank < publishing.rank() => publishing.announce_soon(now),
             Role::Direct(direct) => {
-                if self.usable && !direct.is_deaf && self.dead.is_none_or(|dead| rank > dead) {
+                if self.usable && !direct.keeps_away && self.dead.is_none_or(|dead| rank > dead) {
                     self.follow(sender, head, now);
                     self.renew(false, now);
                 }
@@ -209,7 +210,7 @@ impl Participant {
     /// when it can be used again.
     pub(super) fn go_direct(&mut self, retry_at: Option<Duration>) {
         let is_waiting = retry_at.is_none() && !self.tail.covering && !self.may_tail_directly();
-        self.role = Role::Direct(Direct { retry_at, is_waiting, is_deaf: false });
+        self.role = Role::Direct(Direct { retry_at, is_waiting, keeps_away: false });
         if !is_waiting {
             self.cover();
         }

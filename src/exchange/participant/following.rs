@@ -97,6 +97,12 @@ impl Following {
         [Some(renew), fetch, self.overtaken_until, self.run_until].into_iter().flatten().min()
     }
 
+    /// Whether an answer to this request is awaited.
+    pub(super) fn has_asked(&self, request: RequestId) -> bool {
+        let mut pending = self.renewal.iter().chain(&self.fetch);
+        pending.any(|pending| pending.request == request)
+    }
+
     /// The actor has opened another run.
     pub(super) fn wait_for_run(&mut self, now: Duration) {
         self.run_until = Some(now + RUN_WAIT);

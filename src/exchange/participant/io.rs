@@ -18,6 +18,8 @@ pub struct Config {
     pub is_home: bool,
     /// Whether another gateway may be on the replica's node, which can be asked to publish.
     pub asks_node: bool,
+    /// Maximum members while it publishes. Further gateways are refused.
+    pub members_max: usize,
     /// Seed of random delays.
     pub seed: u64,
 }

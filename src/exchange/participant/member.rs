@@ -26,6 +26,10 @@ const DEAF_FOR: Duration = Duration::from_secs(30);
 /// Maximum of that time.
 const DEAF_MAX: Duration = Duration::from_secs(600);
 
+/// Time after which a gateway that a publisher has refused asks again. Members come and go with their
+/// followers, which takes minutes.
+const REFUSED_FOR: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(35));
+
 /// How a publisher's place came.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum HeadFrom {
@@ -202,10 +206,26 @@ impl Participant {
                 self.term = self.term.max(head.rank.term);
                 self.joined(request, sender, head, now);
             }
-            Message::Refused => self.unanswered(Some(request), now),
+            Message::Refused => self.refused(request, now),
             Message::Fetched(fetched) => self.fetched(request, fetched),
             _ => {}
         }
+    }
+
+    /// The gateway on the node does not publish, or the publisher has as many members as it may have.
+    fn refused(&mut self, request: RequestId, now: Duration) {
+        let is_full = match &self.role {
+            Role::Finding { request: own, .. } => *own == request,
+            Role::Member(following) => following.has_asked(request),
+            _ => false,
+        };
+        if !is_full {
+            return self.unanswered(Some(request), now);
+        }
+        let wait = self.jitter.between(REFUSED_FOR.0, REFUSED_FOR.1);
+        self.hear_frames(false);
+        self.role = Role::Direct(Direct { retry_at: Some(now + wait), is_waiting: false, keeps_away: true });
+        self.cover();
     }
 
     fn joined(&mut self, request: RequestId, sender: GatewayId, head: Head, now: Duration) {
@@ -247,13 +267,8 @@ impl Participant {
             {
                 self.no_publisher(None, now);
             }
-            Role::Member(following) => {
-                let is = |pending: Option<Pending>| {
-                    pending.is_some_and(|pending| Some(pending.request) == request)
-                };
-                if is(following.renewal) || is(following.fetch) {
-                    self.renewal_failed(true, now);
-                }
+            Role::Member(following) if request.is_some_and(|request| following.has_asked(request)) => {
+                self.renewal_failed(true, now);
             }
             _ => {}
         }
@@ -302,7 +317,7 @@ impl Participant {
         let wait = (DEAF_FOR * 2_u32.pow(self.deaf.min(5))).min(DEAF_MAX);
         self.deaf += 1;
         self.out.push(Output::Publish(Subject::Requests, Message::Leave));
-        self.role = Role::Direct(Direct { retry_at: Some(now + wait), is_waiting: false, is_deaf: true });
+        self.role = Role::Direct(Direct { retry_at: Some(now + wait), is_waiting: false, keeps_away: true });
         self.cover();
     }
 }

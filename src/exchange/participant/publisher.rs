@@ -11,10 +11,6 @@ use crate::exchange::rank::Rank;
 /// A member that was not heard for this time is forgotten: it renews its membership three times as often.
 const MEMBER_EXPIRY: Duration = Duration::from_secs(15);
 
-/// Maximum members of a replica that are remembered. Others are members, too, but not counted: frames are sent
-/// to all that listen.
-const MEMBERS_MAX: usize = 4_096;
-
 /// Time for which a publisher that has followed another one, or has heard claims, sends frames although no
 /// member has joined it yet: the others follow it from its first frame on. They join within milliseconds, or
 /// with its second or third announcement.
@@ -132,9 +128,7 @@ impl Publishing {
     /// Adds a member, or notes that it was heard. Returns whether it had none before.
     fn add_member(&mut self, member: GatewayId, now: Duration) -> bool {
         let is_first = !self.has_members();
-        if self.members.len() < MEMBERS_MAX || self.members.contains_key(&member) {
-            self.members.insert(member, now);
-        }
+        self.members.insert(member, now);
         is_first
     }
 }
@@ -221,6 +215,10 @@ impl Participant {
         };
         if sender == self.config.gateway {
             return;
+        }
+        let is_full = publishing.members.len() >= self.config.members_max;
+        if is_full && !publishing.members.contains_key(&sender) {
+            return self.out.push(Output::Reply(reply, Message::Refused));
         }
         // A fetch may come from a member that has expired.
         if publishing.add_member(sender, now) {

@@ -21,7 +21,7 @@ fn run() -> Instance {
 }
 
 fn participant(asks_node: bool) -> (Participant, Vec<Output>) {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node, seed: 1 };
+    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node, members_max: 2, seed: 1 };
     let mut one = Participant::new(config, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::Last(0) }, ms(0));
     (one, out)
@@ -107,7 +107,7 @@ fn frame(number: u64, times: std::ops::Range<i64>, ambiguous: bool) -> Frame {
 
 /// Returns a member whose actor was given the lines up to time 7, and the outputs of its join.
 fn member_behind() -> (Participant, Vec<Output>) {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, seed: 1 };
+    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, members_max: 2, seed: 1 };
     let mut one = Participant::new(config, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::After(at(7)) }, ms(0));
     let place = Some(Place { instance: run(), position: at(9) });
@@ -218,6 +218,54 @@ fn old_and_repeated_frames_are_noted() {
 }
 
 #[test]
+fn publisher_refuses_members_above_the_limit() {
+    let (mut one, rank) = publisher();
+    let gateway = |number| GatewayId([number; 16]);
+    let join = |one: &mut Participant, number| {
+        let out = one.handle(Input::Asked(gateway(number), Message::Join, 1), ms(200));
+        out.into_iter().find_map(|output| match output {
+            Output::Reply(1, message) => Some(message),
+            _ => None,
+        })
+    };
+    for member in [2, 3, 2] {
+        assert!(matches!(join(&mut one, member), Some(Message::Joined(_))), "{member}");
+    }
+    assert_eq!(join(&mut one, 4), Some(Message::Refused));
+    let fetch = Message::Fetch(Fetch { rank, from: FetchFrom::Number(0), until: None });
+    let out = one.handle(Input::Asked(gateway(4), fetch, 2), ms(201));
+    assert_eq!(out, [Output::Reply(2, Message::Refused)]);
+    one.handle(Input::Received(gateway(2), Message::Leave), ms(202));
+    assert!(matches!(join(&mut one, 4), Some(Message::Joined(_))));
+}
+
+#[test]
+fn refused_gateway_tails_and_asks_again() {
+    let (mut one, out) = participant(false);
+    let out = one.handle(Input::Answered(request(&out), OTHER, Message::Refused), ms(1));
+    assert_eq!(one.role(), RoleName::Direct);
+    assert!(out.contains(&Output::Subscribe(Subject::Frames, false)), "{out:?}");
+    assert!(out.iter().any(|output| matches!(output, Output::OpenTail { .. })), "{out:?}");
+    // The publisher announces itself at intervals.
+    let announcement = Message::Announcement { head: head(false), home: false };
+    one.handle(Input::Received(OTHER, announcement), ms(2));
+    assert_eq!(one.role(), RoleName::Direct);
+    let again = one.deadline().unwrap();
+    assert!((ms(25_000)..ms(35_002)).contains(&again), "{again:?}");
+    let out = one.handle(Input::Tick, again);
+    assert_eq!(one.role(), RoleName::Finding);
+    one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head(false))), again);
+    assert_eq!(one.role(), RoleName::Member);
+}
+
+#[test]
+fn member_whose_place_was_taken_tails() {
+    let (mut one, out) = member_behind();
+    one.handle(Input::Answered(request(&out), OTHER, Message::Refused), ms(2));
+    assert_eq!(one.role(), RoleName::Direct);
+}
+
+#[test]
 fn fetch_of_an_expired_member_keeps_the_actor() {
     let (mut one, rank) = publisher();
     let fetch = |sender| {
@@ -290,7 +338,7 @@ fn member_that_opens_its_log_elsewhere_is_not_attached() {
 
 #[test]
 fn member_reads_the_source_to_find_a_time() {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, seed: 1 };
+    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, members_max: 2, seed: 1 };
     let mut one = Participant::new(config, true);
     let from = ReadFrom::Last(7);
     let out = one.handle(Input::Open { instance: run(), from }, ms(0));

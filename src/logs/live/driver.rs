@@ -120,7 +120,8 @@ impl Driver {
         let weight = fleet.new_weight(&lease, &replica);
         let gateway = fleet.gateway();
         // A node's gateway will set the other fields.
-        let config = Config { gateway, weight, is_home: false, asks_node: false, seed: weight };
+        let members_max = fleet.members_max();
+        let config = Config { gateway, weight, is_home: false, asks_node: false, members_max, seed: weight };
         let subscriptions = Subscriptions::new(fleet.subjects().replica(&lease, &replica));
         Self {
             platform: PlatformName::of(platform.name()),

@@ -66,7 +66,8 @@ impl Gateway {
         id.0[..8].copy_from_slice(&(seed.wrapping_mul(31) ^ index as u64).to_be_bytes());
         id.0[8..].copy_from_slice(&(index as u64).to_be_bytes());
         let weight = seed.wrapping_add(index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
-        let config = Config { gateway: id, weight, is_home: false, asks_node: false, seed: weight };
+        let config =
+            Config { gateway: id, weight, is_home: false, asks_node: false, members_max: 64, seed: weight };
         Self {
             id,
             alive: true,
