@@ -57,4 +57,5 @@ pub mod messages;
 pub mod nats;
 pub mod participant;
 pub mod rank;
+mod share;
 pub mod subjects;

@@ -34,7 +34,7 @@ const SERVERS_MAX: usize = 64;
 const SECRET_MAX_BYTES: u64 = 64 * 1024;
 
 /// Flags that need `--nats`.
-const DEPENDENT: [&str; 10] = [
+const DEPENDENT: [&str; 11] = [
     "nats_creds",
     "nats_nkey",
     "nats_ca",
@@ -45,6 +45,7 @@ const DEPENDENT: [&str; 10] = [
     "fleet_grace",
     "fleet_direct_tails",
     "fleet_members_max",
+    "fleet_share_quotas",
 ];
 
 /// Settings of the NATS servers, and of the fleet that shares tails over them.
@@ -88,6 +89,10 @@ pub struct FleetOptions {
     // As many as one bus serves. Each costs its publisher some 40 bytes and an answer every five seconds.
     #[arg(long, value_name = "N", default_value = "4096", value_parser = number(MEMBERS))]
     pub(crate) fleet_members_max: usize,
+    /// Divide --max-streams-per-owner by the number of gateways in the fleet, rounded up; fewer gateways count
+    /// after a minute, and while NATS is away the last number does
+    #[arg(long)]
+    pub(crate) fleet_share_quotas: bool,
 }
 
 /// URLs of NATS servers, at least one.

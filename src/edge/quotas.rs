@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::model::concurrency::{ConcurrencyLimiter, ConcurrencyPermit};
 use crate::model::id::{LeaseId, Owner};
 use crate::model::limits::QuotaLimits;
-use crate::model::quota::{Exceeded, Quota, Subject};
+use crate::model::quota::{Exceeded, Quota, QuotaDivisor, Subject};
 use crate::model::rate::{Buckets, Rate};
 
 /// Retry-after hint when too many streams are open. The wait is unknown; five seconds bounds the retry load
@@ -43,6 +43,7 @@ pub(super) struct Quotas(Arc<QuotaTables>);
 #[derive(Debug)]
 struct QuotaTables {
     limits: QuotaLimits,
+    divisor: QuotaDivisor,
     all_streams: ConcurrencyLimiter<()>,
     streams: ConcurrencyLimiter<Owner>,
     all_unary_logs: Arc<Semaphore>,
@@ -72,7 +73,8 @@ pub(super) type UnaryLogsPermit = (ConcurrencyPermit<Owner>, OwnedSemaphorePermi
 // === impl Quotas ===
 
 impl Quotas {
-    pub(super) fn new(limits: &QuotaLimits) -> Self {
+    /// Creates quotas. Each allows an owner its part of `streams_per_owner` by `divisor`.
+    pub(super) fn new(limits: &QuotaLimits, divisor: QuotaDivisor) -> Self {
         Self(Arc::new(QuotaTables {
             all_requests: per_second(Quota::Requests, limits.requests_per_second_in_all, limits.streams),
             requests: per_second(
@@ -84,6 +86,7 @@ impl Quotas {
             restarts_of_owners: per_hour(Quota::RestartsPerOwner, limits.restarts_per_hour_of_owner),
             restarts: per_hour(Quota::RestartsPerLease, limits.restarts_per_hour),
             limits: limits.clone(),
+            divisor,
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
             all_unary_logs: Arc::new(Semaphore::new(UNARY_LOGS_MAX)),
@@ -96,11 +99,11 @@ impl Quotas {
     /// # Errors
     /// The owner, or all owners together, call too often or have too many streams open.
     pub(super) fn admit_call(&self, owner: &Owner, now: Instant) -> Result<CallPermit, Exceeded> {
-        let QuotaTables { limits, requests, all_requests, streams, all_streams, .. } = &*self.0;
+        let QuotaTables { limits, divisor, requests, all_requests, streams, all_streams, .. } = &*self.0;
         requests.take(owner, now, || Subject::Owner(owner.clone()))?;
         all_requests.take(&(), now, || Subject::Gateway)?;
         // The owner's own quota first: its error reveals nothing about other owners.
-        let of_owner = (Quota::StreamsPerOwner, limits.streams_per_owner);
+        let of_owner = (Quota::StreamsPerOwner, divisor.part_of(limits.streams_per_owner));
         let permit = hold_of_owner(streams, owner, of_owner, STREAMS_RETRY)?;
         let all_max = limits.streams;
         let permit_of_all = all_streams
@@ -211,13 +214,17 @@ mod tests {
         ..QuotaLimits::default()
     };
 
+    fn quotas(limits: &QuotaLimits) -> Quotas {
+        Quotas::new(limits, QuotaDivisor::default())
+    }
+
     fn owner(number: u8) -> Owner {
         Address::from_account([number; 20])
     }
 
     #[test]
     fn streams_are_limited_per_owner_and_in_all() {
-        let quotas = Quotas::new(&LIMITS());
+        let quotas = quotas(&LIMITS());
         let now = Instant::now();
         let [greedy, other, third] = [1, 2, 3].map(owner);
         let mut held =
@@ -237,8 +244,29 @@ mod tests {
     }
 
     #[test]
+    fn shared_quota_is_divided_and_ends_no_stream() {
+        let divisor = QuotaDivisor::default();
+        let limits = QuotaLimits { streams_per_owner: 5, ..QuotaLimits::default() };
+        let (quotas, now) = (Quotas::new(&limits, divisor.clone()), Instant::now());
+        let hold = || quotas.admit_call(&owner(1), now);
+        let mut held: Vec<_> = (0..4).map(|_| hold().unwrap()).collect();
+        divisor.set(2);
+        // Rounded up.
+        assert_eq!(hold().unwrap_err().limit, 3);
+        held.truncate(2);
+        held.push(hold().unwrap());
+        divisor.set(4_096);
+        assert_eq!(hold().unwrap_err().limit, 1);
+        held.clear();
+        let last = hold().unwrap();
+        assert_eq!(hold().unwrap_err().limit, 1);
+        divisor.set(0);
+        drop((last, hold().unwrap()));
+    }
+
+    #[test]
     fn calls_are_limited_per_owner_until_retry_after() {
-        let quotas = Quotas::new(&LIMITS());
+        let quotas = quotas(&LIMITS());
         let mut now = Instant::now();
         let (greedy, other) = (owner(1), owner(2));
         for _ in 0..10 {
@@ -256,7 +284,7 @@ mod tests {
     #[test]
     fn all_streams_of_an_owner_reconnect_at_once() {
         let limits = QuotaLimits { requests_per_second: 1, ..QuotaLimits::default() };
-        let quotas = Quotas::new(&limits);
+        let quotas = quotas(&limits);
         let now = Instant::now();
         let held: Vec<_> =
             (0..limits.streams_per_owner).map(|_| quotas.admit_call(&owner(1), now).unwrap()).collect();
@@ -266,7 +294,7 @@ mod tests {
 
     #[test]
     fn restarts_are_limited_per_lease() {
-        let quotas = Quotas::new(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
+        let quotas = quotas(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
         let now = Instant::now();
         let [one, other] =
             [7, 8].map(|dseq| LeaseId::new(owner(1).as_str(), dseq, 1, 1, owner(2).as_str()).unwrap());
@@ -278,7 +306,7 @@ mod tests {
         );
         assert_eq!(quotas.admit_restart(&other, now), Ok(()));
         assert_eq!(quotas.admit_restart(&one, now + Duration::from_secs(1_800)), Ok(()));
-        let unlimited = Quotas::new(&QuotaLimits {
+        let unlimited = quotas(&QuotaLimits {
             restarts_per_hour: 0,
             restarts_per_hour_of_owner: 0,
             restarts_per_hour_in_all: 0,
@@ -289,7 +317,7 @@ mod tests {
 
     #[test]
     fn restarts_are_limited_per_owner_and_in_all() {
-        let quotas = Quotas::new(&QuotaLimits {
+        let quotas = quotas(&QuotaLimits {
             restarts_per_hour: 2,
             restarts_per_hour_of_owner: 3,
             restarts_per_hour_in_all: 4,
@@ -313,7 +341,7 @@ mod tests {
 
     #[test]
     fn calls_are_limited_in_all_after_a_burst_of_streams() {
-        let quotas = Quotas::new(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
+        let quotas = quotas(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
         let now = Instant::now();
         // The burst: as many calls as streams, of any owners.
         for account in 1..=3 {

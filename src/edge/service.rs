@@ -163,7 +163,7 @@ impl LeaseService {
     ) -> Self {
         let ActorContext { limits, memory, .. } = actors.context();
         let backfill = BackfillLimiter::new(&limits.quota, memory.clone());
-        let quotas = Quotas::new(&limits.quota);
+        let quotas = Quotas::new(&limits.quota, actors.quota_divisor());
         let audit = AuditLog::new(limits.audit_refusals_per_minute);
         let peers = PeerLimits::new(&limits.connection, &limits.quota);
         let proto = DefaultProto::default();

@@ -22,9 +22,11 @@ use super::gateway_id::GatewayId;
 use super::liveness::{Liveness, LivenessInput, LivenessOutput};
 use super::messages::{Envelope, Message};
 use super::rank;
+use super::share::QuotaShare;
 use super::subjects::Subjects;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::{FleetRejection, Metrics};
+use crate::model::quota::QuotaDivisor;
 
 /// News that wait for the driver of one replica. It reads them within milliseconds. A driver that misses some
 /// hears again of gateways that stay silent, and of others by their announcements.
@@ -46,6 +48,8 @@ pub struct FleetConfig {
     pub direct_tails: usize,
     /// Maximum members of a replica that this gateway publishes.
     pub members_max: usize,
+    /// Whether quotas of owners are divided by the number of gateways.
+    pub shares_quotas: bool,
 }
 
 /// A gateway's part in its fleet. Dropping the last clone ends its task. Cheap to clone.
@@ -70,6 +74,8 @@ struct Shared {
     participants: AtomicU64,
     /// Gateways that are heard.
     gateways: AtomicUsize,
+    /// Stays 1 if quotas are not shared.
+    quota_divisor: QuotaDivisor,
     state: watch::Sender<FleetState>,
     news: broadcast::Sender<FleetNews>,
     direct_tails: DirectTails,
@@ -107,6 +113,7 @@ impl Fleet {
             messages: AtomicU64::new(0),
             participants: AtomicU64::new(0),
             gateways: AtomicUsize::new(1),
+            quota_divisor: QuotaDivisor::default(),
             state: watch::Sender::default(),
             news: broadcast::Sender::new(NEWS_MAX),
         });
@@ -135,6 +142,11 @@ impl Fleet {
     /// Returns the number of gateways that are heard, this one included.
     pub fn gateways(&self) -> usize {
         self.0.shared.gateways.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of gateways that share quotas of owners.
+    pub(crate) fn quota_divisor(&self) -> QuotaDivisor {
+        self.0.shared.quota_divisor.clone()
     }
 
     pub(crate) fn bus(&self) -> &dyn Bus {
@@ -195,7 +207,7 @@ impl Shared {
         let mut state = self.state.subscribe();
         let all = self.config.subjects.all_alive();
         let mut messages = self.bus.subscribe(Channel::Control, &all);
-        let mut totals = BusTotals::default();
+        let (mut totals, mut share) = (BusTotals::default(), QuotaShare::default());
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         connection.mark_changed();
         loop {
@@ -226,6 +238,10 @@ impl Shared {
                 self.carry_out(output);
             }
             self.report(&liveness, &mut totals);
+            if self.config.shares_quotas {
+                let gateways = share.update(liveness.gateways(), liveness.is_usable(), self.now());
+                self.quota_divisor.set(gateways);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use super::live::{DirectTails, FleetView, Live, SharedTails};
 use super::ring::LagReport;
 use crate::exchange::fleet::Fleet;
 use crate::model::id::{LeaseId, Replica};
+use crate::model::quota::QuotaDivisor;
 use crate::model::view::LeaseView;
 
 /// The running actors. Owns their tasks: dropping the last clone ends them all. Cheap to clone.
@@ -108,6 +109,11 @@ impl ActorRegistry {
         }
         report.keep_worst(max);
         report
+    }
+
+    /// Returns the number of gateways that share quotas of owners.
+    pub(crate) fn quota_divisor(&self) -> QuotaDivisor {
+        self.0.live.quota_divisor()
     }
 
     /// Returns the state of the fleet; `None` without one.

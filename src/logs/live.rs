@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::ring::Ring;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::{Metrics, ReadKind};
+use crate::model::quota::QuotaDivisor;
 use crate::platform::{self, Platform, Tail, TailRequest};
 
 mod driver;
@@ -28,6 +29,11 @@ pub(crate) trait Live: fmt::Debug + Send + Sync + 'static {
 
     /// Waits until everything has ended that belonged to actors. Called after they have ended.
     fn stop(&self) -> BoxFuture<'_, ()>;
+
+    /// Returns the number of gateways that share quotas of owners.
+    fn quota_divisor(&self) -> QuotaDivisor {
+        QuotaDivisor::default()
+    }
 
     /// Returns the state of the fleet; `None` without one.
     fn fleet(&self) -> Option<FleetView> {

@@ -1,6 +1,8 @@
 //! Quotas that reject calls: their names, and the messages that callers receive.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::id::{LeaseId, Owner};
@@ -153,6 +155,31 @@ impl fmt::Display for Subject {
             Self::Peer => f.write_str("peer"),
             Self::Stream => f.write_str("stream"),
         }
+    }
+}
+
+/// The number of gateways that share quotas of owners; each allows its part. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct QuotaDivisor(Arc<AtomicUsize>);
+
+// === impl QuotaDivisor ===
+
+impl QuotaDivisor {
+    /// Sets the number, for calls from now on.
+    pub(crate) fn set(&self, gateways: usize) {
+        self.0.store(gateways.max(1), Ordering::Relaxed);
+    }
+
+    /// Returns this gateway's part of a limit: rounded up, and at least 1.
+    pub(crate) fn part_of(&self, limit: usize) -> usize {
+        limit.div_ceil(self.0.load(Ordering::Relaxed)).max(1)
+    }
+}
+
+impl Default for QuotaDivisor {
+    /// Creates the divisor of a gateway that shares with no other.
+    fn default() -> Self {
+        Self(Arc::new(AtomicUsize::new(1)))
     }
 }
 

@@ -96,6 +96,7 @@ pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, Fl
         grace: options.fleet_grace,
         direct_tails: options.fleet_direct_tails,
         members_max: options.fleet_members_max,
+        shares_quotas: options.fleet_share_quotas,
     };
     Ok(Some((bus, config)))
 }

@@ -47,6 +47,7 @@ fn config(number: u8) -> FleetConfig {
         grace: GRACE,
         direct_tails: 256,
         members_max: 4_096,
+        shares_quotas: false,
     }
 }
 

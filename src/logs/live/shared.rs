@@ -16,6 +16,7 @@ use crate::exchange::participant::Status;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::{FleetRole, Metrics};
+use crate::model::quota::QuotaDivisor;
 use crate::platform::{self, Platform, Tail, TailRequest};
 
 /// Most replicas in a view: more than a person reads, and some hundred kilobytes.
@@ -79,6 +80,10 @@ impl Live for SharedTails {
     fn stop(&self) -> BoxFuture<'_, ()> {
         self.tasks.close();
         Box::pin(self.tasks.wait())
+    }
+
+    fn quota_divisor(&self) -> QuotaDivisor {
+        self.fleet.quota_divisor()
     }
 
     fn fleet(&self) -> Option<FleetView> {
