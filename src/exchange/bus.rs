@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
+use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -52,6 +53,10 @@ pub trait Bus: fmt::Debug + Send + Sync + 'static {
     /// Sends a request on [`Channel::Control`]. Any number of gateways may answer, up to `timeout`. Dropping
     /// the answers ends the request; later ones are discarded.
     fn request(&self, subject: &str, payload: Bytes, timeout: Duration) -> Answers;
+
+    /// Waits until the messages that were published before have left this process. Ends at once while the
+    /// connection is down. May wait for ever if it hangs. Cancel safe.
+    fn flush(&self) -> BoxFuture<'_, ()>;
 
     /// Returns the state of the connection, which is up while both channels are. The sender lives as long as
     /// the bus.

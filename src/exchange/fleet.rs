@@ -32,6 +32,10 @@ use crate::model::quota::QuotaDivisor;
 /// hears again of gateways that stay silent, and of others by their announcements.
 const NEWS_MAX: usize = 1_024;
 
+/// Time for the last messages of a gateway. They take milliseconds on a bus that works; on one that hangs, the
+/// others find out by themselves.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// Mixes the number of a participant into its weight. Odd, so different numbers give different weights.
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -127,6 +131,15 @@ impl Fleet {
     /// gateway are served on. Later calls have no effect.
     pub fn drain(&self) {
         self.0.shared.state.send_if_modified(|state| !std::mem::replace(&mut state.draining, true));
+    }
+
+    /// Waits until the last messages are sent, for a bounded time. Called after all replicas were left. Cancel
+    /// safe.
+    pub async fn flush(&self) {
+        let flush = self.0.shared.bus.flush();
+        if tokio::time::timeout(FLUSH_MAX, flush).await.is_err() {
+            tracing::warn!(timeout = ?FLUSH_MAX, "failed to send last messages to the fleet");
+        }
     }
 
     /// Returns this gateway.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr};
 use bytes::Bytes;
+use futures_core::future::BoxFuture;
 use futures_util::stream;
 use rand::RngExt as _;
 use tokio::sync::watch;
@@ -228,6 +229,10 @@ impl Bus for NatsBus {
             return unavailable();
         }
         request.answers(timeout)
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { _ = tokio::join!(self.frames.flush(), self.control.flush()) })
     }
 
     fn connection(&self) -> watch::Receiver<Connection> {

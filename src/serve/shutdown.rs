@@ -75,6 +75,10 @@ impl Running {
         tokio::join!(self.drain.finish(self.limits.drain), restarts);
         // 4. Actors: they have no followers now.
         self.actors.stop().await;
+        // They have left the fleet's replicas. Other gateways need not find out by themselves.
+        if let Some(fleet) = &self.fleet {
+            fleet.flush().await;
+        }
         // 5. Local services, after everything that reads their output. Traces of calls, which have ended.
         tokio::join!(self.platform.stop(self.stop_grace), self.traces.flush());
         // 6. The admin port, which answered until here.

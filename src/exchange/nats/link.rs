@@ -156,6 +156,15 @@ impl Link {
         stream.flatten_stream()
     }
 
+    /// Waits until all messages are written, unless the connection is down. Cancel safe.
+    pub(super) async fn flush(&self) {
+        if self.is_up()
+            && let Err(error) = self.client.flush().await
+        {
+            tracing::debug!(channel = ?self.shared.channel, %error, "failed to flush connection to NATS");
+        }
+    }
+
     /// Returns the state and the sums of both connections.
     pub(super) fn state(&self) -> &Arc<State> {
         &self.shared.state

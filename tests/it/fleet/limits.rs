@@ -60,6 +60,20 @@ async fn shared_quota_follows_the_number_of_gateways() {
     fleet.assert_complete(&mut streams, 0).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn hanging_bus_delays_the_end_for_a_second() {
+    let fleet = TestFleet::new(2).await;
+    let flush = async |fleet: &TestFleet| {
+        let start = Instant::now();
+        fleet.gateways[0].gateway.fleet().flush().await;
+        start.elapsed()
+    };
+    assert_eq!(flush(&fleet).await, Duration::ZERO);
+    fleet.hub.set_faults(Faults { hung: true, ..Faults::default() });
+    let took = flush(&fleet).await;
+    assert!((Duration::from_secs(1)..Duration::from_millis(1_010)).contains(&took), "{took:?}");
+}
+
 impl TestFleet {
     /// Asserts that the first gateway rejects another stream of the owner, which may have `limit`.
     async fn assert_full(&self, limit: i64) {

@@ -178,6 +178,50 @@ async fn idle_connection_notices_a_hanging_server() {
 }
 
 #[tokio::test]
+async fn flushed_messages_outlive_their_sender() {
+    let Some(server) = NatsServer::start() else { return };
+    let other = server.bus().await;
+    let channels = [(Channel::Frames, "lm.test.f.a"), (Channel::Control, "lm.test.c.a")];
+    let mut subscriptions = channels.map(|(channel, subject)| other.subscribe(channel, subject));
+    until_delivered(&other, &other).await;
+    // Each has subscribed once a request of its connection returns.
+    let _ = in_time(other.request("lm.test.o.none", Bytes::new(), LONG).next()).await;
+    let (messages, block) = (500, Bytes::from(vec![7; 8 * 1024]));
+    let options = server.options();
+    let sender = std::thread::spawn(move || {
+        // Its tasks end with the runtime, whatever waits to be sent.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bus = NatsBus::start(&options, GatewayId::random()).await.unwrap();
+            until_up(&bus).await;
+            for _ in 0..messages {
+                for (channel, subject) in channels {
+                    bus.publish(channel, subject, None, block.clone());
+                }
+            }
+            in_time(bus.flush()).await;
+            assert_eq!(bus.totals().unsent, 0);
+        });
+        runtime.shutdown_background();
+    });
+    for subscription in &mut subscriptions {
+        for _ in 0..messages {
+            assert_eq!(in_time(subscription.next()).await.unwrap().payload.len(), 8 * 1024);
+        }
+    }
+    sender.join().unwrap();
+}
+
+#[tokio::test]
+async fn flush_without_a_server_ends_at_once() {
+    let Some(mut server) = NatsServer::start() else { return };
+    let bus = server.bus().await;
+    server.kill();
+    until_away(&bus).await;
+    in_time(bus.flush()).await;
+}
+
+#[tokio::test]
 async fn bus_starts_without_a_server() {
     let Some(mut server) = NatsServer::start() else { return };
     server.kill();

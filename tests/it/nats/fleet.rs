@@ -2,13 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use leasemux::exchange::bus::{Bus as _, Channel};
+use leasemux::exchange::codec;
+use leasemux::exchange::messages::Message;
 use leasemux::model::id::LeaseId;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use super::proxy::{Lost, Proxy};
-use super::server::{NatsServer, until};
+use super::server::{NatsServer, in_time, until};
 use crate::kube::cluster::{Cluster, RunKey};
 use crate::kube::kubeconfig;
 use crate::support::account;
@@ -209,6 +213,24 @@ async fn killed_publisher_is_replaced() {
         fleet.until_followed();
         fleet.until_one_tail().await;
     }
+    fleet.print_on().await;
+    fleet.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn member_that_ends_says_so() {
+    let Some(mut fleet) = Fleet::start(2).await else { return };
+    let bus = fleet.server.bus().await;
+    let mut requests = bus.subscribe(Channel::Control, "lm.*.o.*");
+    let Member { gateway, followers } = fleet.take_member();
+    drop(followers);
+    let done = block_in_place(|| gateway.stop(Signal::TERM));
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let left = async {
+        while codec::decode(requests.next().await.unwrap().payload).unwrap().message != Message::Leave {}
+    };
+    in_time(left).await;
+    block_in_place(|| fleet.gateways[0].gateway.until_metric("leasemux_fleet_members", 0));
     fleet.print_on().await;
     fleet.end();
 }
