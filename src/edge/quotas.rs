@@ -214,7 +214,7 @@ mod tests {
         ..QuotaLimits::default()
     };
 
-    fn quotas(limits: &QuotaLimits) -> Quotas {
+    fn new_quotas(limits: &QuotaLimits) -> Quotas {
         Quotas::new(limits, QuotaDivisor::default())
     }
 
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn streams_are_limited_per_owner_and_in_all() {
-        let quotas = quotas(&LIMITS());
+        let quotas = new_quotas(&LIMITS());
         let now = Instant::now();
         let [greedy, other, third] = [1, 2, 3].map(owner);
         let mut held =
@@ -248,25 +248,25 @@ mod tests {
         let divisor = QuotaDivisor::default();
         let limits = QuotaLimits { streams_per_owner: 5, ..QuotaLimits::default() };
         let (quotas, now) = (Quotas::new(&limits, divisor.clone()), Instant::now());
-        let hold = || quotas.admit_call(&owner(1), now);
-        let mut held: Vec<_> = (0..4).map(|_| hold().unwrap()).collect();
+        let admit = || quotas.admit_call(&owner(1), now);
+        let mut held: Vec<_> = (0..4).map(|_| admit().unwrap()).collect();
         divisor.set(2);
         // Rounded up.
-        assert_eq!(hold().unwrap_err().limit, 3);
+        assert_eq!(admit().unwrap_err().limit, 3);
         held.truncate(2);
-        held.push(hold().unwrap());
+        held.push(admit().unwrap());
         divisor.set(4_096);
-        assert_eq!(hold().unwrap_err().limit, 1);
+        assert_eq!(admit().unwrap_err().limit, 1);
         held.clear();
-        let last = hold().unwrap();
-        assert_eq!(hold().unwrap_err().limit, 1);
+        let last = admit().unwrap();
+        assert_eq!(admit().unwrap_err().limit, 1);
         divisor.set(0);
-        drop((last, hold().unwrap()));
+        drop((last, admit().unwrap()));
     }
 
     #[test]
     fn calls_are_limited_per_owner_until_retry_after() {
-        let quotas = quotas(&LIMITS());
+        let quotas = new_quotas(&LIMITS());
         let mut now = Instant::now();
         let (greedy, other) = (owner(1), owner(2));
         for _ in 0..10 {
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn all_streams_of_an_owner_reconnect_at_once() {
         let limits = QuotaLimits { requests_per_second: 1, ..QuotaLimits::default() };
-        let quotas = quotas(&limits);
+        let quotas = new_quotas(&limits);
         let now = Instant::now();
         let held: Vec<_> =
             (0..limits.streams_per_owner).map(|_| quotas.admit_call(&owner(1), now).unwrap()).collect();
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn restarts_are_limited_per_lease() {
-        let quotas = quotas(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
+        let quotas = new_quotas(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
         let now = Instant::now();
         let [one, other] =
             [7, 8].map(|dseq| LeaseId::new(owner(1).as_str(), dseq, 1, 1, owner(2).as_str()).unwrap());
@@ -306,7 +306,7 @@ mod tests {
         );
         assert_eq!(quotas.admit_restart(&other, now), Ok(()));
         assert_eq!(quotas.admit_restart(&one, now + Duration::from_secs(1_800)), Ok(()));
-        let unlimited = quotas(&QuotaLimits {
+        let unlimited = new_quotas(&QuotaLimits {
             restarts_per_hour: 0,
             restarts_per_hour_of_owner: 0,
             restarts_per_hour_in_all: 0,
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn restarts_are_limited_per_owner_and_in_all() {
-        let quotas = quotas(&QuotaLimits {
+        let quotas = new_quotas(&QuotaLimits {
             restarts_per_hour: 2,
             restarts_per_hour_of_owner: 3,
             restarts_per_hour_in_all: 4,
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn calls_are_limited_in_all_after_a_burst_of_streams() {
-        let quotas = quotas(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
+        let quotas = new_quotas(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
         let now = Instant::now();
         // The burst: as many calls as streams, of any owners.
         for account in 1..=3 {

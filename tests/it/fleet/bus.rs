@@ -186,15 +186,12 @@ impl State {
                 let Some(one) = self.subscribers.get_mut(&key) else { continue };
                 one.newest = one.newest.max(Instant::now() + delay);
                 let totals = &mut self.gateways[one.gateway].1;
-                match one.sender.try_send((one.newest, message.clone())) {
-                    Ok(()) => {
-                        totals.received += 1;
-                        one.is_slow = false;
-                    }
-                    Err(_) => {
-                        totals.overflowed += 1;
-                        totals.slow += u64::from(!std::mem::replace(&mut one.is_slow, true));
-                    }
+                if one.sender.try_send((one.newest, message.clone())).is_ok() {
+                    totals.received += 1;
+                    one.is_slow = false;
+                } else {
+                    totals.overflowed += 1;
+                    totals.slow += u64::from(!std::mem::replace(&mut one.is_slow, true));
                 }
             }
         }

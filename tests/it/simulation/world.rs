@@ -43,6 +43,9 @@ pub(super) const SERVICE: &str = "web";
 /// Capacity of a pipe between a follower and a gateway: less than a stream's send buffer.
 const PIPE_BYTES: usize = 16 * 1024;
 
+/// Members of a replica that a gateway publishes for. There are fewer sites.
+const MEMBERS_MAX: usize = 16;
+
 /// Longest time that a gateway drains.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -257,6 +260,8 @@ impl TestFleet {
             subjects: Subjects::new("simulation", None).unwrap(),
             grace: GRACE,
             direct_tails: self.direct_tails,
+            members_max: MEMBERS_MAX,
+            shares_quotas: false,
         };
         let bus = self.hub.connect();
         self.numbers[site] = Some(self.hub.gateways() - 1);
