@@ -210,11 +210,13 @@ fn old_and_repeated_frames_are_noted() {
     assert_eq!(received(&mut one, frame(4, 10..12, false), 11), [Note::Duplicate]);
     let next = |rank| Frame { rank, ..frame(5, 12..13, false) };
     let better = Rank { term: 3, weight: 1 };
-    assert_eq!(received(&mut one, next(better), 210), [Note::TakenOver(ms(200))]);
+    // The new publisher's frame also shows that frames before it are missing.
+    assert_eq!(received(&mut one, next(better), 210)[0], Note::TakenOver(ms(200)));
     assert_eq!(received(&mut one, next(Rank { term: 1, weight: 9 }), 211), [Note::Stale]);
     // A log without lines is no slow takeover.
     let last = Frame { rank: Rank { term: 4, weight: 1 }, ..frame(6, 13..14, false) };
-    assert_eq!(received(&mut one, last, 60_000), []);
+    let notes = received(&mut one, last, 60_000);
+    assert!(!notes.iter().any(|note| matches!(note, Note::TakenOver(_))), "{notes:?}");
 }
 
 #[test]
