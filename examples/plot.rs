@@ -4,6 +4,13 @@
 //! cargo bench --bench fanout -- --peers --json target/fanout.json
 //! cargo run --example plot -- target/fanout.json docs/performance
 //! ```
+//!
+//! And the chart of docs/FLEET.md, from the results of the soak of a fleet:
+//!
+//! ```sh
+//! .ci/soak --fleet 1800
+//! cargo run --example plot -- target/fleet-soak.json docs/fleet
+//! ```
 
 #![allow(clippy::print_stdout, reason = "a program, and its output is the point")]
 
@@ -15,13 +22,21 @@ use clap::Parser;
 use plotters::prelude::*;
 use serde::Deserialize;
 
-/// Draws charts from the fan-out bench's JSON, and prints tables.
+/// Draws charts from the JSON of the fan-out bench or of the soak of a fleet. Prints the bench's tables.
 #[derive(Debug, Parser)]
 struct Args {
-    /// JSON file that the bench wrote with `--json`.
+    /// JSON file that the bench wrote with `--json`, or the soak.
     json: PathBuf,
     /// Directory for the charts.
     dir: PathBuf,
+}
+
+/// The content of the JSON file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Results {
+    Bench(Report),
+    Soak(Soak),
 }
 
 #[derive(Deserialize)]
@@ -76,6 +91,20 @@ struct Held {
     value: f64,
     at_most: f64,
     unit: String,
+}
+
+/// A soak of a fleet. Times are seconds since the start.
+#[derive(Deserialize)]
+struct Soak {
+    seconds: f64,
+    gateways: u32,
+    replicas: u32,
+    /// Numbers of tails, each with the time of the first look at it.
+    tails: Vec<(f64, u32)>,
+    /// Times without NATS.
+    away: Vec<(f64, f64)>,
+    /// What was done to gateways and NATS.
+    faults: Vec<(f64, String)>,
 }
 
 /// One chart: a figure by number of followers, with a curve for each server.
@@ -133,8 +162,12 @@ fn mebibytes(row: &Row) -> f64 {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let report: Report = serde_json::from_slice(&std::fs::read(&args.json)?)?;
+    let results: Results = serde_json::from_slice(&std::fs::read(&args.json)?)?;
     std::fs::create_dir_all(&args.dir)?;
+    let report = match results {
+        Results::Bench(report) => report,
+        Results::Soak(soak) => return draw_soak(&soak, &args.dir.join("soak.svg")),
+    };
     for picture in &PICTURES {
         draw(&report, picture, &args.dir.join(picture.file))?;
     }
@@ -183,6 +216,66 @@ fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn E
     }
     let mut legend = chart.configure_series_labels();
     legend.position(SeriesLabelPosition::UpperMiddle);
+    legend.background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    area.present()?;
+    Ok(())
+}
+
+/// Draws the number of tails over time, with the times without NATS and the faults of gateways.
+fn draw_soak(soak: &Soak, path: &Path) -> Result<(), Box<dyn Error>> {
+    let minutes = |seconds: f64| seconds / 60.0;
+    let end = minutes(soak.seconds);
+    let without_fleet = f64::from(soak.gateways * soak.replicas);
+    // Room for the faults above the curve.
+    let (fault_from, fault_to) = (without_fleet + 1.0, without_fleet + 2.0);
+    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let title = format!("Log tails of {} gateways that follow {} replicas", soak.gateways, soak.replicas);
+    let mut chart = ChartBuilder::on(&area)
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .margin_right(28)
+        .x_label_area_size(36)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..end, 0.0..fault_to + 4.0)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_label_formatter(&|minutes| format!("{minutes:.0}"))
+        .y_label_formatter(&|tails| format!("{tails:.0}"));
+    mesh.light_line_style(TRANSPARENT).disable_x_mesh().y_labels(8);
+    mesh.x_desc("minutes").y_desc("log tails").draw()?;
+    let shade = RGBColor(150, 150, 150).mix(0.35);
+    let away = soak.away.iter().map(|(from, to)| {
+        Rectangle::new([(minutes(*from), 0.0), (minutes(*to), without_fleet)], shade.filled())
+    });
+    chart
+        .draw_series(away)?
+        .label("NATS killed or halted")
+        .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 16, y + 4)], shade.filled()));
+    for (index, kind) in ["killed", "halted", "shut down"].into_iter().enumerate() {
+        let color = Palette99::pick(index + 1).to_rgba();
+        let of_gateways = soak.faults.iter().filter(|(_, fault)| !fault.starts_with("NATS"));
+        let marks = of_gateways.filter(|(_, fault)| fault.ends_with(kind)).map(|(at, _)| {
+            PathElement::new([(minutes(*at), fault_from), (minutes(*at), fault_to)], color.stroke_width(1))
+        });
+        chart
+            .draw_series(marks)?
+            .label(format!("gateway {kind}"))
+            .legend(move |(x, y)| PathElement::new([(x + 8, y - 5), (x + 8, y + 5)], color.stroke_width(2)));
+    }
+    let color = Palette99::pick(0).to_rgba();
+    let levels = soak.tails.iter().map(|(at, tails)| (minutes(*at), f64::from(*tails)));
+    let mut steps: Vec<(f64, f64)> = Vec::new();
+    for (at, tails) in levels {
+        steps.extend(steps.last().map(|(_, before)| (at, *before)));
+        steps.push((at, tails));
+    }
+    steps.extend(steps.last().map(|(_, last)| (end, *last)));
+    chart
+        .draw_series(LineSeries::new(steps, color.stroke_width(1)))?
+        .label("log tails")
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+    let mut legend = chart.configure_series_labels();
+    legend.position(SeriesLabelPosition::UpperRight);
     legend.background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     area.present()?;
     Ok(())

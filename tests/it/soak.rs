@@ -7,8 +7,12 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 
+#[cfg(feature = "nats")]
+mod fleet;
 mod followers;
 mod relay;
+#[cfg(feature = "nats")]
+mod tails;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
 
-use self::followers::{Follower, GROUPS, Target, pause};
+use self::followers::{Follower, GROUPS, Group, State, Target, pause};
 use self::relay::Relay;
 use crate::shutdown::connector;
 use crate::support::counting::{CheckedFollower, Printed, counting_service};
@@ -108,6 +112,7 @@ struct Usage {
 /// Figures over all followers.
 #[derive(Debug, Default)]
 struct Totals {
+    printed: u64,
     tally: Tally,
     unexplained: usize,
     repeated: usize,
@@ -136,15 +141,7 @@ impl Soak {
         let gateway = serve(&workspace, &args);
         let grpc = gateway.address;
         let relays = [Relay::start(grpc).await, Relay::start(gateway.rest()).await, Relay::start(grpc).await];
-        let interrupted = CancellationToken::new();
-        let mut signals = JoinSet::new();
-        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-            let (mut signal, interrupted) = (signal(kind).unwrap(), interrupted.clone());
-            signals.spawn(async move {
-                signal.recv().await;
-                interrupted.cancel();
-            });
-        }
+        let (interrupted, signals) = until_interrupted();
         let stop = CancellationToken::new();
         let target = Target {
             request: ServiceLogsRequest {
@@ -168,7 +165,9 @@ impl Soak {
             let (workspace, stop) = (Arc::clone(&workspace), stop.clone());
             let args = workspace.call_args("restart", grpc, "alice", &lease);
             let (restarts, failed) = (Arc::clone(&done.restarts), Arc::clone(&done.failed_restarts));
-            std::thread::spawn(move || restart_services(&workspace, &args, [&restarts, &failed], &stop))
+            std::thread::spawn(move || {
+                restart_services(&workspace, &args, DISTURBED_EVERY, [&restarts, &failed], &stop);
+            })
         };
         Self {
             workspace,
@@ -281,31 +280,9 @@ impl Soak {
         let done = self.gateway.stop(Signal::TERM);
         self.workspace.until_nothing_is_left();
         let printed = self.workspace.printed();
-        let mut totals = Totals::default();
-        println!(
-            "\nfollowers                            number      lines    lost   gaps  reconnects  closed"
-        );
-        for group in GROUPS {
-            let (mut tally, mut reconnects, mut closed) = (Tally::default(), 0, 0);
-            for (_, state) in followers.iter().filter(|(of, _)| std::ptr::eq(*of, group)) {
-                totals.add(&state.check, &printed);
-                totals.faults.extend(state.ended.iter().map(|end| format!("{}: ended: {end}", group.name())));
-                tally.add(&state.check.tally());
-                reconnects += state.reconnects;
-                closed += state.closed;
-            }
-            let (name, count) = (group.name(), group.count);
-            let Tally { lines, lost_lines, gaps, .. } = tally;
-            println!(
-                "{name:<36} {count:>6} {lines:>10} {lost_lines:>7} {gaps:>6} {reconnects:>11} {closed:>7}"
-            );
-        }
+        let totals = Totals::print(GROUPS, &followers, &printed);
         println!("\nafter {elapsed} s, {}", self.done);
-        println!("lines printed by the services  {}", printed.values().sum::<u64>());
-        println!("lines delivered                {}", totals.tally.lines);
-        println!("lines reported lost            {} in {} gaps", totals.tally.lost_lines, totals.tally.gaps);
-        println!("losses not explained           {}", totals.unexplained);
-        println!("repeated or misplaced          {}", totals.repeated);
+        print!("{totals}");
         println!("gateway at the start           {start}");
         println!("gateway at the end             {end}");
         assert_eq!(totals.faults, [""; 0]);
@@ -328,12 +305,13 @@ fn serve(workspace: &Workspace, args: &[String]) -> Gateway {
 fn restart_services(
     workspace: &Workspace,
     args: &[String],
+    interval: Duration,
     [restarts, failed]: [&AtomicU32; 2],
     stop: &CancellationToken,
 ) {
     let mut services = ["web", "loud"].iter().cycle();
     while !stop.is_cancelled() {
-        pause(stop, DISTURBED_EVERY);
+        pause(stop, interval);
         let service = services.next().unwrap();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let done = workspace.run(&[&args[..], &["--timeout=20s", "--service", service]].concat());
@@ -393,6 +371,31 @@ impl std::fmt::Display for Usage {
 // === impl Totals ===
 
 impl Totals {
+    /// Prints a line about the followers of each group. Returns the sum of all.
+    fn print(groups: &'static [Group], followers: &[(&'static Group, State)], printed: &Printed) -> Self {
+        let mut totals = Self { printed: printed.values().sum(), ..Self::default() };
+        println!(
+            "\nfollowers                            number      lines    lost   gaps  reconnects  closed"
+        );
+        for group in groups {
+            let (mut tally, mut reconnects, mut closed) = (Tally::default(), 0, 0);
+            let (mut number, name) = (0, group.name());
+            for (_, state) in followers.iter().filter(|(of, _)| std::ptr::eq(*of, group)) {
+                totals.add(&state.check, printed);
+                totals.faults.extend(state.ended.iter().map(|end| format!("{name}: ended: {end}")));
+                tally.add(&state.check.tally());
+                number += 1;
+                reconnects += state.reconnects;
+                closed += state.closed;
+            }
+            let Tally { lines, lost_lines, gaps, .. } = tally;
+            println!(
+                "{name:<36} {number:>6} {lines:>10} {lost_lines:>7} {gaps:>6} {reconnects:>11} {closed:>7}"
+            );
+        }
+        totals
+    }
+
     fn add(&mut self, check: &CheckedFollower, printed: &Printed) {
         self.tally.add(&check.tally());
         let faults = check.faults(printed);
@@ -403,10 +406,40 @@ impl Totals {
     }
 }
 
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { printed, tally, unexplained, repeated, .. } = self;
+        writeln!(f, "lines printed by the services  {printed}")?;
+        writeln!(f, "lines delivered                {}", tally.lines)?;
+        writeln!(f, "lines reported lost            {} in {} gaps", tally.lost_lines, tally.gaps)?;
+        writeln!(f, "losses not explained           {unexplained}")?;
+        writeln!(f, "repeated or misplaced          {repeated}")
+    }
+}
+
+/// Returns the duration that [`SECONDS`] sets.
+fn seconds() -> u64 {
+    std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS_DEFAULT)
+}
+
+/// Returns a token that Ctrl-C cancels, and the tasks that wait for it.
+fn until_interrupted() -> (CancellationToken, JoinSet<()>) {
+    let interrupted = CancellationToken::new();
+    let mut signals = JoinSet::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut signal, interrupted) = (signal(kind).unwrap(), interrupted.clone());
+        signals.spawn(async move {
+            signal.recv().await;
+            interrupted.cancel();
+        });
+    }
+    (interrupted, signals)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: .ci/full runs it"]
 async fn soak_of_all_disturbances_loses_nothing_unreported() {
-    let seconds = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS_DEFAULT);
+    let seconds = seconds();
     let seed = u64::from(std::process::id());
     let followers: usize = GROUPS.iter().map(|group| group.count).sum();
     println!("seed {seed}, {seconds} s, {followers} followers");

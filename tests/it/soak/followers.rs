@@ -1,6 +1,7 @@
 //! The followers of the soak test. Each runs on its own thread, so that a pause stops its reading from the
 //! socket.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,12 +16,14 @@ use leasemux::client::follow::{ConnectionChange, Follower as Client, Sink};
 use leasemux::loss_checker::Start;
 use leasemux::model::proto::lease::{OnLag, ServiceLogs, ServiceLogsRequest};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::counting::CheckedFollower;
+use crate::support::entries::entry;
 use crate::support::loss_check::Frames;
 use crate::support::process::{LOOK, Workspace, read_object};
 use crate::support::rest::try_connect_tls;
@@ -59,6 +62,8 @@ pub(super) enum Via {
     Unstable,
     /// Websockets, which cannot resume: each connection is checked on its own.
     Websocket,
+    /// Websockets with entries, which resume by their cursors.
+    Entries,
     /// `leasemux logs`.
     Program,
 }
@@ -125,6 +130,9 @@ pub(super) struct State {
     pub(super) reconnects: u64,
     /// Streams that the gateway closed because it lagged.
     pub(super) closed: u64,
+    /// When it received the last entry, and the longest time between two entries.
+    pub(super) entry_at: Instant,
+    pub(super) longest_silence: Duration,
     /// Why it ended before it was stopped.
     pub(super) ended: Option<String>,
 }
@@ -147,6 +155,7 @@ impl Group {
             Via::Grpc => "gRPC",
             Via::Unstable => "gRPC, unstable",
             Via::Websocket => "websocket",
+            Via::Entries => "websocket, entries",
             Via::Program => "leasemux logs",
         };
         let pace = match pace {
@@ -163,7 +172,7 @@ impl Group {
         (0..self.count).map(move |_| {
             let start = if self.client == Via::Websocket { Start::Anywhere } else { Start::First };
             let check = CheckedFollower::new(start);
-            let state = Arc::new(Mutex::new(State { check, reconnects: 0, closed: 0, ended: None }));
+            let state = Arc::new(Mutex::new(State::new(check)));
             let stop = target.stop.clone();
             let sink = CheckedSink { state: Arc::clone(&state), pace: self.pace, bytes: 0, stop };
             let target = target.clone();
@@ -181,6 +190,7 @@ impl Group {
                 (Via::Grpc, _) => read(target.stable.clone(), request, &mut sink).await,
                 (Via::Unstable, _) => read(target.unstable.clone(), request, &mut sink).await,
                 (Via::Websocket, _) => Box::pin(read_websockets(target, self.on_lag, &mut sink)).await,
+                (Via::Entries, _) => Box::pin(read_entries(target, self.on_lag, &mut sink)).await,
                 (Via::Program, _) => read_program(target, &mut sink),
             }
         });
@@ -205,6 +215,54 @@ async fn never_read(connector: &Connector, request: ServiceLogsRequest, sink: &m
         sink.state().reconnects += 1;
         sink.stop.run_until_cancelled(tokio::time::sleep(RECONNECT)).await;
     }
+}
+
+/// Opens one websocket with entries after the other, each after the cursors of all before.
+async fn read_entries(target: &Target, on_lag: OnLag, sink: &mut CheckedSink) {
+    let stop = sink.stop.clone();
+    let mut cursors = BTreeMap::new();
+    stop.run_until_cancelled(async {
+        loop {
+            if read_entries_once(target, on_lag, &mut cursors, sink).await.is_some() {
+                sink.state().reconnects += 1;
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    })
+    .await;
+}
+
+/// Reads a websocket with entries until it ends. Returns `None` if it cannot be opened.
+async fn read_entries_once(
+    target: &Target,
+    on_lag: OnLag,
+    cursors: &mut BTreeMap<(String, u64), String>,
+    sink: &mut CheckedSink,
+) -> Option<()> {
+    let (address, path) = &target.rest;
+    let mut path =
+        format!("{path}?follow=true&format=entries&on_lag={}", on_lag.as_str_name().to_lowercase());
+    for cursor in cursors.values() {
+        path.push_str("&resume=");
+        path.push_str(cursor);
+    }
+    let (pem, identity) = (target.workspace.path("data/server.pem"), target.workspace.path("alice"));
+    let io = try_connect_tls(*address, &pem, Some(&identity)).await.ok()?;
+    let request = format!("ws://provider.test{path}").into_client_request().unwrap();
+    let (mut socket, _) = client_async(request, io).await.ok()?;
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Text(text) = message else { continue };
+        let object: Value = serde_json::from_str(text.as_str()).expect("an object");
+        // An error concerns the whole stream, which then ends.
+        let (Some(service), Some(replica)) = (object["service"].as_str(), object["replica"].as_u64()) else {
+            continue;
+        };
+        sink.take(&entry(&object, false));
+        if let Some(cursor) = object["cursor"].as_str() {
+            cursors.insert((service.to_owned(), replica), cursor.to_owned());
+        }
+    }
+    Some(())
 }
 
 /// Opens one websocket after the other.
@@ -321,6 +379,22 @@ impl Follower {
     }
 }
 
+// === impl State ===
+
+impl State {
+    fn new(check: CheckedFollower) -> Self {
+        let (entry_at, longest_silence) = (Instant::now(), Duration::ZERO);
+        Self { check, reconnects: 0, closed: 0, entry_at, longest_silence, ended: None }
+    }
+
+    fn take(&mut self, entry: &ServiceLogs) {
+        let now = Instant::now();
+        self.longest_silence = self.longest_silence.max(now - self.entry_at);
+        self.entry_at = now;
+        self.check.feed(entry);
+    }
+}
+
 // === impl CheckedSink ===
 
 impl CheckedSink {
@@ -329,7 +403,7 @@ impl CheckedSink {
     }
 
     fn take(&mut self, entry: &ServiceLogs) {
-        self.state().check.feed(entry);
+        self.state().take(entry);
         self.bytes += entry.logs.len();
         let (bytes, time) = match self.pace {
             Pace::Slow => (SLOW_BYTES, SLOW_PAUSE),

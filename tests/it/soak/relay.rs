@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Relays connections to another address until it is dropped.
+/// Relays connections to other addresses until it is dropped.
 pub(super) struct Relay {
     pub(super) address: SocketAddr,
     connections: Connections,
@@ -23,11 +23,16 @@ type Connections = Arc<Mutex<Vec<CancellationToken>>>;
 
 impl Relay {
     pub(super) async fn start(target: SocketAddr) -> Self {
+        Self::among(vec![target]).await
+    }
+
+    /// Starts a relay that connects to one target after the other.
+    pub(super) async fn among(targets: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Connections::default();
         let mut accept = JoinSet::new();
-        accept.spawn(accept_all(listener, target, Arc::clone(&connections)));
+        accept.spawn(accept_all(listener, targets, Arc::clone(&connections)));
         Self { address, connections, _accept: accept }
     }
 
@@ -47,11 +52,13 @@ impl Relay {
     }
 }
 
-async fn accept_all(listener: TcpListener, target: SocketAddr, connections: Connections) {
+async fn accept_all(listener: TcpListener, targets: Vec<SocketAddr>, connections: Connections) {
     let mut relayed = JoinSet::new();
+    let mut targets = targets.into_iter().cycle();
     loop {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
+                let target = targets.next().expect("a target");
                 let reset = CancellationToken::new();
                 connections.lock().unwrap().push(reset.clone());
                 relayed.spawn(relay(client, target, reset));

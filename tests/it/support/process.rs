@@ -456,6 +456,11 @@ impl Program {
         }
     }
 
+    /// Whether the program has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Kills the program.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
