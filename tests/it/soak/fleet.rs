@@ -420,7 +420,7 @@ impl FleetSoak {
         for replica in REPLICAS {
             let (service, index) = replica.split_once('/').unwrap();
             let name = format!("{service}-{index}");
-            let newest = printed.iter().filter(|((of, _), _)| *of == name).next_back();
+            let newest = printed.iter().rfind(|((of, _), _)| *of == name);
             let ((_, run), lines) = newest.expect("it has printed");
             for (number, follower) in self.followers.iter().enumerate() {
                 let position =

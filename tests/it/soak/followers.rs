@@ -190,7 +190,7 @@ impl Group {
                 (Via::Grpc, _) => read(target.stable.clone(), request, &mut sink).await,
                 (Via::Unstable, _) => read(target.unstable.clone(), request, &mut sink).await,
                 (Via::Websocket, _) => Box::pin(read_websockets(target, self.on_lag, &mut sink)).await,
-                (Via::Entries, _) => Box::pin(read_entries(target, self.on_lag, &mut sink)).await,
+                (Via::Entries, _) => read_entries(target, self.on_lag, &mut sink).await,
                 (Via::Program, _) => read_program(target, &mut sink),
             }
         });
@@ -223,7 +223,7 @@ async fn read_entries(target: &Target, on_lag: OnLag, sink: &mut CheckedSink) {
     let mut cursors = BTreeMap::new();
     stop.run_until_cancelled(async {
         loop {
-            if read_entries_once(target, on_lag, &mut cursors, sink).await.is_some() {
+            if Box::pin(read_entries_once(target, on_lag, &mut cursors, sink)).await.is_some() {
                 sink.state().reconnects += 1;
             }
             tokio::time::sleep(RECONNECT).await;
