@@ -120,6 +120,12 @@ struct Picture {
 
 const SIZE: (u32, u32) = (720, 400);
 
+/// A wider one for the soak: it has hundreds of faults.
+const SOAK_SIZE: (u32, u32) = (960, 460);
+
+/// Height above the faults for the legend of the soak, in tails.
+const SOAK_LEGEND: f64 = 7.0;
+
 const PICTURES: [Picture; 3] = [
     Picture {
         file: "backlog.svg",
@@ -228,7 +234,7 @@ fn draw_soak(soak: &Soak, path: &Path) -> Result<(), Box<dyn Error>> {
     let without_fleet = f64::from(soak.gateways * soak.replicas);
     // Room for the faults above the curve.
     let (fault_from, fault_to) = (without_fleet + 1.0, without_fleet + 2.0);
-    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    let area = SVGBackend::new(path, SOAK_SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let title = format!("Log tails of {} gateways that follow {} replicas", soak.gateways, soak.replicas);
     let mut chart = ChartBuilder::on(&area)
@@ -237,7 +243,7 @@ fn draw_soak(soak: &Soak, path: &Path) -> Result<(), Box<dyn Error>> {
         .margin_right(28)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d(0.0..end, 0.0..fault_to + 4.0)?;
+        .build_cartesian_2d(0.0..end, 0.0..fault_to + SOAK_LEGEND)?;
     let mut mesh = chart.configure_mesh();
     mesh.x_label_formatter(&|minutes| format!("{minutes:.0}"))
         .y_label_formatter(&|tails| format!("{tails:.0}"));

@@ -143,6 +143,11 @@ impl Server {
     /// Starts this program as a server, with a new tenant in `dir`. Waits until it listens.
     pub(crate) fn start_own(kind: Kind, arguments: &[String], dir: &Path) -> Result<Self> {
         IdentityFiles::create(&dir.join(TENANT_DIR), LogTime::now())?;
+        Self::start_own_of_tenant(kind, arguments, dir)
+    }
+
+    /// The same, for the tenant that is in `dir` already.
+    pub(crate) fn start_own_of_tenant(kind: Kind, arguments: &[String], dir: &Path) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", "--kind", &kind.to_string(), "--dir"])
             .arg(dir)

@@ -12,6 +12,8 @@
 mod client;
 mod contender;
 mod costs;
+#[cfg(feature = "nats")]
+mod fleet;
 mod goals;
 mod measure;
 mod peers;
@@ -48,6 +50,9 @@ struct Args {
     /// Compare websockets, of the gateway and of two libraries, with gRPC.
     #[arg(long)]
     websockets: bool,
+    /// Measure a fleet over a NATS server: CPU per frame, delays and takeovers. Needs the feature `nats`.
+    #[arg(long)]
+    fleet: bool,
     /// Add NATS and Redis if they are installed (apt-get install nats-server redis-server).
     #[arg(long)]
     peers: bool,
@@ -86,6 +91,10 @@ enum Command {
     /// Run a contender for the parent process.
     #[command(hide = true)]
     Serve(server::Task),
+    /// Send or receive frames for the parent process.
+    #[cfg(feature = "nats")]
+    #[command(hide = true)]
+    Probe(fleet::Probe),
     #[command(flatten)]
     Cost(costs::Cost),
 }
@@ -95,9 +104,22 @@ fn main() -> Result<()> {
     leasemux::sys::process::raise_fd_limit(u64::MAX);
     match &args.command {
         Some(Command::Serve(task)) => server::serve(task),
+        #[cfg(feature = "nats")]
+        Some(Command::Probe(probe)) => probe.run(),
         Some(Command::Cost(cost)) => costs::run(cost),
+        None if args.fleet => measure_fleet(args.reps),
         None => compare(&args),
     }
+}
+
+#[cfg(feature = "nats")]
+fn measure_fleet(reps: usize) -> Result<()> {
+    fleet::run(reps)
+}
+
+#[cfg(not(feature = "nats"))]
+fn measure_fleet(_: usize) -> Result<()> {
+    Err("--fleet needs the feature `nats`: cargo bench --bench fanout --features nats -- --fleet".into())
 }
 
 fn compare(args: &Args) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The client: one thread that publishes and follows; the same for every contender.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,12 @@ use crate::Result;
 use crate::contender::{Contender, Server};
 use crate::plan::{Cell, Flow};
 
-mod follower;
+pub(crate) mod follower;
 mod http2;
 pub(crate) mod login;
 pub(crate) mod protocol;
 mod publisher;
-mod received;
+pub(crate) mod received;
 pub(crate) mod websocket;
 
 use follower::{Buffers, Follower};
@@ -33,11 +34,15 @@ const GREETING_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest interval between publications at a fixed rate.
 const TICK: Duration = Duration::from_micros(500);
 
+/// The publisher's token. Followers have their index.
+const PUBLISHER: Token = Token(usize::MAX);
+
 pub(crate) struct Client {
     poll: Poll,
     events: Events,
     followers: Vec<Follower>,
     publisher: Publisher,
+    clock: Clock,
     size: u64,
     /// Number of replicas that the lines are distributed among.
     replicas: u32,
@@ -70,10 +75,10 @@ impl Client {
         let login = Login::load(cell.security, dir)?;
         let mut publisher = Publisher::connect(server, contender, cell.size, clock)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.registry().register(&mut publisher.socket, Token(cell.followers), interest)?;
+        poll.registry().register(&mut publisher.socket, PUBLISHER, interest)?;
         let (events, buffers) = (Events::with_capacity(1_024), Buffers::default());
         let (size, followers) = (cell.size, Vec::new());
-        let mut client = Self { poll, events, followers, publisher, size, replicas, buffers };
+        let mut client = Self { poll, events, followers, publisher, clock, size, replicas, buffers };
         for (index, replica) in (0..cell.followers).zip((0..replicas).cycle()) {
             let received = Received::new(cell.size, clock, replicas.into(), index == 0 && replicas == 1);
             let (protocol, greeting) = (contender.protocol(), greeting(replica));
@@ -85,6 +90,22 @@ impl Client {
         }
         client.await_subscriptions()?;
         Ok(client)
+    }
+
+    /// Connects a follower to another server that delivers the same lines. Returns when it receives messages.
+    pub(crate) fn add_follower(
+        &mut self,
+        address: SocketAddr,
+        contender: &dyn Contender,
+        login: &Login,
+    ) -> Result<()> {
+        let received = Received::new(self.size, self.clock, self.replicas.into(), false);
+        let greeting = contender.greeting(login);
+        let mut follower = Follower::connect(address, login, &greeting, contender.protocol(), received)?;
+        let token = Token(self.followers.len());
+        self.poll.registry().register(&mut follower.socket, token, Interest::READABLE)?;
+        self.followers.push(follower);
+        self.await_subscriptions()
     }
 
     /// Returns how many messages all followers have received so far.
@@ -122,7 +143,13 @@ impl Client {
 
     /// Returns the delays of all sampled lines in microseconds, ascending.
     pub(crate) fn delays(&self) -> Vec<u32> {
-        let all = self.followers.iter().flat_map(|follower| follower.received.delays.iter().copied());
+        self.delays_from(0)
+    }
+
+    /// The same, without those of the first `skipped` followers.
+    pub(crate) fn delays_from(&self, skipped: usize) -> Vec<u32> {
+        let followers = self.followers.iter().skip(skipped);
+        let all = followers.flat_map(|follower| follower.received.delays.iter().copied());
         let mut all: Vec<u32> = all.collect();
         all.sort_unstable();
         all

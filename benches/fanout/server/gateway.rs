@@ -16,6 +16,14 @@ use leasemux::edge::drain::Drain;
 use leasemux::edge::rest::{RestService, RestSettings};
 use leasemux::edge::server::{self, Protocol, Server};
 use leasemux::edge::service::LeaseService;
+#[cfg(feature = "nats")]
+use leasemux::exchange::fleet::{Fleet, FleetConfig};
+#[cfg(feature = "nats")]
+use leasemux::exchange::gateway_id::GatewayId;
+#[cfg(feature = "nats")]
+use leasemux::exchange::nats::{NatsBus, NatsOptions};
+#[cfg(feature = "nats")]
+use leasemux::exchange::subjects::Subjects;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
@@ -41,9 +49,10 @@ struct Tenants(Vec<TrustedTenant>);
 /// Serves followers over gRPC, or over websockets of the REST port.
 pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result<()> {
     let (dir, replicas, websockets) = (&task.dir, task.replicas, task.kind.is_websocket());
-    let runtime = match &listeners.admin {
-        Some(_) => main_runtime()?,
-        None => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    let runtime = if task.as_served {
+        main_runtime()?
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?
     };
     let side = SideRuntime::start()?;
     runtime.block_on(async {
@@ -86,7 +95,8 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
         }
         let restarts = RestartManager::new(Arc::clone(&context.platform), metrics.clone());
         let authenticator = Authenticator::new(Arc::new(Tenants(tenants)));
-        let service = LeaseService::new(authenticator, ActorRegistry::new(context), restarts, drain.clone());
+        let actors = actors(context, task.nats.as_deref()).await?;
+        let service = LeaseService::new(authenticator, actors, restarts, drain.clone());
         let (routes, _health) = server::routes()?;
         let protocol = if websockets {
             let settings = RestSettings {
@@ -118,6 +128,34 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
             () = exporter.upkeep() => Ok(()),
             distributed = distributor.run() => distributed,
         }
+    })
+}
+
+/// Creates the registry of actors. With the URL of a NATS server, they share their tails with those of the other
+/// gateways of this server.
+#[cfg(feature = "nats")]
+async fn actors(context: ActorContext, nats: Option<&str>) -> Result<ActorRegistry> {
+    let Some(url) = nats else { return Ok(ActorRegistry::new(context)) };
+    let gateway = GatewayId::random();
+    let options = NatsOptions {
+        servers: vec![url.to_owned()],
+        credentials: None,
+        authorities: None,
+        certificate: None,
+    };
+    let bus = Arc::new(NatsBus::start(&options, gateway).await?);
+    // As with the default flags.
+    let subjects = Subjects::new("bench", None)?;
+    let config = FleetConfig { gateway, subjects, grace: Duration::from_secs(1), direct_tails: 256 };
+    let fleet = Fleet::start(bus, config, context.metrics.clone());
+    Ok(ActorRegistry::in_fleet(context, fleet))
+}
+
+#[cfg(not(feature = "nats"))]
+fn actors(context: ActorContext, nats: Option<&str>) -> std::future::Ready<Result<ActorRegistry>> {
+    std::future::ready(match nats {
+        Some(_) => Err("a fleet needs the feature `nats`".into()),
+        None => Ok(ActorRegistry::new(context)),
     })
 }
 

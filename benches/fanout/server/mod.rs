@@ -63,6 +63,9 @@ pub(crate) struct Task {
     /// Run the gateway with its production runtimes and an admin port, instead of one thread.
     #[arg(long)]
     as_served: bool,
+    /// Run the gateway in a fleet, over the NATS server with this URL, and with an admin port.
+    #[arg(long)]
+    nats: Option<String>,
 }
 
 /// Listening sockets of a server, and how they are secured.
@@ -72,7 +75,7 @@ struct Listeners {
     followers: TcpListener,
     /// For followers; `None`: no TLS.
     tls: Option<Arc<ServerConfig>>,
-    /// The gateway's admin port; `None`: no port, and one thread.
+    /// The gateway's admin port, if it has one.
     admin: Option<TcpListener>,
 }
 
@@ -90,7 +93,7 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
             Some(Arc::new(config(resolver)?))
         }
     };
-    let admin = task.as_served.then(listen).transpose()?;
+    let admin = (task.as_served || task.nats.is_some()).then(listen).transpose()?;
     let listeners = Listeners { ingest: listen()?, followers: listen()?, tls, admin };
     print!("{} {}", listeners.ingest.local_addr()?, listeners.followers.local_addr()?);
     if let Some(admin) = &listeners.admin {
