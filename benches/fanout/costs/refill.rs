@@ -9,7 +9,6 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,27 +30,22 @@ use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::entry_name::NameStyle;
 use leasemux::logs::memory_budget::MemoryBudget;
 use leasemux::loss_checker::{LossChecker, Order, Start};
-use leasemux::model::id::{Address, Instance, LeaseId, Owner};
+use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
 use leasemux::model::line::OutputStream;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use leasemux::model::time::LogTime;
-use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView, Run, ServiceView};
 use leasemux::platform::cri::path::LogName;
 use leasemux::platform::cri::{self, Record};
-use leasemux::platform::log_files::{self, FollowMode, LogFiles};
-use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 use leasemux::restart::RestartManager;
-use leasemux::sys::dir_watch::Notifier;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Result;
-use crate::server::SERVICE;
+use crate::server::file_source::FileSource;
 
 /// Capacity of a connection.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -71,14 +65,6 @@ enum Pattern {
     Bursts(Duration),
     /// They read steadily, at this share of the rate of the service.
     Steady(f64),
-}
-
-/// One replica whose log is in files, as on a node.
-struct FileSource {
-    lease: LeaseId,
-    view: watch::Sender<Arc<LeaseView>>,
-    notifier: Notifier,
-    dir: PathBuf,
 }
 
 /// Trusts one tenant.
@@ -136,7 +122,7 @@ async fn measure(
     std::fs::create_dir(&logs)?;
     let mut file = File::create(logs.join(LogName::active(0).to_string()))?;
     let source = FileSource::new(&owner, &logs)?;
-    let lease = source.lease.clone();
+    let lease = source.lease().clone();
     let exporter = Exporter::new()?;
     let limits = Limits { stall: REST_MAX, ..Limits::default() };
     let context = ActorContext {
@@ -302,61 +288,6 @@ impl fmt::Display for Counts {
             delivered / million,
             files / delivered,
         )
-    }
-}
-
-// === impl FileSource ===
-
-impl FileSource {
-    fn new(owner: &Owner, dir: &Path) -> Result<Self> {
-        let lease = LeaseId::new(owner.as_str(), 1, 1, 1, Address::from_account([1; 20]).as_str())?;
-        let run = Run {
-            instance: Instance::new("bench", SERVICE, 0)?,
-            started: LogTime::now(),
-            end: None,
-            log_is_gone: false,
-        };
-        let replica = ReplicaView {
-            runs: vec![run],
-            state: ReplicaState::Running,
-            ready: true,
-            ..ReplicaView::default()
-        };
-        let service = ServiceView { count: 1, replicas: [(0, replica)].into(), ..ServiceView::default() };
-        let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ..LeaseView::default() };
-        let view = watch::Sender::new(Arc::new(view));
-        Ok(Self { lease, view, notifier: Notifier::start(), dir: dir.to_owned() })
-    }
-}
-
-impl fmt::Debug for FileSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileSource").field("dir", &self.dir).finish_non_exhaustive()
-    }
-}
-
-impl Platform for FileSource {
-    fn name(&self) -> &'static str {
-        "files"
-    }
-
-    fn watch(
-        &self,
-        lease: &LeaseId,
-    ) -> BoxFuture<'_, std::result::Result<watch::Receiver<Arc<LeaseView>>, Error>> {
-        let found = (*lease == self.lease).then(|| self.view.subscribe());
-        Box::pin(std::future::ready(found.ok_or_else(|| Error::NotFound(lease.to_string()))))
-    }
-
-    fn tail(&self, request: TailRequest) -> BoxFuture<'_, std::result::Result<Tail, Error>> {
-        let follow =
-            if request.follow { FollowMode::UntilEnd(CancellationToken::new()) } else { FollowMode::No };
-        let files = LogFiles { dir: self.dir.clone(), run_number: 0, needed_start: None };
-        Box::pin(async move { log_files::open(&self.notifier, files, request.from, follow).await })
-    }
-
-    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, std::result::Result<(), Error>> {
-        Box::pin(std::future::ready(Err(Error::Broken("the service cannot be restarted".to_owned()))))
     }
 }
 

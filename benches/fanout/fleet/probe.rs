@@ -1,15 +1,19 @@
 //! Processes that send or receive frames: over sockets, as the least that a relay between gateways needs, and
 //! over NATS with the client library alone.
 
-use std::io::BufReader;
+use std::fs::OpenOptions;
+use std::io::{BufReader, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clap::{Args, ValueEnum};
 use futures_util::StreamExt as _;
+use leasemux::model::line::OutputStream;
+use leasemux::model::time::LogTime;
+use leasemux::platform::cri::{self, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::MissedTickBehavior;
@@ -30,17 +34,20 @@ pub(crate) struct Probe {
     #[arg(long, default_value = "127.0.0.1:0")]
     address: SocketAddr,
     /// Bytes of a frame.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     bytes: usize,
     /// Frames in each burst.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     burst: u32,
     /// Microseconds between two bursts.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     interval: u64,
     /// Bursts.
-    #[arg(long)]
+    #[arg(long, default_value_t = 0)]
     count: u32,
+    /// The log file.
+    #[arg(long)]
+    log: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,6 +56,8 @@ pub(super) enum Kind {
     SocketReceive,
     NatsPublish,
     NatsSubscribe,
+    /// Writes the lines of a connection to a log file, and measures nothing.
+    LogWriter,
 }
 
 /// The frames of a measurement.
@@ -86,6 +95,7 @@ impl Probe {
                 Kind::SocketReceive => self.receive_from_socket().await,
                 Kind::NatsPublish => self.publish().await,
                 Kind::NatsSubscribe => self.subscribe().await,
+                Kind::LogWriter => self.write_log().await,
             }
         })
     }
@@ -142,6 +152,36 @@ impl Probe {
         Ok(client.flush().await?)
     }
 
+    async fn write_log(&self) -> Result<()> {
+        let path = self.log.as_ref().ok_or("a log writer needs a file")?;
+        let mut log = OpenOptions::new().append(true).open(path)?;
+        let listener = TcpListener::bind(self.address).await?;
+        println!("{}", listener.local_addr()?);
+        let (mut socket, _) = listener.accept().await?;
+        let (mut lines, mut records) = (BytesMut::new(), Vec::new());
+        loop {
+            lines.reserve(256 * 1_024);
+            if socket.read_buf(&mut lines).await? == 0 {
+                return Ok(());
+            }
+            let whole = memchr::memrchr(b'\n', &lines).map_or(0, |last| last + 1);
+            records.clear();
+            for content in lines.split_to(whole).split_inclusive(|byte| *byte == b'\n') {
+                let content = content.strip_suffix(b"\n").unwrap_or(content);
+                let record = Record {
+                    time: LogTime::now(),
+                    stream: OutputStream::Stdout,
+                    partial: false,
+                    lost: None,
+                    content,
+                };
+                cri::write(&mut records, &record);
+            }
+            // Readers see whole lines.
+            log.write_all(&records)?;
+        }
+    }
+
     async fn subscribe(&self) -> Result<()> {
         let client = async_nats::connect(self.address.to_string()).await?;
         let mut messages = client.subscribe(SUBJECT).await?;
@@ -184,17 +224,31 @@ impl Meter {
 impl Running {
     /// Starts a probe. Returns when it is ready to receive, or sends.
     pub(super) fn start(kind: Kind, address: SocketAddr, load: &Load) -> Result<Self> {
-        let kind = kind.to_possible_value().ok_or("no such probe")?;
-        let program: PathBuf = std::env::current_exe()?;
-        let mut command = Command::new(program);
+        let mut command = Self::command(kind)?;
         command
-            .args(["probe", "--kind", kind.get_name()])
             .arg(format!("--address={address}"))
             .arg(format!("--bytes={}", load.bytes))
             .arg(format!("--burst={}", load.burst))
             .arg(format!("--interval={}", load.interval.as_micros()))
             .arg(format!("--count={}", load.count));
-        let (child, out) = spawn(&mut command)?;
+        Self::spawn(&mut command, address)
+    }
+
+    /// Starts a writer of a log file.
+    pub(super) fn start_writer(log: &Path) -> Result<Self> {
+        let mut command = Self::command(Kind::LogWriter)?;
+        Self::spawn(command.arg("--log").arg(log), SocketAddr::from(([0; 4], 0)))
+    }
+
+    fn command(kind: Kind) -> Result<Command> {
+        let kind = kind.to_possible_value().ok_or("no such probe")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["probe", "--kind", kind.get_name()]);
+        Ok(command)
+    }
+
+    fn spawn(command: &mut Command, address: SocketAddr) -> Result<Self> {
+        let (child, out) = spawn(command)?;
         let mut probe = Self { child, out, address };
         probe.address = next_line(&mut probe.out)?.parse()?;
         Ok(probe)

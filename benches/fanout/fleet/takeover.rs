@@ -102,7 +102,8 @@ struct Progress {
 enum Wanted {
     /// One publisher; all others are members.
     OneTail,
-    AllDirect,
+    /// All tail the log.
+    AllTail,
 }
 
 pub(super) fn run(program: &Path) -> Result<()> {
@@ -248,7 +249,7 @@ impl Fleet {
         } else {
             self.nats.signal(Signal::STOP)?;
         }
-        self.until(Wanted::AllDirect)?;
+        self.until(Wanted::AllTail)?;
         let away = lost.elapsed();
         self.lines.run(CALM)?;
         if is_kill {
@@ -272,7 +273,10 @@ impl Fleet {
             let count = |wanted: &str| roles.iter().filter(|role| *role == wanted).count();
             let is_reached = match wanted {
                 Wanted::OneTail => count("publisher") == 1 && count("member") + 1 == all.len(),
-                Wanted::AllDirect => count("direct") == all.len(),
+                // The publisher keeps its role without members.
+                Wanted::AllTail => {
+                    count("publisher") <= 1 && count("publisher") + count("direct") == all.len()
+                }
             };
             if is_reached {
                 return Ok(());

@@ -36,6 +36,7 @@ use leasemux::serve::{SideRuntime, main_runtime};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
+use super::file_source::FileSource;
 use super::{Listeners, NEIGHBOR_DIR, TENANT_DIR, Task, plain, source};
 use crate::Result;
 
@@ -64,6 +65,7 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
         let lease = source::lease(&owner)?;
         let provider = lease.provider().clone();
         let (mut source, distributor) = source::new(lease, replicas, ingest)?;
+        let file_source = task.logs.as_ref().map(|logs| FileSource::new(&owner, logs)).transpose()?;
         if let Some(rate) = task.neighbor_rate {
             let (neighbor, _) = load_tenant(&dir.join(NEIGHBOR_DIR))?;
             source = source.with_neighbor(source::lease(&neighbor.0)?, rate);
@@ -78,7 +80,10 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
         limits.quota.streams_per_owner = limits.quota.streams;
         limits.quota.requests_per_second = u32::MAX;
         let context = ActorContext {
-            platform: Arc::new(source),
+            platform: match file_source {
+                Some(files) => Arc::new(files),
+                None => Arc::new(source),
+            },
             limits: Arc::new(limits),
             metrics: metrics.clone(),
             names: NameStyle::default(),

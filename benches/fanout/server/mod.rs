@@ -17,6 +17,7 @@ use crate::Result;
 use crate::contender::Kind;
 use crate::plan::Security;
 
+pub(crate) mod file_source;
 mod gateway;
 mod library;
 mod naive;
@@ -63,6 +64,9 @@ pub(crate) struct Task {
     /// Run the gateway with its production runtimes and an admin port, instead of one thread.
     #[arg(long)]
     as_served: bool,
+    /// Directory of the log that the gateway reads, instead of the lines of the publisher's connection.
+    #[arg(long)]
+    logs: Option<PathBuf>,
     /// Run the gateway in a fleet, over the NATS server with this URL, and with an admin port.
     #[arg(long)]
     nats: Option<String>,
