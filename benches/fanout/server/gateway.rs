@@ -74,11 +74,7 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
 
         let exporter = Exporter::new()?;
         let metrics = exporter.metrics.clone();
-        // A single tenant at a single address opens all streams and connections.
-        let mut limits = Limits { pace, ..Limits::default() };
-        limits.connection.max_per_peer = limits.connection.max;
-        limits.quota.streams_per_owner = limits.quota.streams;
-        limits.quota.requests_per_second = u32::MAX;
+        let limits = limits(pace);
         let context = ActorContext {
             platform: match file_source {
                 Some(files) => Arc::new(files),
@@ -134,6 +130,15 @@ pub(super) fn serve(listeners: Listeners, task: &Task, pace: Duration) -> Result
             distributed = distributor.run() => distributed,
         }
     })
+}
+
+/// Returns the default limits, but a single tenant at a single address may open all streams and connections.
+fn limits(pace: Duration) -> Limits {
+    let mut limits = Limits { pace, ..Limits::default() };
+    limits.connection.max_per_peer = limits.connection.max;
+    limits.quota.streams_per_owner = limits.quota.streams;
+    limits.quota.requests_per_second = u32::MAX;
+    limits
 }
 
 /// Creates the registry of actors. With the URL of a NATS server, they share their tails with those of the other
