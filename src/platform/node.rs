@@ -6,10 +6,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
+use futures_core::stream::{BoxStream, Stream};
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,8 +20,10 @@ use super::coordination::RestartLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
 use super::log_files::{self, FollowMode, LogFiles, NeededStart};
-use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailRequest};
+use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailItem, TailRequest};
 use crate::model::id::LeaseId;
+use crate::model::line::{GapCause, SourceGap};
+use crate::model::position::Position;
 use crate::model::view::LeaseView;
 use crate::sys::dir_watch::Notifier;
 
@@ -29,7 +32,8 @@ use crate::sys::dir_watch::Notifier;
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
 /// Longest wait for the removal of a log whose pod was removed before its kubelet reported the end: deleted
-/// by force, a pod prints until its container has ended. The grace period is 30 s by default.
+/// by force, a pod prints until its container has ended. The grace period is 30 s by default. Then a gap says
+/// that the container may have printed more.
 const UNREPORTED_END_MAX: Duration = Duration::from_secs(35);
 
 /// The platform of a gateway that runs on a node of the cluster.
@@ -41,6 +45,16 @@ pub struct NodePlatform {
     node: String,
     /// The kubelet's directory of pod logs.
     logs: PathBuf,
+}
+
+/// The items of a log that is followed until its run ends.
+struct UntilEnd {
+    items: BoxStream<'static, Result<TailItem, Error>>,
+    /// After the last item.
+    at: Position,
+    /// Whether the end of the run was not known for too long. `None` once that was reported.
+    gave_up: Option<Arc<AtomicBool>>,
+    _owned: AbortOnDropHandle<()>,
 }
 
 // === impl NodePlatform ===
@@ -68,26 +82,53 @@ impl NodePlatform {
             return log_files::open(&self.notifier, files, request.from, follow).await;
         }
         let end = CancellationToken::new();
-        let on_end = end.clone();
+        let (on_end, gave_up) = (end.clone(), Arc::<AtomicBool>::default());
+        let gives_up = Arc::clone(&gave_up);
         let (notifier, log) = (self.notifier.clone(), files.clone());
         #[expect(clippy::disallowed_methods, reason = "owned: aborted when the stream is dropped")]
         let watch_end = AbortOnDropHandle::new(tokio::spawn(async move {
             run.ended().await;
             if run.is_end_unreported() {
                 let removed = log_files::removed(&notifier, &log);
-                let _ = tokio::time::timeout(UNREPORTED_END_MAX, removed).await;
+                let waited = tokio::time::timeout(UNREPORTED_END_MAX, removed).await;
+                gives_up.store(waited.is_err(), Ordering::Relaxed);
             }
             tokio::time::sleep(OUTPUT_GRACE).await;
             on_end.cancel();
         }));
         let mut tail =
             log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
-        let items = tail.items.map(move |item| {
-            let _owned = &watch_end;
-            item
-        });
-        tail.items = items.boxed();
+        tail.items =
+            UntilEnd { items: tail.items, at: tail.start, gave_up: Some(gave_up), _owned: watch_end }
+                .into_stream()
+                .boxed();
         Ok(tail)
+    }
+}
+
+// === impl UntilEnd ===
+
+impl UntilEnd {
+    fn into_stream(self) -> impl Stream<Item = Result<TailItem, Error>> {
+        futures_util::stream::unfold(self, |mut log| async {
+            let item = match log.items.next().await {
+                Some(item) => item,
+                None => Ok(log.last_gap()?),
+            };
+            match &item {
+                Ok(TailItem::Lines(batch)) => log.at = batch.lines.last().map_or(log.at, |line| line.after),
+                Ok(TailItem::Gap(gap)) => log.at = gap.after,
+                _ => {}
+            }
+            Some((item, log))
+        })
+    }
+
+    /// Returns a gap if the container may print on after the last item.
+    fn last_gap(&mut self) -> Option<TailItem> {
+        let gave_up = self.gave_up.take()?.load(Ordering::Relaxed);
+        let gap = SourceGap { cause: GapCause::Limit, lines: 0, bytes: 0, exact: false, after: self.at };
+        gave_up.then_some(TailItem::Gap(gap))
     }
 }
 

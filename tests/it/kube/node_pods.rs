@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +15,17 @@ use leasemux::sys::dir_watch::Notifier;
 
 use super::cluster::RunKey;
 use super::{RESTS, SERVICE, Scenario, eventually, pass};
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::gateway::{Gateway, Setup, Stream};
 use crate::support::replica;
 
 /// How long a container is left to print after its pod was removed.
 const RUNS_ON: Duration = Duration::from_secs(3);
 
+/// Longer than a gateway waits for the log of such a pod to be removed.
+const WAITS_FOR: Duration = Duration::from_secs(40);
+
 /// The log file of a run on the node.
-fn log_file(logs: &tempfile::TempDir, scenario: &Scenario, pod: &str, run: &RunKey) -> std::path::PathBuf {
+fn log_file(logs: &tempfile::TempDir, scenario: &Scenario, pod: &str, run: &RunKey) -> PathBuf {
     let dir = logs.path().join(format!("{}_{pod}_{}/{SERVICE}", scenario.lease().namespace(), run.0));
     fs::create_dir_all(&dir).unwrap();
     dir.join("0.log")
@@ -34,8 +38,16 @@ fn records(numbers: std::ops::Range<usize>) -> String {
     })
 }
 
-#[tokio::test]
-async fn pod_deleted_by_force_is_read_until_its_log_is_removed() {
+/// A follower of a pod that was deleted by force and whose container runs on.
+struct ForcedDeletion {
+    scenario: Scenario,
+    logs: tempfile::TempDir,
+    /// The log of the pod. It has ten lines, which the follower has received.
+    file: PathBuf,
+    follower: Stream,
+}
+
+async fn delete_by_force() -> ForcedDeletion {
     let (scenario, logs) = (Scenario::new(1).await, tempfile::tempdir().unwrap());
     let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
     let run = scenario.run("a");
@@ -62,6 +74,12 @@ async fn pod_deleted_by_force_is_read_until_its_log_is_removed() {
     for _ in 0..RESTS {
         _ = follower.next_if_ready().await.unwrap();
     }
+    ForcedDeletion { scenario, logs, file, follower }
+}
+
+#[tokio::test]
+async fn pod_deleted_by_force_is_read_until_its_log_is_removed() {
+    let ForcedDeletion { scenario, logs, file, mut follower } = delete_by_force().await;
     pass(RUNS_ON).await;
     for _ in 0..RESTS {
         _ = follower.next_if_ready().await.unwrap();
@@ -77,4 +95,17 @@ async fn pod_deleted_by_force_is_read_until_its_log_is_removed() {
     let lines: Vec<String> = follower.received.text(SERVICE, 0).lines().map(str::to_owned).collect();
     assert_eq!(lines, numbers.collect::<Vec<String>>());
     assert!(follower.received.events(SERVICE, 0).contains(&Kind::Started));
+}
+
+#[tokio::test]
+async fn pod_deleted_by_force_that_prints_for_long_has_a_gap() {
+    let ForcedDeletion { scenario, logs, file, mut follower } = delete_by_force().await;
+    let next = scenario.run("b");
+    fs::write(log_file(&logs, &scenario, "b", &next), records(20..25)).unwrap();
+    pass(WAITS_FOR).await;
+    follower.until(|received| received.lines(SERVICE, 0) == 15).await;
+    // The gap says that these lines may exist.
+    File::options().append(true).open(&file).unwrap().write_all(records(10..20).as_bytes()).unwrap();
+    let printed: Vec<String> = (0..25).map(|number| format!("0/{number}")).collect();
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &printed), 1);
 }

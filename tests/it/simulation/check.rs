@@ -255,8 +255,9 @@ impl Progress {
         if place <= limit || gap.count > 0 {
             return Ok(());
         }
-        // Its files may have been rotated away since: nothing was read, so nothing is known to be missing.
-        if place.1 <= history.oldest_line(replica, place.0, self.reads.files) {
+        // Its files may have been rotated away since: nothing was read, so nothing is known to be missing. In a
+        // fleet, the lines of a run that began later may come from a gateway that reads the API's log.
+        if place.1 <= history.oldest_line(replica, place.0, !self.reads.live_api) {
             outcome.excuse("rotated before the first line", 1);
             return Ok(());
         }
