@@ -51,7 +51,7 @@ struct Lines {
 
 const LINES: [Lines; 3] = [
     // Each is a frame of its own: the largest.
-    Lines { name: "lines of 16,000 B", regime: Regime::Paced, size: 16_000, per_second: 1_000 },
+    Lines { name: "lines of 16,000 B", regime: Regime::Paced, size: 16_000, per_second: 500 },
     // The gateway joins the lines of 5 ms to a frame.
     Lines { name: "paced lines of 100 B", regime: Regime::Paced, size: 100, per_second: 1_000 },
     // Without a pace: each is a frame of its own.
