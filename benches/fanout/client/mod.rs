@@ -93,6 +93,7 @@ impl Client {
     }
 
     /// Connects a follower to another server that delivers the same lines. Returns when it receives messages.
+    #[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only fleets have several servers"))]
     pub(crate) fn add_follower(
         &mut self,
         address: SocketAddr,
