@@ -63,6 +63,7 @@ pub(super) enum Via {
     /// Websockets, which cannot resume: each connection is checked on its own.
     Websocket,
     /// Websockets with entries, which resume by their cursors.
+    #[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only the soak of a fleet has them"))]
     Entries,
     /// `leasemux logs`.
     Program,

@@ -457,6 +457,7 @@ impl Program {
     }
 
     /// Whether the program has ended.
+    #[cfg(feature = "nats")]
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
