@@ -156,7 +156,14 @@ async fn actors(context: ActorContext, nats: Option<&str>) -> Result<ActorRegist
     let bus = Arc::new(NatsBus::start(&options, gateway).await?);
     // As with the default flags.
     let subjects = Subjects::new("bench", None)?;
-    let config = FleetConfig { gateway, subjects, grace: Duration::from_secs(1), direct_tails: 256 };
+    let config = FleetConfig {
+        gateway,
+        subjects,
+        grace: Duration::from_secs(1),
+        direct_tails: 256,
+        members_max: 4_096,
+        shares_quotas: false,
+    };
     let fleet = Fleet::start(bus, config, context.metrics.clone());
     Ok(ActorRegistry::in_fleet(context, fleet))
 }
