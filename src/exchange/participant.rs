@@ -28,6 +28,7 @@ pub use self::io::{
 };
 pub(crate) use self::notes::Note;
 use self::publisher::Publishing;
+use self::source::Asks;
 use self::tail::Tail;
 
 mod attach;
@@ -39,6 +40,7 @@ mod notes;
 mod publisher;
 mod repair;
 mod run;
+mod source;
 mod tail;
 
 /// The participant of one replica.
@@ -76,6 +78,10 @@ pub struct Participant {
     attempts: u32,
     /// Times in a row that frames did not reach this gateway.
     deaf: u32,
+    /// It claims without having asked the gateway on the replica's node.
+    ask_node_soon: bool,
+    /// Requests to publish, without their answers so far.
+    asks: Asks,
     shown: Shown,
     /// Why the next publisher is elected.
     cause: FleetElection,
@@ -98,7 +104,7 @@ struct Shown {
 /// What the participant does. Each variant waits for the messages and times that its methods name.
 #[derive(Debug)]
 enum Role {
-    /// The actor has opened no log yet.
+    /// The actor has opened no log yet. On a replica's node: waits for a request to publish.
     Idle,
     /// Waits for the answer to a join; becomes `Member`, or `Asking` or `Claiming` without one.
     Finding {
@@ -147,6 +153,8 @@ impl Participant {
             members: 0,
             attempts: 0,
             deaf: 0,
+            ask_node_soon: false,
+            asks: Asks::default(),
             shown: Shown::default(),
             cause: FleetElection::Start,
             newest_frame: None,
@@ -169,6 +177,9 @@ impl Participant {
             Input::Ring(event) => self.ring_event(event, now),
             Input::Received(sender, message) => self.received(sender, message, now),
             Input::Asked(sender, message, reply) => self.asked(sender, &message, reply, now),
+            Input::PublishRequested { sender, reply, place, term } => {
+                self.publish_requested(sender, reply, place, term, now);
+            }
             Input::Answered(request, sender, message) => self.answered(request, sender, message, now),
             Input::NoResponders(request) => self.unanswered(Some(request), now),
             Input::Silent(gateway) => self.silent(gateway, now),
@@ -191,10 +202,10 @@ impl Participant {
             Role::HoldingBack { until } => Some(*until),
             Role::Claiming(claiming) => Some(claiming.deadline()),
             Role::Member(following) => following.deadline(),
-            Role::Publisher(publishing) => publishing.deadline(),
+            Role::Publisher(publishing) => publishing.deadline(self.asks_node()),
             Role::Direct(direct) => direct.retry_at,
         };
-        [role, self.tail.retry_at].into_iter().flatten().min()
+        [role, self.tail.retry_at, self.asks.deadline()].into_iter().flatten().min()
     }
 
     /// Returns how it gets its lines.
@@ -238,7 +249,13 @@ impl Participant {
         if let Role::Member(following) = &self.role { following.kept.bytes() } else { 0 }
     }
 
+    /// Sets whether the run that the actor opens next is on this gateway's node.
+    pub fn set_home(&mut self, is_home: bool) {
+        self.config.is_home = is_home;
+    }
+
     fn due(&mut self, now: Duration) {
+        self.expire_asks(now);
         if self.tail.retry_at.is_some_and(|at| at <= now) {
             self.tail.retry_at = None;
             if self.tail.covering {

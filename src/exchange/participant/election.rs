@@ -60,6 +60,10 @@ pub(super) struct Direct {
 // === impl Claiming ===
 
 impl Claiming {
+    pub(super) fn rank(&self) -> Rank {
+        self.claim.rank
+    }
+
     pub(super) fn deadline(&self) -> Duration {
         if self.echoed { self.settle_at } else { self.silent_at }
     }
@@ -89,6 +93,9 @@ impl Participant {
 
     /// Asks for a publisher.
     pub(super) fn find(&mut self, now: Duration) {
+        if self.config.is_source {
+            return self.rest();
+        }
         let request = self.new_request();
         self.role = Role::Finding { request, deadline: now + ANSWER_MAX };
         self.out.push(Output::Request(request, Message::Join));
@@ -100,7 +107,7 @@ impl Participant {
         if self.draining || now < self.no_claim_until {
             let delay = self.jitter.between(DIRECT_FOR.0, DIRECT_FOR.1);
             self.go_direct(Some(now + delay));
-        } else if self.config.asks_node && !matches!(self.role, Role::Asking { .. }) {
+        } else if self.asks_node() && !matches!(self.role, Role::Asking { .. }) {
             let request = self.new_request();
             self.role = Role::Asking { request, deadline: now + ANSWER_MAX };
             self.ask_node(request);
@@ -109,12 +116,28 @@ impl Participant {
         }
     }
 
+    /// The publisher with this rank no longer answers. Claims at once: if it was the gateway on the replica's
+    /// node, to ask that one would only take time. The next publisher asks it soon.
+    pub(super) fn publisher_died(&mut self, rank: Rank, now: Duration) {
+        if self.draining || now < self.no_claim_until {
+            return self.no_publisher(Some(rank), now);
+        }
+        self.dead = self.dead.max(Some(rank));
+        self.ask_node_soon = true;
+        self.claim(now);
+    }
+
+    /// Whether another gateway is on the replica's node, as far as is known.
+    pub(super) fn asks_node(&self) -> bool {
+        self.config.asks_node && !self.config.is_home
+    }
+
     pub(super) fn ask_node(&mut self, request: RequestId) {
         let place = self.run.as_ref().and_then(Delivery::place);
         self.out.push(Output::AskNode { request, place, term: self.term });
     }
 
-    fn claim(&mut self, now: Duration) {
+    pub(super) fn claim(&mut self, now: Duration) {
         let rank = Rank { term: self.term + 1, weight: self.config.weight };
         let place = self.run.as_ref().and_then(Delivery::place);
         let claim = Claim { rank, home: self.config.is_home, place };
@@ -128,6 +151,7 @@ impl Participant {
         }
         // It may have won already, and its term is known now, so that this claim would always beat it.
         if let Some((_, at)) = &self.heard_claim
+            && !self.config.is_source
             && now < *at + HOLD_BACK
         {
             self.role = Role::HoldingBack { until: *at + HOLD_BACK };
@@ -145,7 +169,9 @@ impl Participant {
         if now < claiming.settle_at {
             return;
         }
-        if claiming.beaten {
+        if claiming.beaten && self.config.is_source {
+            self.rest();
+        } else if claiming.beaten {
             let heard_at = self.heard_claim.as_ref().map_or(now, |(_, at)| *at);
             self.role = Role::HoldingBack { until: heard_at + HOLD_BACK };
         } else if claiming.echoed {
@@ -183,6 +209,9 @@ impl Participant {
     pub(super) fn announced(&mut self, sender: GatewayId, head: Head, now: Duration) {
         let rank = head.rank;
         self.term = self.term.max(rank.term);
+        if self.config.is_source {
+            return self.announced_to_source(rank, now);
+        }
         match &mut self.role {
             Role::Finding { .. } | Role::Asking { .. } | Role::HoldingBack { .. } | Role::Claiming(_) => {
                 if self.dead.is_none_or(|dead| rank > dead) {
@@ -209,6 +238,9 @@ impl Participant {
     /// Tails directly, if not enough others do so while the bus is away. Returns to the bus at `retry_at`, or
     /// when it can be used again.
     pub(super) fn go_direct(&mut self, retry_at: Option<Duration>) {
+        if self.config.is_source {
+            return self.rest();
+        }
         let is_waiting = retry_at.is_none() && !self.tail.covering && !self.may_tail_directly();
         self.role = Role::Direct(Direct { retry_at, is_waiting, keeps_away: false });
         if !is_waiting {
@@ -256,12 +288,13 @@ impl Participant {
     }
 
     pub(super) fn stop(&mut self) {
+        self.refuse_asks();
         match &self.role {
             Role::Publisher(_) => self.stop_publishing(None),
             Role::Member(_) => self.out.push(Output::Publish(Subject::Requests, Message::Leave)),
             _ => {}
         }
-        if !matches!(self.role, Role::Idle) {
+        if !matches!(self.role, Role::Idle) || self.config.is_source {
             self.hear_frames(false);
             self.out.push(Output::Subscribe(Subject::Claims, false));
         }
@@ -277,10 +310,11 @@ impl Participant {
         self.attempts = 0;
         let cause = std::mem::replace(&mut self.cause, FleetElection::Start);
         self.note(Note::Elected(cause));
-        let expects_members = self.dead.is_some() || self.heard_claim.is_some();
+        let expects_members = self.dead.is_some() || self.heard_claim.is_some() || self.config.is_source;
+        let asks_soon = std::mem::take(&mut self.ask_node_soon);
         self.hear_frames(false);
         self.out.push(Output::Subscribe(Subject::Requests, true));
-        self.role = Role::Publisher(Box::new(Publishing::new(rank, expects_members, now)));
+        self.role = Role::Publisher(Box::new(Publishing::new(rank, expects_members, asks_soon, now)));
         self.out.push(Output::ReadRing(true));
         if expects_members {
             self.out.push(Output::KeepActor(true));

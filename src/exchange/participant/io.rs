@@ -20,6 +20,9 @@ pub struct Config {
     pub asks_node: bool,
     /// Maximum members while it publishes. Further gateways are refused.
     pub members_max: usize,
+    /// Whether this gateway is on the replica's node and has no followers: it publishes only when another one
+    /// asks, and only while it has members.
+    pub is_source: bool,
     /// Seed of random delays.
     pub seed: u64,
 }
@@ -45,6 +48,17 @@ pub enum Input {
     Received(GatewayId, Message),
     /// A request, and the token for its answer.
     Asked(GatewayId, Message, ReplyId),
+    /// Another gateway asks this one, which is on the replica's node, to publish.
+    PublishRequested {
+        /// The gateway that asks.
+        sender: GatewayId,
+        /// The token for the answer, which may come later.
+        reply: ReplyId,
+        /// Where to start.
+        place: Option<Place>,
+        /// The highest term that the other gateway knows.
+        term: u64,
+    },
     /// The answer to a request, possibly one of several.
     Answered(RequestId, GatewayId, Message),
     /// No gateway listens to the subject of a request.
@@ -63,7 +77,7 @@ pub enum Input {
     Tick,
 }
 
-/// Token of a request to the publisher, for its answer.
+/// Token of a request of another gateway, for its answer.
 pub type ReplyId = u64;
 
 /// News of the tail.

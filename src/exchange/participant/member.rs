@@ -107,7 +107,7 @@ impl Participant {
         if is_dead || following.unanswered_renewals >= UNANSWERED_MAX {
             let rank = following.rank;
             self.cause = FleetElection::Dead;
-            self.no_publisher(Some(rank), now);
+            self.publisher_died(rank, now);
         } else {
             self.renew(false, now);
         }

@@ -70,8 +70,9 @@ pub(super) struct Publishing {
 // === impl Publishing ===
 
 impl Publishing {
-    /// Creates the state of a new publisher. `expects_members`: others follow the replica.
-    pub(super) fn new(rank: Rank, expects_members: bool, now: Duration) -> Self {
+    /// Creates the state of a new publisher. `expects_members`: others follow the replica. `asks_soon`: the
+    /// gateway on the replica's node was not asked.
+    pub(super) fn new(rank: Rank, expects_members: bool, asks_soon: bool, now: Duration) -> Self {
         Self {
             rank,
             end: None,
@@ -82,7 +83,7 @@ impl Publishing {
             announce_at: Duration::ZERO,
             announced_at: None,
             announced: 0,
-            ask_node_at: Duration::ZERO,
+            ask_node_at: if asks_soon { now } else { now + ASK_NODE_EVERY },
             asked_node: None,
             was_complete: false,
         }
@@ -101,11 +102,17 @@ impl Publishing {
         u32::try_from(self.members.len()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn deadline(&self) -> Option<Duration> {
+    pub(super) fn deadline(&self, asks_node: bool) -> Option<Duration> {
         let expiry = self.members.values().min().map(|heard| *heard + MEMBER_EXPIRY);
         // Before the ring is read there is nothing to announce.
         let announce = self.end.is_some().then_some(self.announce_at);
-        [expiry, announce, self.sync_at, self.expects_until].into_iter().flatten().min()
+        let ask = (asks_node && self.end.is_some()).then_some(self.ask_node_at);
+        [expiry, announce, ask, self.sync_at, self.expects_until].into_iter().flatten().min()
+    }
+
+    /// Asks the gateway on the replica's node at once: that may be another node.
+    pub(super) fn ask_node_now(&mut self, now: Duration) {
+        self.ask_node_at = now;
     }
 
     /// Announces itself: another gateway seems not to know of it.
@@ -120,13 +127,18 @@ impl Publishing {
         self.announced = self.announced.min(FIRST_ANNOUNCEMENTS.len() - 1);
     }
 
+    /// Whether a log was opened.
+    pub(super) fn has_place(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.place.is_some())
+    }
+
     /// Whether it has members, or expects some.
     pub(super) fn has_members(&self) -> bool {
         !self.members.is_empty() || self.expects_until.is_some()
     }
 
     /// Adds a member, or notes that it was heard. Returns whether it had none before.
-    fn add_member(&mut self, member: GatewayId, now: Duration) -> bool {
+    pub(super) fn add_member(&mut self, member: GatewayId, now: Duration) -> bool {
         let is_first = !self.has_members();
         self.members.insert(member, now);
         is_first
@@ -137,7 +149,7 @@ impl Publishing {
 
 impl Participant {
     /// Returns the newest place, if this gateway publishes.
-    fn head(&self) -> Option<Head> {
+    pub(super) fn head(&self) -> Option<Head> {
         let Role::Publisher(publishing) = &self.role else { return None };
         let end = publishing.end.clone().unwrap_or_default();
         let mut source = self.source;
@@ -156,7 +168,7 @@ impl Participant {
                 // Their number is not known.
                 publishing.trailing_gaps = if end.after_gap { u32::MAX } else { 0 };
                 if publishing.end.replace(end).is_none() {
-                    (publishing.announce_at, publishing.ask_node_at) = (now, now + ASK_NODE_EVERY);
+                    publishing.announce_at = now;
                 } else if publishing.has_members() {
                     // The reader has lagged. Members see that numbers are missing.
                     publishing.sync_at = Some(now + SYNC_AFTER);
@@ -181,6 +193,7 @@ impl Participant {
                 }
             }
         }
+        self.answer_asks(now);
         self.check_complete(now);
     }
 
@@ -268,21 +281,24 @@ impl Participant {
             let next = FIRST_ANNOUNCEMENTS.get(publishing.announced).copied().unwrap_or(ANNOUNCE_EVERY);
             publishing.announced += 1;
             (publishing.announced_at, publishing.announce_at) = (Some(now), now + next);
-            let ask_node = self.config.asks_node && !self.config.is_home && publishing.ask_node_at <= now;
             let message = Message::Announcement { head, home: self.config.is_home };
             self.out.push(Output::Publish(Subject::Claims, message));
-            if ask_node {
-                self.ask_node_to_take_over(now);
-            }
         }
+        self.ask_node_if_due(now);
     }
 
-    fn ask_node_to_take_over(&mut self, now: Duration) {
-        let request = self.new_request();
-        if let Role::Publisher(publishing) = &mut self.role {
+    /// Asks the gateway on the replica's node to take over.
+    fn ask_node_if_due(&mut self, now: Duration) {
+        let (asks_node, request) = (self.asks_node(), self.next_request + 1);
+        if let Role::Publisher(publishing) = &mut self.role
+            && asks_node
+            && publishing.end.is_some()
+            && publishing.ask_node_at <= now
+        {
             (publishing.ask_node_at, publishing.asked_node) = (now + ASK_NODE_EVERY, Some(request));
+            self.next_request = request;
+            self.ask_node(request);
         }
-        self.ask_node(request);
     }
 
     /// Handles the answer of the gateway on the node; `false` if it was not asked.
@@ -316,7 +332,7 @@ impl Participant {
         self.out.push(Output::Publish(Subject::Claims, Message::Release { rank, successor }));
         self.out.push(Output::Subscribe(Subject::Requests, false));
         self.out.push(Output::ReadRing(false));
-        self.hear_frames(true);
+        self.hear_frames(!self.config.is_source);
         if had_members {
             self.out.push(Output::KeepActor(false));
         }

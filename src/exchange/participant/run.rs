@@ -18,15 +18,20 @@ impl Participant {
         if !self.run.as_ref().is_some_and(is_same) {
             self.close_tail();
             self.tail_end = None;
-            let run = Delivery::new(instance, from);
+            let mut run = Delivery::new(instance, from);
+            run.from = self.asks.start_of(&run.instance, from);
             let is_known = run.at.is_some();
             let old = self.run.replace(run);
+            let is_other_pod = old.as_ref().is_some_and(|old| !self.reads_pod(&old.instance));
             let is_reopened = old.as_ref().is_some_and(|old| self.reads_run(&old.instance));
             if (is_reopened || !is_known)
                 && let Role::Member(following) = &mut self.role
             {
                 // The next frame is that of another position.
                 following.next = None;
+            }
+            if let (true, Role::Publisher(publishing)) = (is_other_pod, &mut self.role) {
+                publishing.ask_node_now(now);
             }
             if let Some(old) = old.filter(|_| !is_reopened) {
                 self.remember_finished(old.instance);
@@ -40,6 +45,7 @@ impl Participant {
             self.open_tail();
         }
         match &mut self.role {
+            Role::Idle if self.config.is_source => self.serve_asks(),
             Role::Idle => self.start(now),
             Role::Member(following) => following.wait_for_run(now),
             _ => {}
@@ -58,6 +64,11 @@ impl Participant {
 
     fn reads_run(&self, instance: &Instance) -> bool {
         self.run.as_ref().is_some_and(|run| run.instance == *instance)
+    }
+
+    /// Whether the actor reads a run of the same pod as `instance`.
+    fn reads_pod(&self, instance: &Instance) -> bool {
+        self.run.as_ref().is_some_and(|run| run.instance.parts().0 == instance.parts().0)
     }
 
     fn remember_finished(&mut self, instance: Instance) {

@@ -73,6 +73,7 @@ impl Participant {
                     run.at = Some(start);
                     self.out.push(Output::Opened { start, unfinished });
                 }
+                self.source_opened(now);
             }
             TailEvent::Item(item) => self.tail_item(item, now),
             TailEvent::TurnEnded => self.end_turn(),
@@ -193,6 +194,7 @@ impl Participant {
         }
         self.release_gap();
         self.out.push(Output::FailTail);
+        self.source_unopened();
         self.yield_failing_source(now);
     }
 }

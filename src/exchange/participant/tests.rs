@@ -21,7 +21,15 @@ fn run() -> Instance {
 }
 
 fn participant(asks_node: bool) -> (Participant, Vec<Output>) {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node, members_max: 2, seed: 1 };
+    let config = Config {
+        gateway: ME,
+        weight: 5,
+        is_home: false,
+        asks_node,
+        is_source: false,
+        members_max: 2,
+        seed: 1,
+    };
     let mut one = Participant::new(config, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::Last(0) }, ms(0));
     (one, out)
@@ -107,7 +115,15 @@ fn frame(number: u64, times: std::ops::Range<i64>, ambiguous: bool) -> Frame {
 
 /// Returns a member whose actor was given the lines up to time 7, and the outputs of its join.
 fn member_behind() -> (Participant, Vec<Output>) {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, members_max: 2, seed: 1 };
+    let config = Config {
+        gateway: ME,
+        weight: 5,
+        is_home: false,
+        asks_node: false,
+        is_source: false,
+        members_max: 2,
+        seed: 1,
+    };
     let mut one = Participant::new(config, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::After(at(7)) }, ms(0));
     let place = Some(Place { instance: run(), position: at(9) });
@@ -340,7 +356,15 @@ fn member_that_opens_its_log_elsewhere_is_not_attached() {
 
 #[test]
 fn member_reads_the_source_to_find_a_time() {
-    let config = Config { gateway: ME, weight: 5, is_home: false, asks_node: false, members_max: 2, seed: 1 };
+    let config = Config {
+        gateway: ME,
+        weight: 5,
+        is_home: false,
+        asks_node: false,
+        is_source: false,
+        members_max: 2,
+        seed: 1,
+    };
     let mut one = Participant::new(config, true);
     let from = ReadFrom::Last(7);
     let out = one.handle(Input::Open { instance: run(), from }, ms(0));
@@ -410,4 +434,76 @@ fn member_whose_log_is_gone_goes_on_with_the_next_run() {
     one.handle(Input::Received(OTHER, Message::Sync(head)), ms(104));
     let out = gone(&mut one, 105);
     assert!(out.contains(&Output::FailTail), "{out:?}");
+}
+
+fn source() -> Participant {
+    let config = Config {
+        gateway: ME,
+        weight: 5,
+        is_home: true,
+        asks_node: false,
+        is_source: true,
+        members_max: 2,
+        seed: 1,
+    };
+    Participant::new(config, true)
+}
+
+fn ask(reply: ReplyId, place: Option<Place>) -> Input {
+    Input::PublishRequested { sender: OTHER, reply, place, term: 7 }
+}
+
+#[test]
+fn source_opens_the_log_then_claims_and_answers() {
+    let open = Input::Open { instance: run(), from: ReadFrom::Last(0) };
+    for asks_first in [true, false] {
+        let mut one = source();
+        let place = Some(Place { instance: run(), position: at(5) });
+        let mut inputs = [ask(3, place.clone()), open.clone()];
+        if !asks_first {
+            inputs.reverse();
+        }
+        let out: Vec<Output> = inputs.into_iter().flat_map(|input| one.handle(input, ms(0))).collect();
+        let opened = out.iter().find_map(|output| match output {
+            Output::OpenTail { generation, from, .. } => Some((*generation, *from)),
+            _ => None,
+        });
+        let (generation, from) = opened.unwrap();
+        assert_eq!(from, ReadFrom::After(at(5)));
+        assert!(!out.iter().any(|output| matches!(output, Output::Request(..))), "{out:?}");
+        let opened = TailEvent::Opened { start: at(5), unfinished: [false; 2] };
+        let out = one.handle(Input::Tail(generation, opened), ms(1));
+        let [Output::Opened { .. }, Output::Publish(Subject::Claims, Message::Claim(claim))] = &out[..]
+        else {
+            panic!("{out:?}")
+        };
+        assert_eq!((claim.rank.term, claim.home), (8, true));
+        one.handle(Input::Received(ME, Message::Claim(claim.clone())), ms(2));
+        one.handle(Input::Tick, ms(101));
+        assert_eq!(one.role(), RoleName::Publisher);
+        let end = RingEnd { place, ..RingEnd::default() };
+        let out = one.handle(Input::Ring(RingEvent::At(end)), ms(102));
+        let is_answer = |output: &Output| matches!(output, Output::Reply(3, Message::Joined(_)));
+        assert!(out.iter().any(is_answer), "{out:?}");
+        assert_eq!(one.status().members, 1);
+        // A better publisher: it stops, and does not follow.
+        let head = Head { rank: Rank { term: 9, weight: 0 }, ..head(false) };
+        let out = one.handle(Input::Received(OTHER, Message::Announcement { head, home: false }), ms(200));
+        assert!(out.contains(&Output::CloseTail) && out.contains(&Output::KeepActor(false)), "{out:?}");
+        assert_eq!(one.role(), RoleName::Idle);
+    }
+}
+
+#[test]
+fn source_that_cannot_open_the_log_refuses() {
+    let mut one = source();
+    one.handle(Input::Open { instance: run(), from: ReadFrom::Last(0) }, ms(0));
+    one.handle(ask(3, None), ms(0));
+    let failed = TailEvent::Failed { is_retryable: true };
+    let out = one.handle(Input::Tail(one.tail.generation, failed), ms(1));
+    assert!(out.contains(&Output::Reply(3, Message::Refused)), "{out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::Publish(..))), "{out:?}");
+    // Nor does it publish while it shuts down.
+    one.handle(Input::Drain, ms(2));
+    assert_eq!(one.handle(ask(4, None), ms(3)), [Output::Reply(4, Message::Refused)]);
 }

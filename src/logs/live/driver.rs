@@ -121,7 +121,16 @@ impl Driver {
         let gateway = fleet.gateway();
         // A node's gateway will set the other fields.
         let members_max = fleet.members_max();
-        let config = Config { gateway, weight, is_home: false, asks_node: false, members_max, seed: weight };
+        let is_source = fleet.is_source();
+        let config = Config {
+            gateway,
+            weight,
+            is_home: is_source,
+            asks_node: !is_source,
+            is_source,
+            members_max,
+            seed: weight,
+        };
         let subscriptions = Subscriptions::new(fleet.subjects().replica(&lease, &replica));
         Self {
             platform: PlatformName::of(platform.name()),

@@ -13,6 +13,8 @@ pub(crate) enum Channel {
     Claims,
     Requests,
     Alive,
+    /// Requests to the gateway on a node.
+    Node(usize),
     /// Answers to a gateway.
     Inbox,
 }

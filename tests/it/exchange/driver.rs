@@ -5,17 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leasemux::exchange::codec;
+use leasemux::exchange::gateway_id::GatewayId;
 use leasemux::exchange::kept::KEPT_MAX_BYTES;
 use leasemux::exchange::liveness::{LivenessInput, LivenessOutput};
-use leasemux::exchange::messages::{Envelope, Fetched, Message};
+use leasemux::exchange::messages::{Envelope, Fetched, Message, PublishRequest};
 use leasemux::exchange::participant::{Input, Output, RingEvent, Subject, TailEvent};
-use leasemux::model::position::Position;
+use leasemux::model::id::Replica;
+use leasemux::model::position::{Place, Position};
 use leasemux::platform::{ReadFrom, TailItem};
 use rand::RngExt as _;
 
 use super::bus::Channel;
+use super::gateway::Actor;
 use super::source::Reader;
 use super::world::{ACTOR_IDLE, Event, Token, World};
+
+const LEASE: &str =
+    "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/1/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
 // === impl World: the driver of a participant ===
 
@@ -86,7 +92,7 @@ impl World {
                 }
                 self.request(g, request, message);
             }
-            Output::AskNode { request, .. } => inputs.push_back(Input::NoResponders(request)),
+            Output::AskNode { request, place, term } => self.ask_node(g, request, place, term),
             Output::Reply(reply, message) => self.reply(g, reply, message),
             Output::ServeFetch(reply, fetch) => {
                 let Some(actor) = &self.gateways[g].actor else { return };
@@ -104,7 +110,7 @@ impl World {
                 }
             }
             Output::OpenTail { generation, instance, from, .. } => {
-                self.count("tails");
+                self.count(if self.gateways[g].node.is_some() { "tails of nodes" } else { "tails" });
                 self.gateways[g].tail = Some((generation, None));
                 let reader = Reader::open(&self.source, &instance, from);
                 let delay = Duration::from_millis(self.random.random_range(1..60));
@@ -181,6 +187,10 @@ impl World {
         if actor.reads || gateway.known_runs <= actor.run + 1 {
             return;
         }
+        if gateway.node.is_some() && self.source.pod(actor.run) != self.source.pod(actor.run + 1) {
+            let delay = Duration::from_millis(self.random.random_range(50..1_000));
+            return self.at(delay, Event::Gone(g));
+        }
         actor.run += 1;
         (actor.reads, actor.began) = (true, true);
         let instance = self.source.runs[actor.run].instance.clone();
@@ -189,6 +199,20 @@ impl World {
             self.input(g, Input::Ring(event));
         }
         self.input(g, Input::Open { instance, from: ReadFrom::Start });
+    }
+
+    /// Ends the actor of a gateway without followers if its pod is gone.
+    pub(super) fn check_gone(&mut self, g: usize) {
+        let gateway = &self.gateways[g];
+        let next = |actor: &Actor| gateway.known_runs > actor.run + 1 && !actor.reads;
+        let is_gone = gateway
+            .actor
+            .as_ref()
+            .is_some_and(|actor| next(actor) && self.source.pod(actor.run) != self.source.pod(actor.run + 1));
+        if is_gone {
+            self.input(g, Input::Stop);
+            self.gateways[g].actor = None;
+        }
     }
 
     /// Opens the log again after an error.
@@ -283,6 +307,49 @@ impl World {
         self.send(g, Channel::Requests, message, Token::Request(g, request));
     }
 
+    fn ask_node(&mut self, g: usize, request: u64, place: Option<Place>, term: u64) {
+        let Some(actor) = &self.gateways[g].actor else { return };
+        let channel = Channel::Node(self.source.pod(actor.run) % self.nodes.max(1));
+        if self.bus.listeners(g, channel).is_empty() && self.bus.is_up() {
+            return self.at(Duration::from_micros(300), Event::NoResponders(g, request));
+        }
+        self.count("requests to publish");
+        let publish = PublishRequest {
+            lease: LEASE.parse().unwrap(),
+            replica: Replica { service: "web".parse().unwrap(), index: 0 },
+            namespace: "namespace".to_owned(),
+            pod: "pod".to_owned(),
+            place,
+            term,
+        };
+        self.send(g, channel, Message::PublishRequest(Box::new(publish)), Token::Request(g, request));
+    }
+
+    /// A gateway without followers is asked to publish.
+    fn publish_requested(&mut self, g: usize, sender: GatewayId, asked: &PublishRequest, reply: u64) {
+        let run = self.gateways[g].known_runs - 1;
+        if self.gateways[g].node != Some(self.source.pod(run) % self.nodes.max(1)) {
+            return self.reply(g, reply, Message::Refused);
+        }
+        let is_new = self.gateways[g].actor.is_none();
+        if is_new {
+            self.gateways[g].actor = Some(Actor::new(run, self.ring_entries, self.now));
+            self.at(ACTOR_IDLE, Event::Idle(g));
+        }
+        let (place, term) = (asked.place.clone(), asked.term);
+        let (ask, instance) =
+            (Input::PublishRequested { sender, reply, place, term }, self.source.runs[run].instance.clone());
+        let open = Input::Open { instance, from: ReadFrom::Last(0) };
+        // The actor opens its log at about the same time.
+        let mut inputs = [Some(ask), is_new.then_some(open)];
+        if self.random.random() {
+            inputs.reverse();
+        }
+        for input in inputs.into_iter().flatten() {
+            self.input(g, input);
+        }
+    }
+
     pub(super) fn reply(&mut self, g: usize, reply: u64, message: Message) {
         let Some((to, request)) = self.gateways[g].replies.remove(&reply) else { return };
         let envelope = self.encode(g, message);
@@ -299,6 +366,9 @@ impl World {
                 gateway.next_reply += 1;
                 let reply = gateway.next_reply;
                 gateway.replies.insert(reply, (from, request));
+                if let Message::PublishRequest(asked) = message {
+                    return self.publish_requested(g, sender, &asked, reply);
+                }
                 self.input(g, Input::Asked(sender, message, reply));
                 self.gateways[g].replies.remove(&reply);
             }

@@ -19,6 +19,8 @@ pub(crate) struct Gateway {
     pub(crate) alive: bool,
     pub(crate) halted: bool,
     pub(crate) draining: bool,
+    /// The node of a gateway without followers, which publishes when it is asked.
+    pub(crate) node: Option<usize>,
     /// What arrived while it was halted.
     pub(crate) waiting: VecDeque<super::world::Event>,
     pub(crate) counter: u64,
@@ -61,18 +63,35 @@ pub(crate) struct Actor {
 // === impl Gateway ===
 
 impl Gateway {
-    pub(crate) fn new(index: usize, seed: u64, known_runs: usize, now: Duration) -> Self {
+    /// Creates a gateway. `node`: it has no followers. `asks_node`: there may be such gateways.
+    pub(crate) fn new(
+        index: usize,
+        seed: u64,
+        node: Option<usize>,
+        asks_node: bool,
+        known_runs: usize,
+        now: Duration,
+    ) -> Self {
         let mut id = GatewayId([0; 16]);
         id.0[..8].copy_from_slice(&(seed.wrapping_mul(31) ^ index as u64).to_be_bytes());
         id.0[8..].copy_from_slice(&(index as u64).to_be_bytes());
         let weight = seed.wrapping_add(index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
-        let config =
-            Config { gateway: id, weight, is_home: false, asks_node: false, members_max: 64, seed: weight };
+        let (is_source, asks_node) = (node.is_some(), asks_node && node.is_none());
+        let config = Config {
+            gateway: id,
+            weight,
+            is_home: is_source,
+            asks_node,
+            is_source,
+            members_max: 64,
+            seed: weight,
+        };
         Self {
             id,
             alive: true,
             halted: false,
             draining: false,
+            node,
             waiting: VecDeque::new(),
             counter: 0,
             liveness: Liveness::new(id, GRACE, now),

@@ -7,10 +7,14 @@ use leasemux::exchange::participant::RoleName;
 use rand::RngExt as _;
 
 use super::bus::{Channel, Faults};
+use super::gateway::Gateway;
 use super::world::{Event, World};
 
 /// Most gateways at once.
 const GATEWAYS_MAX: usize = 6;
+
+/// Nodes of the scenarios that have gateways on them: each second one.
+const NODES: usize = 2;
 
 /// Time after the last fault in which one publisher is left.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -49,10 +53,13 @@ enum Undo {
     Halt(usize),
     Drain(usize),
     Restart,
+    /// The gateway on this node starts again.
+    Node(usize),
     Source(usize),
 }
 
 struct Scenario {
+    seed: u64,
     world: World,
     undo: Vec<(Duration, Undo)>,
     needs_long: bool,
@@ -62,7 +69,7 @@ struct Scenario {
 /// Runs one scenario.
 pub(crate) fn run(seed: u64) -> Outcome {
     let mut scenario =
-        Scenario { world: World::new(seed), undo: Vec::new(), needs_long: false, faulty: true };
+        Scenario { seed, world: World::new(seed), undo: Vec::new(), needs_long: false, faulty: true };
     let error = scenario.run().err();
     let world = scenario.world;
     let followers = world.gateways.iter().filter_map(|gateway| gateway.actor.as_ref());
@@ -77,6 +84,16 @@ pub(crate) fn run(seed: u64) -> Outcome {
 
 impl Scenario {
     fn run(&mut self) -> Result<(), String> {
+        if self.seed % 2 == 1 {
+            self.world.nodes = NODES;
+            for node in 0..NODES {
+                if self.world.random.random_ratio(3, 4) {
+                    self.world.start_source(node);
+                } else {
+                    self.later(100, 9_000, Undo::Node(node));
+                }
+            }
+        }
         for _ in 0..self.world.random.random_range(2..=4) {
             let gateway = self.world.start_gateway();
             self.world.join_follower(gateway);
@@ -150,6 +167,11 @@ impl Scenario {
         self.undo.push((self.world.now + delay, undo));
     }
 
+    /// Returns how a gateway that ends is replaced.
+    fn restart_of(&self, g: usize) -> Undo {
+        self.world.gateways[g].node.map_or(Undo::Restart, Undo::Node)
+    }
+
     fn any_gateway(&mut self) -> Option<usize> {
         let all = 0..self.world.gateways.len();
         let alive: Vec<usize> = all.filter(|g| self.world.gateways[*g].alive).collect();
@@ -202,15 +224,19 @@ impl Scenario {
             }
             11 | 12 => {
                 self.world.kill(g);
-                self.later(100, 3_000, Undo::Restart);
+                self.later(100, 3_000, self.restart_of(g));
             }
             13 => {
                 self.world.drain(g);
                 self.later(1_000, 4_000, Undo::Drain(g));
             }
             14 => self.undo(Undo::Restart),
-            15..18 if !self.world.gateways[g].halted => self.world.join_follower(g),
-            18 | 19 if !self.world.gateways[g].halted => self.world.leave_follower(g),
+            15..18 if !self.world.gateways[g].halted && self.world.gateways[g].node.is_none() => {
+                self.world.join_follower(g)
+            }
+            18 | 19 if !self.world.gateways[g].halted && self.world.gateways[g].node.is_none() => {
+                self.world.leave_follower(g)
+            }
             20 | 21 => {
                 let new_pod = self.world.random.random_ratio(1, 3);
                 self.world.next_run(new_pod);
@@ -246,9 +272,22 @@ impl Scenario {
                     self.world.continue_gateway(g);
                 }
             }
-            Undo::Drain(g) => self.world.kill(g),
+            Undo::Drain(g) => {
+                let restart = self.restart_of(g);
+                self.world.kill(g);
+                if let Undo::Node(node) = restart {
+                    self.undo(Undo::Node(node));
+                }
+            }
+            Undo::Node(node) => {
+                let is_there = |gateway: &Gateway| gateway.alive && gateway.node == Some(node);
+                if !self.world.gateways.iter().any(is_there) {
+                    self.world.start_source(node);
+                }
+            }
             Undo::Restart => {
-                if self.world.gateways.iter().filter(|gateway| gateway.alive).count() < GATEWAYS_MAX {
+                let has_followers = |gateway: &&Gateway| gateway.alive && gateway.node.is_none();
+                if self.world.gateways.iter().filter(has_followers).count() < GATEWAYS_MAX {
                     let g = self.world.start_gateway();
                     self.world.join_follower(g);
                 }

@@ -80,6 +80,11 @@ impl Source {
         self.runs.push(next);
     }
 
+    /// Returns the number of a run's pod.
+    pub(crate) fn pod(&self, run: usize) -> usize {
+        self.runs[run].instance.parts().0.parse().unwrap()
+    }
+
     pub(crate) fn index(&self, instance: &Instance) -> usize {
         self.runs.iter().position(|run| run.instance == *instance).unwrap()
     }

@@ -214,3 +214,93 @@ fn last_member_lets_the_idle_publisher_end() {
     let _ = run(&mut world, ms(30_000));
     assert_eq!((world.active(), world.tails()), (vec![], 0));
 }
+
+/// Starts gateways that follow a replica, and one without followers on its node.
+fn fleet_with_source(seed: u64) -> (World, usize) {
+    let mut world = World::new(seed);
+    world.nodes = 1;
+    let source = world.start_source(0);
+    for _ in 0..3 {
+        let gateway = world.start_gateway();
+        world.join_follower(gateway);
+    }
+    let _ = run(&mut world, ms(4_000));
+    assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![source], 1), "seed {seed}");
+    (world, source)
+}
+
+#[test]
+fn gateway_on_the_node_publishes_while_it_runs() {
+    for seed in 0..TIMED_SEEDS {
+        let (mut world, source) = fleet_with_source(seed);
+        let _ = run(&mut world, ms(60_000));
+        assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![source], 1), "seed {seed}");
+        assert_eq!(world.counts.get("tails"), None, "seed {seed}: the others open none");
+        world.kill(source);
+        let longest = run(&mut world, ms(3_000));
+        assert!(longest <= ms(2_000), "seed {seed}: {longest:?}");
+        assert_eq!((world.in_role(RoleName::Publisher).len(), world.tails()), (1, 1), "seed {seed}");
+        // The publisher asks at intervals of 30 s.
+        let source = world.start_source(0);
+        let longest = run(&mut world, ms(31_000));
+        assert!(longest <= ms(300), "seed {seed}: {longest:?}");
+        assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![source], 1), "seed {seed}");
+        assert_eq!(world.counts["tails"], 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn drained_gateway_on_the_node_is_replaced_within_300_ms() {
+    for seed in 0..TIMED_SEEDS {
+        let (mut world, source) = fleet_with_source(seed);
+        run_a_while(&mut world);
+        world.drain(source);
+        let longest = run(&mut world, ms(60_000));
+        assert!(longest <= ms(300), "seed {seed}: {longest:?}");
+        assert_ne!(world.in_role(RoleName::Publisher), [source], "seed {seed}");
+        assert_eq!(world.tails(), 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn halted_gateway_on_the_node_is_replaced_within_two_seconds() {
+    for seed in 0..TIMED_SEEDS {
+        let (mut world, source) = fleet_with_source(seed);
+        run_a_while(&mut world);
+        world.gateways[source].halted = true;
+        let longest = run(&mut world, ms(4_000));
+        assert!(longest <= ms(2_000), "seed {seed}: {longest:?}");
+        world.continue_gateway(source);
+        let _ = run(&mut world, ms(1_000));
+        assert_eq!((world.in_role(RoleName::Publisher).len(), world.tails()), (1, 1), "seed {seed}");
+        let _ = run(&mut world, ms(31_000));
+        assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![source], 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn pod_on_another_node_is_published_there() {
+    let mut world = World::new(1);
+    world.nodes = 2;
+    let sources = [0, 1].map(|node| world.start_source(node));
+    let gateway = world.start_gateway();
+    world.join_follower(gateway);
+    for round in 1..5 {
+        let _ = run(&mut world, ms(3_000));
+        world.next_run(true);
+        let _ = run(&mut world, ms(5_000));
+        let publisher = sources[round % 2];
+        assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![publisher], 1), "{round}");
+    }
+}
+
+#[test]
+fn last_member_lets_the_gateway_on_the_node_stop() {
+    let (mut world, _) = fleet_with_source(1);
+    for g in world.active() {
+        world.leave_follower(g);
+    }
+    let _ = run(&mut world, ms(40_000));
+    assert_eq!((world.active(), world.tails()), (vec![], 0));
+    assert!(world.in_role(RoleName::Publisher).is_empty());
+}

@@ -37,6 +37,8 @@ pub(crate) enum Event {
     View(usize),
     /// The actor may be idle.
     Idle(usize),
+    /// The pod of a gateway's node may be gone.
+    Gone(usize),
     /// A step of the scenario.
     Step,
 }
@@ -59,6 +61,8 @@ pub(crate) struct World {
     pub(crate) bus: Bus,
     pub(crate) source: Source,
     pub(crate) ring_entries: usize,
+    /// Nodes that may have a gateway without followers.
+    pub(crate) nodes: usize,
     pub(crate) error: Option<String>,
     pub(crate) trace: bool,
     /// Outputs and messages by name, to see that a scenario does what it is for.
@@ -79,6 +83,7 @@ impl World {
             bus: Bus::default(),
             source: Source::new(),
             ring_entries,
+            nodes: 0,
             error: None,
             trace: std::env::var_os("LEASEMUX_SIMULATION_TRACE").is_some(),
             counts: BTreeMap::new(),
@@ -133,7 +138,8 @@ impl World {
             | Event::Tail(g, _)
             | Event::Reopen(g)
             | Event::View(g)
-            | Event::Idle(g) => *g,
+            | Event::Idle(g)
+            | Event::Gone(g) => *g,
             Event::Step => return,
         };
         let one = &mut self.gateways[gateway];
@@ -164,6 +170,7 @@ impl World {
                 self.open_next(g);
             }
             Event::Idle(g) => self.check_idle(g),
+            Event::Gone(g) => self.check_gone(g),
             Event::Step => {}
         }
     }
@@ -173,11 +180,23 @@ impl World {
 
 impl World {
     pub(crate) fn start_gateway(&mut self) -> usize {
+        self.start(None)
+    }
+
+    /// Starts a gateway without followers on a node.
+    pub(crate) fn start_source(&mut self, node: usize) -> usize {
+        self.start(Some(node))
+    }
+
+    fn start(&mut self, node: Option<usize>) -> usize {
         let index = self.gateways.len();
         let known_runs = self.source.runs.len();
-        let gateway = Gateway::new(index, self.seed, known_runs, self.now);
+        let gateway = Gateway::new(index, self.seed, node, self.nodes > 0, known_runs, self.now);
         self.gateways.push(gateway);
         self.bus.subscribe(index, Channel::Alive, true);
+        if let Some(node) = node {
+            self.bus.subscribe(index, Channel::Node(node), true);
+        }
         let is_up = !self.bus.faults.down;
         self.liveness(index, LivenessInput::Connected(is_up));
         index
@@ -260,7 +279,9 @@ impl World {
 
     /// Returns the gateways that follow the replica and are not about to end.
     pub(crate) fn active(&self) -> Vec<usize> {
-        let is_active = |gateway: &Gateway| gateway.alive && gateway.actor.is_some() && !gateway.draining;
+        let is_active = |gateway: &Gateway| {
+            gateway.alive && gateway.actor.is_some() && !gateway.draining && gateway.node.is_none()
+        };
         (0..self.gateways.len()).filter(|g| is_active(&self.gateways[*g])).collect()
     }
 
