@@ -27,6 +27,8 @@
 //!   sequence number, and an event of the ring is `Content::Event`. The reader that lags sends `RingEvent::At`.
 //!   `KeepActor` keeps the actor as a follower does. `ServeFetch` finds an entry by its number, or joins the
 //!   ring as a backfill does.
+//! - `AskNode` goes to the gateway on the replica's node, if the platform knows the node. There it comes through
+//!   `logs::publish_service`, which starts the actor, as [`Input::PublishRequested`](participant::Input).
 //! - Requests, answers and messages go over the [`bus`]. Queues are bounded there: a message that does not fit
 //!   is dropped, and its number shows that.
 //!

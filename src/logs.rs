@@ -41,6 +41,7 @@ pub mod live;
 pub mod memory_budget;
 pub mod message;
 pub mod notice;
+pub mod publish_service;
 mod published;
 mod replica_stream;
 pub mod representation;

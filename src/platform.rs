@@ -11,6 +11,7 @@ pub mod kube;
 pub mod local;
 pub mod log_files;
 pub mod node;
+pub mod node_source;
 
 use std::fmt;
 use std::sync::Arc;
@@ -80,11 +81,29 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Returns where a run is, if it runs on a node of a cluster.
+    fn placement(&self, _lease: &LeaseId, _instance: &Instance) -> Option<Placement> {
+        None
+    }
+
     /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be
     /// no other gateway.
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         None
     }
+}
+
+/// Where a run is in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Name of the pod's node.
+    pub node: String,
+    /// Whether this gateway is on that node, and reads its files.
+    pub is_here: bool,
 }
 
 /// News about the events that a platform has of a lease.

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::authenticator::Authenticator;
 use crate::access::{chain, dir};
-use crate::config::{PlatformKind, ServeConfig};
+use crate::config::{FleetRole, PlatformKind, ServeConfig};
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
 use crate::edge::drain::Drain;
@@ -45,6 +45,7 @@ mod otlp;
 mod runtimes;
 mod setup;
 mod shutdown;
+mod source;
 
 pub use self::check::START_CHECKS;
 pub use self::runtimes::{SideRuntime, main_runtime};
@@ -127,9 +128,22 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     // Installed first, so that no signal is missed during the start.
-    let mut signals = StopSignals::new(config.lifeline).map_err(internal)?;
+    let signals = StopSignals::new(config.lifeline).map_err(internal)?;
+    if config.fleet.fleet_role == FleetRole::Source {
+        run_until_stopped(signals, source::start(config), source::RunningSource::stop).await
+    } else {
+        run_until_stopped(signals, start(config), Running::stop).await
+    }
+}
+
+/// Starts a gateway, and stops it at the first signal; at once at the second one.
+async fn run_until_stopped<R, S: Future<Output = ()>>(
+    mut signals: StopSignals,
+    start: impl Future<Output = Result<(R, String), ServeError>>,
+    stop: impl FnOnce(R) -> S,
+) -> Result<(), ServeError> {
     let (running, ready) = tokio::select! {
-        started = start(config) => started?,
+        started = start => started?,
         reason = signals.wait() => {
             tracing::info!(reason, "stopped during start");
             return Ok(());
@@ -143,7 +157,7 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     notify_systemd(NotifyState::Stopping);
     tracing::info!(reason, "stopping");
     tokio::select! {
-        () = running.stop() => tracing::info!("stopped"),
+        () = stop(running) => tracing::info!("stopped"),
         reason = signals.wait() => tracing::warn!(reason, "stopping at once"),
     }
     Ok(())
@@ -163,35 +177,26 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     memory::apply(&mut config.limits);
     let notifier = Notifier::start();
     let side = SideRuntime::start().map_err(internal)?;
-    let mut exporter = Exporter::new().map_err(internal)?;
-    for runtime in [Some(Handle::current()), side.handle()].into_iter().flatten() {
-        exporter.count_tasks_of(runtime);
-    }
+    let exporter = exporter(&side)?;
     let certificates = certificates(&config, &notifier, &exporter)?;
     let sni_configs = certificates.grpc_configs(&config.public_hostnames)?;
-    let bind = |flag, address| bind(address).map_err(|source| ServeError::Listen { flag, address, source });
-    let socket = bind("--listen", config.listen)?;
+    let socket = bind_for("--listen", config.listen)?;
     let rest_port = match config.rest.rest_listen {
         Some(address) => {
             let tls = certificates.rest_configs(&config.public_hostnames)?;
-            Some((bind("--rest-listen", address)?, tls))
+            Some((bind_for("--rest-listen", address)?, tls))
         }
         None => None,
     };
     let published_port = config.published.published_listen;
-    let published_port = published_port.map(|address| bind("--published-listen", address)).transpose()?;
-    let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
+    let published_port = published_port.map(|address| bind_for("--published-listen", address)).transpose()?;
+    let admin_listener = listen("--admin-listen", bind_for("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = setup::trust(&config, &notifier, &exporter.metrics).await?;
     let drain = Drain::default();
     let upstream = setup::upstream(&config, &trust, &exporter.metrics, &drain)?;
     let readiness = Readiness::default();
-    let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
-    let admin_listener = admin_listener.into_std().map_err(internal)?;
-    side.within(|| {
-        TcpListener::from_std(admin_listener).map(|socket| drain.spawn_background(admin.serve(socket)))
-    })
-    .map_err(internal)?;
+    serve_admin(admin_listener, exporter.clone(), &readiness, &drain, &side)?;
 
     let platform = setup::platform(&config, leases, notifier, &exporter.metrics, &side).await?;
     let bus = setup::bus(&config).await?;
@@ -289,6 +294,29 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     };
     let ready = ready_line(running.platform.name(), addresses, rest_address, published_address);
     Ok((running, ready))
+}
+
+/// Creates the metrics, which also count the tasks of all runtimes.
+fn exporter(side: &SideRuntime) -> Result<Exporter, ServeError> {
+    let mut exporter = Exporter::new().map_err(internal)?;
+    for runtime in [Some(Handle::current()), side.handle()].into_iter().flatten() {
+        exporter.count_tasks_of(runtime);
+    }
+    Ok(exporter)
+}
+
+/// Serves the admin port on `side`, until `drain` is closed.
+fn serve_admin(
+    listener: TcpListener,
+    exporter: Exporter,
+    readiness: &Readiness,
+    drain: &Drain,
+    side: &SideRuntime,
+) -> Result<(), ServeError> {
+    let admin = Admin::new(exporter, readiness.clone(), drain.clone());
+    let listener = listener.into_std().map_err(internal)?;
+    side.within(|| TcpListener::from_std(listener).map(|socket| drain.spawn_background(admin.serve(socket))))
+        .map_err(internal)
 }
 
 /// Returns the address of the REST port, and the future that serves it as `server` does the gRPC port.
@@ -430,6 +458,10 @@ fn operator_text(error: &platform::Error) -> String {
         platform::Error::Io { context, source } => format!("{context}: {source}"),
         platform::Error::ReadOnly => error.to_string(),
     }
+}
+
+fn bind_for(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError> {
+    bind(address).map_err(|source| ServeError::Listen { flag, address, source })
 }
 
 /// Binds a socket without listening.

@@ -46,8 +46,9 @@ pub(crate) struct AccessConfig {
     pub(crate) ca_tls_key: Option<PathBuf>,
 }
 
-pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
-    if !resolver.is_given("chain_grpc") {
+/// Checks the settings. `is_source`: the gateway serves no tenants.
+pub(super) fn check(resolver: &mut Resolver<'_>, is_source: bool, checks: &StartChecks) {
+    if !resolver.is_given("chain_grpc") && !is_source {
         let what = "the directory of trusted tenants' certificates (*.pem) and account keys (*.pub), or --chain-grpc";
         resolver.require("trust_dir", what);
     }

@@ -10,7 +10,7 @@ use clap::Args;
 use http::Uri;
 
 use super::resolver::Resolver;
-use super::value::{file, must_be, server};
+use super::value::{choice, file, must_be, server};
 use crate::exchange::liveness::GATEWAYS_MAX;
 use crate::exchange::subjects::{Subjects, SubjectsError};
 use crate::model::id::Address;
@@ -33,8 +33,13 @@ const SERVERS_MAX: usize = 64;
 /// Maximum size of a file with secrets: hundreds of them.
 const SECRET_MAX_BYTES: u64 = 64 * 1024;
 
+const ROLES: &[(&str, FleetRole)] = &[("gateway", FleetRole::Gateway), ("source", FleetRole::Source)];
+
+/// Settings of gateways that serve tenants.
+const OF_TENANTS: [&str; 5] = ["listen", "rest_listen", "published_listen", "trust_dir", "chain_grpc"];
+
 /// Flags that need `--nats`.
-const DEPENDENT: [&str; 11] = [
+const DEPENDENT: [&str; 12] = [
     "nats_creds",
     "nats_nkey",
     "nats_ca",
@@ -42,6 +47,7 @@ const DEPENDENT: [&str; 11] = [
     "nats_key",
     "fleet",
     "fleet_secret",
+    "fleet_role",
     "fleet_grace",
     "fleet_direct_tails",
     "fleet_members_max",
@@ -79,6 +85,10 @@ pub struct FleetOptions {
     /// default: names that a list of leases reveals
     #[arg(long, value_name = "FILE", value_parser = secret)]
     pub(crate) fleet_secret: Option<FleetSecret>,
+    /// What the gateway does: 'gateway' (serves tenants), or 'source' (serves none, and publishes the logs of its
+    /// node's pods for the other gateways; --platform node)
+    #[arg(long, value_name = "ROLE", default_value = "gateway", value_parser = choice(ROLES, "'gateway' or 'source'"))]
+    pub(crate) fleet_role: FleetRole,
     /// Grace period after which a gateway tails for itself when NATS is away
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration(GRACE))]
     pub(crate) fleet_grace: Duration,
@@ -93,6 +103,15 @@ pub struct FleetOptions {
     /// after a minute, and while NATS is away the last number does
     #[arg(long)]
     pub(crate) fleet_share_quotas: bool,
+}
+
+/// What a gateway does in its fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FleetRole {
+    /// It serves tenants.
+    Gateway,
+    /// It publishes the logs of its node's pods.
+    Source,
 }
 
 /// URLs of NATS servers, at least one.
@@ -157,6 +176,11 @@ impl FleetOptions {
     }
 }
 
+/// Whether the gateway serves no tenants.
+pub(super) fn is_source(resolver: &Resolver<'_>) -> bool {
+    resolver.get::<FleetRole>("fleet_role") == Some(&FleetRole::Source)
+}
+
 /// Checks the settings against each other.
 pub(super) fn check(resolver: &mut Resolver<'_>) {
     let is_built = cfg!(feature = "nats");
@@ -168,6 +192,15 @@ pub(super) fn check(resolver: &mut Resolver<'_>) {
     if let Some(id) = DEPENDENT.iter().find(|id| resolver.is_given(id)) {
         let flag = id.replace('_', "-");
         resolver.require("nats", &format!("the NATS servers that --{flag} is about"));
+    }
+    if is_source(resolver) {
+        let given: Vec<&str> = OF_TENANTS.into_iter().filter(|id| resolver.is_given(id)).collect();
+        for id in given {
+            let flag = id.replace('_', "-");
+            resolver.conflict(&format!(
+                "--{flag} and --fleet-role source do not go together: it serves no tenants"
+            ));
+        }
     }
     if !resolver.is_given("nats") {
         return;

@@ -22,7 +22,7 @@ use super::value::{
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
-use crate::platform::kube::ClusterAccess;
+use crate::platform::kube::{CheckScope, ClusterAccess};
 use crate::platform::local::LocalOptions;
 
 const PLATFORMS: &[(&str, PlatformKind)] =
@@ -184,7 +184,11 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
     let platform = resolver.get::<PlatformKind>("platform").copied();
     let in_cluster = matches!(platform, Some(PlatformKind::Kube | PlatformKind::Node));
     check_leases(resolver, in_cluster, checks);
-    access::check(resolver, checks);
+    let is_source = fleet::is_source(resolver);
+    if is_source && platform.is_some_and(|platform| platform != PlatformKind::Node) {
+        resolver.conflict("--fleet-role source goes with --platform node");
+    }
+    access::check(resolver, is_source, checks);
     let note = check_cluster(resolver, in_cluster, checks);
     if platform == Some(PlatformKind::Node) {
         resolver.require("node_name", "the name of the node on which the gateway runs, as in the cluster");
@@ -223,7 +227,8 @@ pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option
 fn check_nats(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option<String> {
     let options = resolver.group::<FleetOptions>().filter(|_| resolver.is_valid())?;
     let subjects = options.subjects(resolver.get::<Address>("provider")).ok().flatten()?;
-    (checks.nats)(&options, &subjects).unwrap_or_else(|error| {
+    let node = resolver.get::<String>("node_name").filter(|_| fleet::is_source(resolver));
+    (checks.nats)(&options, &subjects, node.map(String::as_str)).unwrap_or_else(|error| {
         resolver.conflict(&error);
         None
     })
@@ -267,11 +272,12 @@ fn check_cluster(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartCh
         return None;
     }
     resolver.require("provider", "the address of the provider whose leases are served");
+    let scope = if fleet::is_source(resolver) { CheckScope::NodePods } else { CheckScope::Leases };
     let options = resolver.group::<KubeOptions>()?;
     if resolver.is_given("kubeconfig") && options.kubeconfig.is_none() {
         return None;
     }
-    (checks.cluster)(&options.access()).unwrap_or_else(|error| {
+    (checks.cluster)(&options.access(), scope).unwrap_or_else(|error| {
         resolver.conflict(&error);
         None
     })

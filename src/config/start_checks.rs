@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::fleet::FleetOptions;
 use crate::exchange::subjects::Subjects;
-use crate::platform::kube::ClusterAccess;
+use crate::platform::kube::{CheckScope, ClusterAccess};
 
 /// Checks for `serve --check`: they examine values as a start does, without starting anything. An error
 /// completes the sentence that the flag's name begins.
@@ -21,10 +21,10 @@ pub struct StartChecks {
     pub authorities: fn(&Path) -> Result<(), String>,
     /// Checks that a cluster can be used. Returns a note if something could not be checked. Errors name the
     /// flags.
-    pub cluster: fn(&ClusterAccess) -> Result<Option<String>, String>,
+    pub cluster: fn(&ClusterAccess, CheckScope) -> Result<Option<String>, String>,
     /// Checks that the NATS servers of a fleet can be used. Returns a note if their settings should be
-    /// changed. Errors name the flags.
-    pub nats: fn(&FleetOptions, &Subjects) -> Result<Option<String>, String>,
+    /// changed. Errors name the flags. The node is that of a gateway without followers.
+    pub nats: fn(&FleetOptions, &Subjects, Option<&str>) -> Result<Option<String>, String>,
     /// Checks that this machine can listen on an address.
     pub listen: fn(SocketAddr) -> Result<(), String>,
     /// Checks that a directory can be written, or created.
@@ -39,8 +39,8 @@ impl StartChecks {
         sdl: |_| Ok(()),
         certificate: |_, _| Ok(()),
         authorities: |_| Ok(()),
-        cluster: |_| Ok(None),
-        nats: |_, _| Ok(None),
+        cluster: |_, _| Ok(None),
+        nats: |_, _, _| Ok(None),
         listen: |_| Ok(()),
         data_dir: |_| Ok(()),
     };

@@ -54,6 +54,8 @@ pub struct FleetConfig {
     pub members_max: usize,
     /// Whether quotas of owners are divided by the number of gateways.
     pub shares_quotas: bool,
+    /// Whether this gateway serves no followers, and publishes what other gateways ask for.
+    pub is_source: bool,
 }
 
 /// A gateway's part in its fleet. Dropping the last clone ends its task. Cheap to clone.
@@ -168,6 +170,11 @@ impl Fleet {
 
     pub(crate) fn subjects(&self) -> &Subjects {
         &self.0.shared.config.subjects
+    }
+
+    /// Whether this gateway serves no followers.
+    pub(crate) fn is_source(&self) -> bool {
+        self.0.shared.config.is_source
     }
 
     pub(crate) fn news(&self) -> broadcast::Receiver<FleetNews> {

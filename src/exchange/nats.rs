@@ -77,6 +77,8 @@ pub struct NatsOptions {
     pub authorities: Option<PathBuf>,
     /// Files of the gateway's certificate and its key, read at each connection.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The node of a gateway without followers. It makes no requests, and needs fewer permissions.
+    pub source_node: Option<String>,
 }
 
 /// How the gateway proves its identity. The files are read at the start.
@@ -200,7 +202,7 @@ impl NatsBus {
         let frames = start(Channel::Frames).await?;
         let control = start(Channel::Control).await?;
         let mut tasks = JoinSet::new();
-        let (inbox, answers) = Inbox::open(&control, gateway);
+        let (inbox, answers) = Inbox::open(&control, gateway, options.source_node.is_none());
         tasks.spawn(answers);
         tasks.spawn(upkeep([frames.clone(), control.clone()]));
         Ok(Self { frames, control, inbox, state, _tasks: tasks })
@@ -278,8 +280,13 @@ mod tests {
 
     fn options(credentials: Credentials) -> Result<ConnectOptions, NatsError> {
         let servers = vec!["nats://127.0.0.1:4222".to_owned()];
-        let options =
-            NatsOptions { servers, credentials: Some(credentials), authorities: None, certificate: None };
+        let options = NatsOptions {
+            servers,
+            credentials: Some(credentials),
+            authorities: None,
+            certificate: None,
+            source_node: None,
+        };
         options.to_library("test".to_owned())
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{self, ActorContext, Handle, Subscription};
-use super::live::{DirectTails, FleetView, Live, SharedTails};
+use super::live::{DirectTails, FleetView, Live, PublishAsk, SharedTails};
 use super::ring::LagReport;
 use crate::exchange::fleet::Fleet;
 use crate::model::id::{LeaseId, Replica};
@@ -87,6 +87,11 @@ impl ActorRegistry {
                 started = actors.handle(&key, &view);
             }
         }
+    }
+
+    /// Passes a request to publish to the actor of `replica`, if it runs.
+    pub(crate) fn request_publish(&self, lease: &LeaseId, replica: &Replica, ask: PublishAsk) {
+        self.0.live.request_publish(lease, replica, ask);
     }
 
     /// Whether the actor of `replica` runs.

@@ -7,8 +7,10 @@ use futures_core::future::BoxFuture;
 use serde::Serialize;
 
 use super::ring::Ring;
+use crate::exchange::gateway_id::GatewayId;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::{Metrics, ReadKind};
+use crate::model::position::Place;
 use crate::model::quota::QuotaDivisor;
 use crate::platform::{self, Platform, Tail, TailRequest};
 
@@ -26,6 +28,9 @@ pub(crate) use self::shared::SharedTails;
 pub(crate) trait Live: fmt::Debug + Send + Sync + 'static {
     /// Returns the source of one actor's tails. Dropping it ends what belongs to the actor.
     fn attach(&self, actor: AttachedActor) -> Box<dyn LiveTails>;
+
+    /// Passes a request to publish to the driver of a replica's actor. Drops it if there is none.
+    fn request_publish(&self, _lease: &LeaseId, _replica: &Replica, _ask: PublishAsk) {}
 
     /// Waits until everything has ended that belonged to actors. Called after they have ended.
     fn stop(&self) -> BoxFuture<'_, ()>;
@@ -56,6 +61,19 @@ pub(crate) struct AttachedActor {
     pub(crate) ring: Arc<Ring>,
     /// Its users: it does not end while it has some.
     pub(crate) users: Arc<dyn Users>,
+}
+
+/// A request of another gateway to publish a replica.
+#[derive(Debug)]
+pub(crate) struct PublishAsk {
+    /// The gateway that asks.
+    pub(crate) sender: GatewayId,
+    /// Where the log is to start; `None` = at its end.
+    pub(crate) place: Option<Place>,
+    /// The highest term that the gateway knows.
+    pub(crate) term: u64,
+    /// The subject of the answer.
+    pub(crate) reply: String,
 }
 
 /// The count of what needs an actor.

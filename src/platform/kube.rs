@@ -14,6 +14,7 @@ mod freshness;
 mod log;
 mod names;
 mod namespace;
+mod node_pods;
 mod objects;
 mod open_limiter;
 mod permissions;
@@ -43,19 +44,20 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-pub use self::client::check;
+pub use self::client::{CheckScope, check};
 pub use self::coordination::KubeRestartLocks;
 use self::events::EventWatches;
 use self::freshness::Freshness;
 use self::log::{PodLog, RunWatch};
 use self::namespace::{BUILT_IN, PendingIndexWrite};
+pub use self::node_pods::NodePods;
 use self::open_limiter::OpenLimiter;
 use self::singleflight::SharedReads;
 use self::store::Store;
 use self::watches::Watch;
 use super::coordination::RestartLocks;
-use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailRequest};
-use crate::model::id::{Address, LeaseId};
+use super::{Error, NativeEvents, Placement, Platform, RestartRequest, Tail, TailRequest};
+use crate::model::id::{Address, Instance, LeaseId};
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::Metrics;
 use crate::model::metrics::labels::Watched;
@@ -301,6 +303,12 @@ impl Platform for KubePlatform {
 
     fn events(&self, lease: &LeaseId) -> Option<BoxStream<'static, NativeEvents>> {
         Some(self.events.watch(lease.namespace()))
+    }
+
+    fn placement(&self, lease: &LeaseId, instance: &Instance) -> Option<Placement> {
+        let namespace = lease.namespace();
+        let pod = self.store.pod(&namespace, instance.parts().0)?;
+        Some(Placement { namespace, pod: pod.name, node: pod.node?, is_here: false })
     }
 
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {

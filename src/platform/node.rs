@@ -4,7 +4,7 @@
 //! Positions depend on the lines alone, so cursors are valid for both sources. The files include rotated
 //! ones, which the API does not serve.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,8 +20,8 @@ use super::coordination::RestartLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
 use super::log_files::{self, FollowMode, LogFiles, NeededStart};
-use super::{Error, NativeEvents, Platform, RestartRequest, Tail, TailItem, TailRequest};
-use crate::model::id::LeaseId;
+use super::{Error, NativeEvents, Placement, Platform, RestartRequest, Tail, TailItem, TailRequest};
+use crate::model::id::{Instance, LeaseId};
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::position::Position;
 use crate::model::view::LeaseView;
@@ -66,43 +66,11 @@ impl NodePlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let Located { namespace, pod, node, started, mut run } = self.kube.locate(&request)?;
-        if node.as_deref() != Some(self.node.as_str()) {
+        let located = self.kube.locate(&request)?;
+        if located.node.as_deref() != Some(self.node.as_str()) {
             return self.kube.tail(request).await;
         }
-        let (uid, container, run_number) = request.instance.parts();
-        let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(&self.logs, container);
-        let needed_start = request.is_next_run.then_some(NeededStart { started, kept_files: 0 });
-        let files = LogFiles { dir, run_number, needed_start };
-        if run.has_ended() || !request.follow {
-            // The unfinished last line of an ended run is complete.
-            let end = CancellationToken::new();
-            end.cancel();
-            let follow = if run.has_ended() { FollowMode::UntilEnd(end) } else { FollowMode::No };
-            return log_files::open(&self.notifier, files, request.from, follow).await;
-        }
-        let end = CancellationToken::new();
-        let (on_end, gave_up) = (end.clone(), Arc::<AtomicBool>::default());
-        let gives_up = Arc::clone(&gave_up);
-        let (notifier, log) = (self.notifier.clone(), files.clone());
-        #[expect(clippy::disallowed_methods, reason = "owned: aborted when the stream is dropped")]
-        let watch_end = AbortOnDropHandle::new(tokio::spawn(async move {
-            run.ended().await;
-            if run.is_end_unreported() {
-                let removed = log_files::removed(&notifier, &log);
-                let waited = tokio::time::timeout(UNREPORTED_END_MAX, removed).await;
-                gives_up.store(waited.is_err(), Ordering::Relaxed);
-            }
-            tokio::time::sleep(OUTPUT_GRACE).await;
-            on_end.cancel();
-        }));
-        let mut tail =
-            log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
-        tail.items =
-            UntilEnd { items: tail.items, at: tail.start, gave_up: Some(gave_up), _owned: watch_end }
-                .into_stream()
-                .boxed();
-        Ok(tail)
+        open_files(&self.notifier, &self.logs, located, request).await
     }
 }
 
@@ -157,7 +125,52 @@ impl Platform for NodePlatform {
         self.kube.events(lease)
     }
 
+    fn placement(&self, lease: &LeaseId, instance: &Instance) -> Option<Placement> {
+        let placement = self.kube.placement(lease, instance)?;
+        Some(Placement { is_here: placement.node == self.node, ..placement })
+    }
+
     fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         self.kube.restart_locks()
     }
+}
+
+/// Opens the log of a run on this node.
+pub(super) async fn open_files(
+    notifier: &Notifier,
+    logs: &Path,
+    located: Located,
+    request: TailRequest,
+) -> Result<Tail, Error> {
+    let Located { namespace, pod, started, mut run, .. } = located;
+    let (uid, container, run_number) = request.instance.parts();
+    let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(logs, container);
+    let needed_start = request.is_next_run.then_some(NeededStart { started, kept_files: 0 });
+    let files = LogFiles { dir, run_number, needed_start };
+    if run.has_ended() || !request.follow {
+        // The unfinished last line of an ended run is complete.
+        let end = CancellationToken::new();
+        end.cancel();
+        let follow = if run.has_ended() { FollowMode::UntilEnd(end) } else { FollowMode::No };
+        return log_files::open(notifier, files, request.from, follow).await;
+    }
+    let end = CancellationToken::new();
+    let (on_end, gave_up) = (end.clone(), Arc::<AtomicBool>::default());
+    let gives_up = Arc::clone(&gave_up);
+    let (on_removal, log) = (notifier.clone(), files.clone());
+    #[expect(clippy::disallowed_methods, reason = "owned: aborted when the stream is dropped")]
+    let watch_end = AbortOnDropHandle::new(tokio::spawn(async move {
+        run.ended().await;
+        if run.is_end_unreported() {
+            let removed = log_files::removed(&on_removal, &log);
+            let waited = tokio::time::timeout(UNREPORTED_END_MAX, removed).await;
+            gives_up.store(waited.is_err(), Ordering::Relaxed);
+        }
+        tokio::time::sleep(OUTPUT_GRACE).await;
+        on_end.cancel();
+    }));
+    let mut tail = log_files::open(notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
+    let items = UntilEnd { items: tail.items, at: tail.start, gave_up: Some(gave_up), _owned: watch_end };
+    tail.items = items.into_stream().boxed();
+    Ok(tail)
 }

@@ -13,7 +13,7 @@ use crate::edge::tls;
 #[cfg(feature = "nats")]
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::subjects::Subjects;
-use crate::platform::kube::{self, ClusterAccess};
+use crate::platform::kube::{self, CheckScope, ClusterAccess};
 use crate::platform::local::sdl::Sdl;
 
 /// Checks that need code above `config`: the parts of a start that change nothing.
@@ -28,24 +28,24 @@ pub const START_CHECKS: StartChecks = StartChecks {
 };
 
 /// Reads the cluster's configuration, and checks the permissions if the API server answers.
-fn cluster(cluster: &ClusterAccess) -> Result<Option<String>, String> {
+fn cluster(cluster: &ClusterAccess, scope: CheckScope) -> Result<Option<String>, String> {
     // Later lines quote the configuration file, which contains secrets.
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let checked = runtime()?.block_on(kube::check(cluster));
+    let checked = runtime()?.block_on(kube::check(cluster, scope));
     checked.map_err(|error| first_line(operator_text(&error)))
 }
 
 /// Connects to a NATS server, and uses each permission of a gateway.
 #[cfg(feature = "nats")]
-fn nats(options: &FleetOptions, subjects: &Subjects) -> Result<Option<String>, String> {
-    let options = super::setup::nats_options(options);
+fn nats(options: &FleetOptions, subjects: &Subjects, node: Option<&str>) -> Result<Option<String>, String> {
+    let options = super::setup::nats_options(options, node);
     let checked = runtime()?.block_on(crate::exchange::nats::check(&options, subjects, GatewayId::random()));
     checked.map_err(|error| error.to_string())
 }
 
 /// Fails. The configuration rejects `--nats` before.
 #[cfg(not(feature = "nats"))]
-fn nats(_: &FleetOptions, _: &Subjects) -> Result<Option<String>, String> {
+fn nats(_: &FleetOptions, _: &Subjects, _: Option<&str>) -> Result<Option<String>, String> {
     Err("--nats needs a program with the feature `nats`".to_owned())
 }
 

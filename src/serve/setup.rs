@@ -10,7 +10,7 @@ use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::provider::ProviderCertificates;
 use crate::access::trust::{AnyOf, Trust};
-use crate::config::{FleetOptions, PlatformKind, ServeConfig};
+use crate::config::{FleetOptions, FleetRole, PlatformKind, ServeConfig};
 use crate::edge::drain::Drain;
 use crate::edge::forward::CallForwarder;
 use crate::edge::upstream::client_hello::MtlsMode;
@@ -89,7 +89,9 @@ pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, Fl
     let subjects = options.subjects(config.access.provider.as_ref()).map_err(internal)?;
     let Some(subjects) = subjects else { return Ok(None) };
     let gateway = GatewayId::random();
-    let bus = nats_bus(options, gateway).await?;
+    let is_source = options.fleet_role == FleetRole::Source;
+    let node = config.node.node_name.as_deref().filter(|_| is_source);
+    let bus = nats_bus(options, node, gateway).await?;
     let config = FleetConfig {
         gateway,
         subjects,
@@ -97,38 +99,45 @@ pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, Fl
         direct_tails: options.fleet_direct_tails,
         members_max: options.fleet_members_max,
         shares_quotas: options.fleet_share_quotas,
+        is_source,
     };
     Ok(Some((bus, config)))
 }
 
 #[cfg(feature = "nats")]
-async fn nats_bus(options: &FleetOptions, gateway: GatewayId) -> Result<Arc<dyn Bus>, ServeError> {
-    Ok(Arc::new(NatsBus::start(&nats_options(options), gateway).await?))
+async fn nats_bus(
+    options: &FleetOptions,
+    node: Option<&str>,
+    gateway: GatewayId,
+) -> Result<Arc<dyn Bus>, ServeError> {
+    Ok(Arc::new(NatsBus::start(&nats_options(options, node), gateway).await?))
 }
 
 /// Fails. The configuration rejects `--nats` before.
 #[cfg(not(feature = "nats"))]
 fn nats_bus(
     _: &FleetOptions,
+    _: Option<&str>,
     _: GatewayId,
 ) -> impl Future<Output = Result<Arc<dyn Bus>, ServeError>> + use<> {
     std::future::ready(Err(internal("--nats needs a program with the feature `nats`")))
 }
 
-/// Returns how to reach the NATS servers.
+/// Returns how to reach the NATS servers. `source_node`: the node of a gateway without followers.
 #[cfg(feature = "nats")]
-pub(super) fn nats_options(options: &FleetOptions) -> NatsOptions {
+pub(super) fn nats_options(options: &FleetOptions, source_node: Option<&str>) -> NatsOptions {
     let creds = options.nats_creds.clone().map(Credentials::Creds);
     NatsOptions {
         servers: options.nats.clone().map(|servers| servers.0).unwrap_or_default(),
         credentials: creds.or(options.nats_nkey.clone().map(Credentials::Nkey)),
         authorities: options.nats_ca.clone(),
         certificate: options.nats_cert.clone().zip(options.nats_key.clone()),
+        source_node: source_node.map(str::to_owned),
     }
 }
 
 /// Returns a setting that the platform needs. The checks of the configuration report it if it is missing.
-fn required<T: Clone>(value: Option<&T>, flag: &str) -> Result<T, ServeError> {
+pub(super) fn required<T: Clone>(value: Option<&T>, flag: &str) -> Result<T, ServeError> {
     value.cloned().ok_or_else(|| internal(format!("{flag} is missing")))
 }
 

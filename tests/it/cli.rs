@@ -450,6 +450,35 @@ fn check_reads_the_kubeconfig() {
 }
 
 #[test]
+fn source_gateway_serves_no_tenants() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = format!("--provider={}", LEASE.rsplit('/').next().unwrap());
+    let kubeconfig = dir.path().join("kubeconfig");
+    fs::write(
+        &kubeconfig,
+        "{apiVersion: v1, kind: Config, current-context: here,
+        contexts: [{name: here, context: {cluster: c, user: u}}],
+        clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}], users: [{name: u, user: {token: t}}]}",
+    )
+    .unwrap();
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    let logs = format!("--pod-logs-dir={}", dir.path().display());
+    let check = |more: &[&str]| {
+        let args = ["serve", "--check", "--fleet-role=source", &provider, &kubeconfig, &logs];
+        stderr(&leasemux(&[&args[..], more].concat(), &[]))
+    };
+    let needed = check(&["--platform=node"]);
+    for flag in ["--nats (or LEASEMUX_NATS) is missing", "--node-name (or LEASEMUX_NODE_NAME) is missing"] {
+        assert!(needed.contains(flag), "{flag} in {needed}");
+    }
+    assert!(!needed.contains("--trust-dir"), "{needed}");
+    let nats = "--nats=nats://127.0.0.1:1";
+    let wrong = check(&["--platform=kube", nats, "--listen=127.0.0.1:0"]);
+    assert!(wrong.contains("--fleet-role source goes with --platform node"), "{wrong}");
+    assert!(wrong.contains("--listen and --fleet-role source do not go together"), "{wrong}");
+}
+
+#[test]
 fn bash_completes_commands_flags_and_files() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a-file"), "").unwrap();

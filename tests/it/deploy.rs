@@ -227,13 +227,14 @@ fn alerts_use_existing_metrics_and_have_test_cases() {
 }
 
 /// Flags of `serve` that the chart sets from other values.
-const SET_BY_THE_CHART: [&str; 30] = [
+const SET_BY_THE_CHART: [&str; 31] = [
     "--admin-listen",
     "--ca-tls-cert",
     "--ca-tls-key",
     "--chain-grpc",
     "--data-dir",
     "--fleet",
+    "--fleet-role",
     "--fleet-secret",
     "--lame-duck",
     "--listen",

@@ -20,6 +20,7 @@ pub(crate) mod bus;
 mod counts;
 mod faults;
 mod limits;
+mod node_source;
 mod runs;
 mod sharing;
 mod takeover;
@@ -48,6 +49,7 @@ fn config(number: u8) -> FleetConfig {
         direct_tails: 256,
         members_max: 4_096,
         shares_quotas: false,
+        is_source: false,
     }
 }
 

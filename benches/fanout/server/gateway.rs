@@ -163,6 +163,7 @@ async fn actors(context: ActorContext, nats: Option<&str>) -> Result<ActorRegist
         direct_tails: 256,
         members_max: 4_096,
         shares_quotas: false,
+        is_source: false,
     };
     let fleet = Fleet::start(bus, config, context.metrics.clone());
     Ok(ActorRegistry::in_fleet(context, fleet))

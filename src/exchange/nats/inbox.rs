@@ -46,13 +46,19 @@ pub(super) struct Request {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Creates an inbox. Returns it with the future that distributes the answers, which the caller runs.
-    pub(super) fn open(link: &Link, gateway: GatewayId) -> (Self, impl Future<Output = ()> + Send + use<>) {
+    /// Creates an inbox. Returns it with the future that distributes the answers, which the caller runs. Only a
+    /// gateway that `asks` others receives answers.
+    pub(super) fn open(
+        link: &Link,
+        gateway: GatewayId,
+        asks: bool,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let subject = format!("{INBOX_PREFIX}.{gateway}");
-        let mut messages = Box::pin(link.messages(&format!("{subject}.*")));
+        let messages = asks.then(|| Box::pin(link.messages(&format!("{subject}.*"))));
         let inbox = Self { subject: subject.into(), requests: Arc::default() };
         let (of_task, state) = (inbox.clone(), Arc::clone(link.state()));
         let distribute = async move {
+            let Some(mut messages) = messages else { return };
             while let Some(message) = messages.next().await {
                 of_task.distribute(message, &state);
             }

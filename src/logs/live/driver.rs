@@ -24,10 +24,10 @@ use super::own_tail::{OwnTail, OwnTailEvent};
 use super::requests::Requests;
 use super::slot::{Slot, role_label};
 use super::subscriptions::{Subscriptions, channel};
-use super::{AttachedActor, KeepGuard, Users};
+use super::{AttachedActor, KeepGuard, PublishAsk, Users};
 use crate::exchange::bus::{BusMessage, Channel, RequestError};
 use crate::exchange::fleet::{Fleet, FleetNews, FleetState};
-use crate::exchange::messages::{Fetch, Fetched, Message};
+use crate::exchange::messages::{Fetch, Fetched, Message, PublishRequest};
 use crate::exchange::participant::{
     ANSWER_MAX, Config, Input, Note, Output, Participant, ReplyId, RequestId, RingEvent, RoleName, Status,
     Subject, TailEvent,
@@ -37,12 +37,16 @@ use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::{
     FleetDirection, FleetRejection, FleetRepair, GaugeGuard, Metrics, PlatformName, ReadKind,
 };
-use crate::platform::{self, Platform, ReadFrom, TailRequest};
+use crate::model::position::Place;
+use crate::platform::{self, Placement, Platform, ReadFrom, TailRequest};
 
 /// Time for which a publisher with members stays after its actor has ended. Its last frames and its release go by
 /// different connections, and a member that is told of the release first reads the rest of the log by itself:
 /// but then the log may be gone. Lost frames are fetched meanwhile, too.
 const LINGER: Duration = Duration::from_millis(50);
+
+/// Requests to publish that may still be answered. An older one than these has waited for too long.
+const ASKS_MAX: usize = 256;
 
 /// The driver of one replica's participant.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ pub(super) struct Driver {
     fleet: Fleet,
     metrics: Metrics,
     platform: PlatformName,
+    source: Arc<dyn Platform>,
     lease: LeaseId,
     replica: Replica,
     participant: Participant,
@@ -57,6 +62,8 @@ pub(super) struct Driver {
     requests: Requests,
     /// The request that is handled, and the subject of its answer.
     asked: Option<(ReplyId, String)>,
+    /// Requests to publish that may still be answered, and the subjects of the answers.
+    asks: VecDeque<(ReplyId, String)>,
     next_reply: ReplyId,
     /// The actor's newest request.
     request: Option<TailRequest>,
@@ -99,6 +106,7 @@ enum Event {
     News(FleetNews),
     Due,
     Message(Subject, BusMessage),
+    Ask(PublishAsk),
     Answer(RequestId, Result<Bytes, RequestError>),
     Ring(Vec<RingEvent>),
     Tail(u64, OwnTailEvent),
@@ -119,7 +127,6 @@ impl Driver {
         let AttachedActor { lease, replica, ring, users } = actor;
         let weight = fleet.new_weight(&lease, &replica);
         let gateway = fleet.gateway();
-        // A node's gateway will set the other fields.
         let members_max = fleet.members_max();
         let is_source = fleet.is_source();
         let config = Config {
@@ -134,7 +141,8 @@ impl Driver {
         let subscriptions = Subscriptions::new(fleet.subjects().replica(&lease, &replica));
         Self {
             platform: PlatformName::of(platform.name()),
-            tail: OwnTail::new(platform, fleet.direct_tails()),
+            tail: OwnTail::new(Arc::clone(&platform), fleet.direct_tails()),
+            source: platform,
             members: Part { gauge: metrics.fleet_members.clone(), value: 0 },
             participant: Participant::new(config, false),
             subscriptions,
@@ -144,6 +152,7 @@ impl Driver {
             replica,
             requests: Requests::default(),
             asked: None,
+            asks: VecDeque::new(),
             next_reply: 0,
             request: None,
             error: None,
@@ -158,7 +167,7 @@ impl Driver {
     }
 
     /// Runs until the actor has ended.
-    pub(super) async fn run(mut self, mut opens: mpsc::Receiver<Open>) {
+    pub(super) async fn run(mut self, mut opens: mpsc::Receiver<Open>, mut asks: mpsc::Receiver<PublishAsk>) {
         let (mut state, mut news) = (self.fleet.state(), self.fleet.news());
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         // First, so that no log is opened as if the bus were away.
@@ -183,6 +192,7 @@ impl Driver {
                 },
                 () = &mut timer, if deadline.is_some() => Event::Due,
                 (subject, message) = self.subscriptions.next(takes_lines) => Event::Message(subject, message),
+                Some(ask) = asks.recv() => Event::Ask(ask),
                 (request, answer) = self.requests.next(takes_lines) => Event::Answer(request, answer),
                 () = self.outbox.flush(), if !takes_lines => Event::None,
                 events = read(&mut self.reader), if publishes => Event::Ring(events),
@@ -232,6 +242,10 @@ impl Driver {
         match event {
             Event::Open(Open { request, reply }) => {
                 let (instance, from) = (request.instance.clone(), request.from);
+                if !self.fleet.is_source() {
+                    let placement = self.source.placement(&self.lease, &instance);
+                    self.participant.set_home(placement.is_some_and(|placement| placement.is_here));
+                }
                 self.request = Some(request);
                 self.outbox.begin(reply);
                 self.handle(Input::Open { instance, from });
@@ -243,6 +257,7 @@ impl Driver {
                 self.handle(Input::Tick);
             }
             Event::Message(subject, message) => self.received(subject, message),
+            Event::Ask(ask) => self.publish_requested(ask),
             Event::Answer(request, answer) => self.answered(request, answer),
             Event::Ring(events) => {
                 for event in events {
@@ -329,6 +344,18 @@ impl Driver {
         self.asked = None;
     }
 
+    fn publish_requested(&mut self, ask: PublishAsk) {
+        let PublishAsk { sender, place, term, reply: subject } = ask;
+        self.refresh_end();
+        self.next_reply += 1;
+        let reply = self.next_reply;
+        if self.asks.len() == ASKS_MAX {
+            self.asks.pop_front();
+        }
+        self.asks.push_back((reply, subject));
+        self.handle(Input::PublishRequested { sender, reply, place, term });
+    }
+
     fn answered(&mut self, request: RequestId, answer: Result<Bytes, RequestError>) {
         match answer {
             Ok(payload) => {
@@ -377,8 +404,11 @@ impl Driver {
             }
             Output::Publish(subject, message) => self.publish(subject, message),
             Output::Request(request, message) => self.ask(request, message),
-            // Gateways on nodes do not exist yet, and the participant asks none.
-            Output::AskNode { request, .. } => inputs.push_back(Input::NoResponders(request)),
+            Output::AskNode { request, place, term } => {
+                if !self.ask_node(request, place, term) {
+                    inputs.push_back(Input::NoResponders(request));
+                }
+            }
             Output::Reply(reply, message) => self.reply(reply, message),
             Output::ServeFetch(reply, fetch) => self.serve_fetch(reply, &fetch),
             Output::ReadRing(true) => {
@@ -441,8 +471,23 @@ impl Driver {
         self.requests.add(request, answers, is_fetch);
     }
 
+    /// Asks the gateway on the node of the actor's run to publish. Returns `false` if there is no such node.
+    fn ask_node(&mut self, request: RequestId, place: Option<Place>, term: u64) -> bool {
+        let run = self.request.as_ref().map(|request| &request.instance);
+        let placement = run.and_then(|run| self.source.placement(&self.lease, run));
+        let Some(Placement { namespace, pod, node, is_here: false }) = placement else { return false };
+        let (lease, replica) = (self.lease.clone(), self.replica.clone());
+        let publish = PublishRequest { lease, replica, namespace, pod, place, term };
+        let payload = self.fleet.encode(Message::PublishRequest(Box::new(publish)));
+        let answers = self.fleet.bus().request(&self.fleet.subjects().node(&node), payload, ANSWER_MAX);
+        self.requests.add(request, answers, false);
+        true
+    }
+
     fn reply(&mut self, reply: ReplyId, message: Message) {
-        if let Some((_, subject)) = self.asked.take_if(|(asked, _)| *asked == reply) {
+        let ask = self.asks.iter().position(|(ask, _)| *ask == reply);
+        let ask = ask.and_then(|index| self.asks.remove(index));
+        if let Some((_, subject)) = self.asked.take_if(|(asked, _)| *asked == reply).or(ask) {
             self.fleet.bus().publish(Channel::Control, &subject, None, self.fleet.encode(message));
         }
     }

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::driver::{Driver, Open};
 use super::slot::{Slot, role_label};
-use super::{AttachedActor, FleetReplica, FleetView, Live, LiveTails};
+use super::{AttachedActor, FleetReplica, FleetView, Live, LiveTails, PublishAsk};
 use crate::exchange::fleet::Fleet;
 use crate::exchange::participant::Status;
 use crate::model::id::{LeaseId, Replica};
@@ -52,7 +52,8 @@ impl SharedTails {
 impl Live for SharedTails {
     fn attach(&self, actor: AttachedActor) -> Box<dyn LiveTails> {
         let key = (actor.lease.clone(), actor.replica.clone());
-        let slot = Arc::new(Slot::new());
+        let (slot, asks) = Slot::new();
+        let slot = Arc::new(slot);
         let driver = Driver::new(
             self.fleet.clone(),
             actor,
@@ -70,11 +71,17 @@ impl Live for SharedTails {
             if let Some(previous) = previous {
                 previous.ended.cancelled().await;
             }
-            driver.run(opens).await;
+            driver.run(opens, asks).await;
             slots.remove_if(&key, |_, current| Arc::ptr_eq(current, &slot));
             drop(ended);
         });
         Box::new(SharedTail { opens: sender, platform: Arc::clone(&self.platform) })
+    }
+
+    fn request_publish(&self, lease: &LeaseId, replica: &Replica, ask: PublishAsk) {
+        if let Some(slot) = self.slots.get(&(lease.clone(), replica.clone())) {
+            slot.request_publish(ask);
+        }
     }
 
     fn stop(&self) -> BoxFuture<'_, ()> {

@@ -41,6 +41,15 @@ const WATCH_MAX: Duration = Duration::from_secs(30);
 /// configuration is checked.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
+/// What a gateway does in the cluster, which decides its permissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckScope {
+    /// It serves leases.
+    Leases,
+    /// It only watches the pods of its node.
+    NodePods,
+}
+
 /// Returns the connector of TCP connections.
 pub(super) fn tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
@@ -103,10 +112,15 @@ where
 ///
 /// # Errors
 /// Those of [`KubePlatform::start`](super::KubePlatform::start).
-pub async fn check(cluster: &ClusterAccess) -> Result<Option<String>, Error> {
+pub async fn check(cluster: &ClusterAccess, scope: CheckScope) -> Result<Option<String>, Error> {
     let (client, server) = connect(cluster, tcp(), |_| {}).await?;
     let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace());
-    let checking = permissions::check(&client, &cluster.manifest_namespace, own);
+    let checking = async {
+        match scope {
+            CheckScope::Leases => permissions::check(&client, &cluster.manifest_namespace, own).await,
+            CheckScope::NodePods => permissions::check_node(&client).await,
+        }
+    };
     let why = match tokio::time::timeout(CHECK_MAX, checking).await {
         Ok(Ok(())) => return Ok(None),
         Ok(Err(Error::Unavailable(why))) => why,

@@ -43,13 +43,28 @@ const NEEDED: [Permission; 9] = [
     ("coordination.k8s.io", "leases", &["get", "create", "update", "delete"], Scope::Own),
 ];
 
+/// The permissions of a gateway that only watches the pods of its node.
+const NEEDED_ON_NODE: [Permission; 1] = [("", "pods", &["list", "watch"], Scope::Cluster)];
+
 /// Checks all permissions. `manifests` is the namespace of the provider's own resources, `own` that of the
 /// restart locks.
 ///
 /// # Errors
 /// [`Error::Broken`] names all missing ones; [`Error::Unavailable`] if the API server does not respond.
 pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result<(), Error> {
-    let all = NEEDED.iter().flat_map(|needed| needed.2.iter().map(move |verb| (needed, *verb)));
+    check_all(client, &NEEDED, manifests, own).await
+}
+
+/// Checks the permissions of a gateway that only watches the pods of its node.
+///
+/// # Errors
+/// Those of [`check`].
+pub(super) async fn check_node(client: &Client) -> Result<(), Error> {
+    check_all(client, &NEEDED_ON_NODE, "", "").await
+}
+
+async fn check_all(client: &Client, needed: &[Permission], manifests: &str, own: &str) -> Result<(), Error> {
+    let all = needed.iter().flat_map(|needed| needed.2.iter().map(move |verb| (needed, *verb)));
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let (optional, missing): (Vec<_>, Vec<_>) = stream::iter(all)
         .map(|(&(group, resource, _, scope), verb)| {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::namespace::NamespaceState;
 use super::objects::{ContainerFacts, LeasedFacts, PodFacts, RunFacts, State};
 use super::replica_index;
-use crate::model::id::{Instance, ServiceName};
+use crate::model::id::{Instance, Replica, ServiceName};
 use crate::model::limits::RUNS_MAX;
 use crate::model::time::LogTime;
 use crate::model::view::{
@@ -74,6 +74,17 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
     }
     let ended = state.lease().is_none_or(|lease| lease.ends);
     LeaseView { services, ended, stale_since: provider.stale_since }
+}
+
+/// Builds a view that has only this replica, whose pods these are, oldest first, with the time when each went.
+/// Without a pod that is there, the view is that of a lease that has ended: no pod will take its place here.
+pub(super) fn of_pods(replica: &Replica, pods: &[(PodFacts, Option<LogTime>)]) -> LeaseView {
+    let members: Members<'_> = pods.iter().map(|(pod, gone)| (pod, *gone)).collect();
+    let ended = members.iter().all(|(_, gone)| gone.is_some());
+    let mut view = LeaseView { ended, ..LeaseView::default() };
+    let service = view.services.entry(replica.service.clone()).or_default();
+    service.replicas.insert(replica.index, self::replica(&members));
+    view
 }
 
 /// Returns the pods of each service by replica index.

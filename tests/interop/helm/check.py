@@ -56,6 +56,8 @@ WRONG = [
     ({"fleet": {"nats": ["nats://nats.nats:4222"]}}, "/fleet/nats/0"),
     ({"fleet": {"nats": ["tls://nats.nats"]}}, "/fleet/nats/0"),
     ({"fleet": {"name": "east.west"}}, "/fleet/name"),
+    ({"fleet": {"sources": {"enabled": True}}}, "fleet.nats is required with fleet.sources"),
+    ({"fleet": {"nats": ["tls://nats.nats:4222"], "sources": {"enabled": True}}, "platform": "node"}, "needs platform: kube"),
     ({"fleet": {"credentialsSecret": "user"}}, "fleet.nats is required"),
     ({"fleet": {"nats": ["tls://nats.nats:4222"], "clientCertificate": True}}, "fleet.tlsSecret is required"),
     ({"trustedProxies": ["10.0.0.1"]}, "/trustedProxies"),

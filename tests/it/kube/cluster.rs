@@ -365,6 +365,15 @@ impl Cluster {
         self.lock().logs[run].lines.iter().map(|(_, text)| text.clone()).collect()
     }
 
+    /// All lines of a run, as its runtime writes them to a file.
+    pub(crate) fn records(&self, run: &RunKey) -> Vec<String> {
+        let record = |(time, text): &(i64, String)| {
+            let stamp = jiff::Timestamp::from_nanosecond((*time).into()).unwrap();
+            format!("{stamp} stdout F {text}\n")
+        };
+        self.lock().logs[run].lines.iter().map(record).collect()
+    }
+
     /// Returns line `index` of a run, if it was printed.
     pub(crate) fn line(&self, run: &RunKey, index: usize) -> Option<String> {
         self.lock().logs.get(run)?.lines.get(index).map(|(_, text)| text.clone())

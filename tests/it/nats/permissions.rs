@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use leasemux::exchange::gateway_id::GatewayId;
+use leasemux::exchange::nats::{self, Credentials, NatsOptions};
+use leasemux::exchange::subjects::Subjects;
 use leasemux::model::id::LeaseId;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::Signal;
@@ -100,6 +103,34 @@ fn check_names_each_missing_permission() {
     let missing = "error: --nats: no permission to publish to lm.east.n.*; \
                    no permission to subscribe to _INBOX.edge.>\n";
     assert_invalid(&done, &[missing]);
+}
+
+#[tokio::test]
+async fn source_needs_no_permission_to_read_lines() {
+    let subjects = Subjects::new("east", None).unwrap();
+    let node = subjects.node("node-1");
+    let permissions = format!(
+        r#"{{ publish: ["lm.east.f.*", "lm.east.c.*", "lm.east.g.*", "_INBOX.edge.>"],
+              subscribe: ["lm.east.o.*", "lm.east.c.*", "lm.east.g.*", "{node}"] }}"#
+    );
+    let Some(server) = server(&permissions) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let seed = dir.path().join("user.nk");
+    fs::write(&seed, SEED).unwrap();
+    let check = async |node: Option<&str>| {
+        let credentials = Some(Credentials::Nkey(seed.clone()));
+        let source_node = node.map(str::to_owned);
+        let options = NatsOptions { credentials, source_node, ..server.options() };
+        nats::check(&options, &subjects, GatewayId([1; 16])).await.map_err(|error| error.to_string())
+    };
+    assert!(check(Some("node-1")).await.is_ok(), "{:?}", check(Some("node-1")).await);
+    let other = check(Some("node-2")).await.unwrap_err();
+    assert!(
+        other.ends_with(&format!("no permission to subscribe to {}", subjects.node("node-2"))),
+        "{other}"
+    );
+    let gateway = check(None).await.unwrap_err();
+    assert!(gateway.contains("no permission to subscribe to lm.east.f.*"), "{gateway}");
 }
 
 #[test]

@@ -109,7 +109,13 @@ impl NatsServer {
     }
 
     pub(crate) fn options(&self) -> NatsOptions {
-        NatsOptions { servers: vec![self.url()], credentials: None, authorities: None, certificate: None }
+        NatsOptions {
+            servers: vec![self.url()],
+            credentials: None,
+            authorities: None,
+            certificate: None,
+            source_node: None,
+        }
     }
 
     /// Creates a bus, and waits until it is connected.

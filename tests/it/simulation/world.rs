@@ -262,6 +262,7 @@ impl TestFleet {
             direct_tails: self.direct_tails,
             members_max: MEMBERS_MAX,
             shares_quotas: false,
+            is_source: false,
         };
         let bus = self.hub.connect();
         self.numbers[site] = Some(self.hub.gateways() - 1);

@@ -35,6 +35,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "leasemux.helmLabels" . }}
 {{- end -}}
 
+{{/* Labels of source gateways. Their pods must not match the selectors of the gateway, which serves tenants. */}}
+{{- define "leasemux.sourceSelectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-source
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "leasemux.sourceLabels" -}}
+{{ include "leasemux.sourceSelectorLabels" . }}
+{{ include "leasemux.helmLabels" . }}
+{{- end -}}
+
 {{- define "leasemux.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
