@@ -130,9 +130,10 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     // Installed first, so that no signal is missed during the start.
     let signals = StopSignals::new(config.lifeline).map_err(internal)?;
     if config.fleet.fleet_role == FleetRole::Source {
-        run_until_stopped(signals, source::start(config), source::RunningSource::stop).await
+        let start = Box::pin(source::start(config));
+        run_until_stopped(signals, start, source::RunningSource::stop).await
     } else {
-        run_until_stopped(signals, start(config), Running::stop).await
+        run_until_stopped(signals, Box::pin(start(config)), Running::stop).await
     }
 }
 

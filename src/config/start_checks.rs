@@ -7,6 +7,9 @@ use super::fleet::FleetOptions;
 use crate::exchange::subjects::Subjects;
 use crate::platform::kube::{CheckScope, ClusterAccess};
 
+/// A check of a fleet's NATS servers, for the gateway of a node or for any other.
+pub(super) type NatsCheck = fn(&FleetOptions, &Subjects, Option<&str>) -> Result<Option<String>, String>;
+
 /// Checks for `serve --check`: they examine values as a start does, without starting anything. An error
 /// completes the sentence that the flag's name begins.
 ///
@@ -24,7 +27,7 @@ pub struct StartChecks {
     pub cluster: fn(&ClusterAccess, CheckScope) -> Result<Option<String>, String>,
     /// Checks that the NATS servers of a fleet can be used. Returns a note if their settings should be
     /// changed. Errors name the flags. The node is that of a gateway without followers.
-    pub nats: fn(&FleetOptions, &Subjects, Option<&str>) -> Result<Option<String>, String>,
+    pub nats: NatsCheck,
     /// Checks that this machine can listen on an address.
     pub listen: fn(SocketAddr) -> Result<(), String>,
     /// Checks that a directory can be written, or created.

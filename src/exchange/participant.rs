@@ -45,6 +45,7 @@ mod tail;
 
 /// The participant of one replica.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent conditions")]
 pub struct Participant {
     config: Config,
     jitter: Jitter,

@@ -94,6 +94,7 @@ impl RunningSource {
         self.fleet.drain();
         tokio::time::sleep(HANDOVER).await;
         self.actors.stop().await;
+        self.fleet.flush().await;
         self.drain.close();
     }
 }

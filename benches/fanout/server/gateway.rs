@@ -152,6 +152,7 @@ async fn actors(context: ActorContext, nats: Option<&str>) -> Result<ActorRegist
         credentials: None,
         authorities: None,
         certificate: None,
+        source_node: None,
     };
     let bus = Arc::new(NatsBus::start(&options, gateway).await?);
     // As with the default flags.

@@ -232,10 +232,10 @@ impl Scenario {
             }
             14 => self.undo(Undo::Restart),
             15..18 if !self.world.gateways[g].halted && self.world.gateways[g].node.is_none() => {
-                self.world.join_follower(g)
+                self.world.join_follower(g);
             }
             18 | 19 if !self.world.gateways[g].halted && self.world.gateways[g].node.is_none() => {
-                self.world.leave_follower(g)
+                self.world.leave_follower(g);
             }
             20 | 21 => {
                 let new_pod = self.world.random.random_ratio(1, 3);

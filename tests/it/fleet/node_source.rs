@@ -37,7 +37,6 @@ struct Scenario {
     cluster: Cluster,
     hub: Hub,
     gateways: Vec<Setup>,
-    lease: LeaseId,
     run: RunKey,
     log: PathBuf,
     /// Lines in the file.
@@ -85,7 +84,7 @@ impl Scenario {
         let gateways = gateways.into_iter();
         let setup = |gateway| Setup { gateway, lease: lease.clone(), certificate: certificate.clone() };
         let gateways = gateways.map(setup).collect();
-        Self { cluster, hub, gateways, lease: lease.clone(), run, log, written: 0, dir }
+        Self { cluster, hub, gateways, run, log, written: 0, dir }
     }
 
     /// Starts a gateway on the node, and waits until the others hear it.
