@@ -220,8 +220,10 @@ fn fleet_with_source(seed: u64) -> (World, usize) {
     let mut world = World::new(seed);
     world.nodes = 1;
     let source = world.start_source(0);
-    for _ in 0..3 {
-        let gateway = world.start_gateway();
+    let gateways = [(); 3].map(|()| world.start_gateway());
+    // Until all can use the bus.
+    let _ = run(&mut world, ms(100));
+    for gateway in gateways {
         world.join_follower(gateway);
     }
     let _ = run(&mut world, ms(4_000));
@@ -288,7 +290,8 @@ fn pod_on_another_node_is_published_there() {
     for round in 1..5 {
         let _ = run(&mut world, ms(3_000));
         world.next_run(true);
-        let _ = run(&mut world, ms(5_000));
+        // The gateway on the node may hear of the pod after it was asked. It is asked again after 30 s.
+        let _ = run(&mut world, ms(35_000));
         let publisher = sources[round % 2];
         assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![publisher], 1), "{round}");
     }
