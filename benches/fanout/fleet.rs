@@ -57,8 +57,8 @@ pub(crate) fn run(reps: usize) -> Result<()> {
         )
     })?;
     println!("{}, without TLS", String::from_utf8_lossy(&version.stdout).trim());
-    takeover::run(&program)?;
-    costs::run(&program, reps.max(1))
+    costs::run(&program, reps.max(1))?;
+    takeover::run(&program)
 }
 
 /// Returns the body of an answer of an admin port.
