@@ -434,6 +434,7 @@ fn member_whose_log_is_gone_goes_on_with_the_next_run() {
     one.handle(Input::Received(OTHER, Message::Sync(head)), ms(104));
     let out = gone(&mut one, 105);
     assert!(out.contains(&Output::FailTail), "{out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::OpenTail { .. })), "{out:?}");
 }
 
 fn source() -> Participant {
