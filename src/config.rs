@@ -58,7 +58,7 @@ pub use self::contexts::{Context, ContextChange, Contexts, ContextsError};
 pub use self::demo::DemoConfig;
 pub use self::file::is_file_key;
 pub use self::fleet::FleetOptions;
-pub(crate) use self::fleet::FleetRole;
+pub(crate) use self::fleet::GatewayRole;
 pub use self::identity::{IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::lease_parts::LeaseSource;
 pub use self::lines::{ColorChoice, FormConfig, LogsOutput, SelectionConfig};

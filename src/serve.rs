@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::authenticator::Authenticator;
 use crate::access::{chain, dir};
-use crate::config::{FleetRole, PlatformKind, ServeConfig};
+use crate::config::{GatewayRole, PlatformKind, ServeConfig};
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
 use crate::edge::drain::Drain;
@@ -129,7 +129,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     // Installed first, so that no signal is missed during the start.
     let signals = StopSignals::new(config.lifeline).map_err(internal)?;
-    if config.fleet.fleet_role == FleetRole::Source {
+    if config.fleet.fleet_role == GatewayRole::Source {
         let start = Box::pin(source::start(config));
         run_until_stopped(signals, start, source::RunningSource::stop).await
     } else {

@@ -33,7 +33,7 @@ const SERVERS_MAX: usize = 64;
 /// Maximum size of a file with secrets: hundreds of them.
 const SECRET_MAX_BYTES: u64 = 64 * 1024;
 
-const ROLES: &[(&str, FleetRole)] = &[("gateway", FleetRole::Gateway), ("source", FleetRole::Source)];
+const ROLES: &[(&str, GatewayRole)] = &[("gateway", GatewayRole::Gateway), ("source", GatewayRole::Source)];
 
 /// Settings of gateways that serve tenants.
 const OF_TENANTS: [&str; 5] = ["listen", "rest_listen", "published_listen", "trust_dir", "chain_grpc"];
@@ -85,10 +85,10 @@ pub struct FleetOptions {
     /// default: names that a list of leases reveals
     #[arg(long, value_name = "FILE", value_parser = secret)]
     pub(crate) fleet_secret: Option<FleetSecret>,
-    /// What the gateway does: 'gateway' (serves tenants), or 'source' (serves none, and publishes the logs of its
-    /// node's pods for the other gateways; --platform node)
+    /// What the gateway does: 'gateway' (serves tenants), or 'source' (serves none, and publishes the logs of
+    /// its node's pods for the other gateways; --platform node)
     #[arg(long, value_name = "ROLE", default_value = "gateway", value_parser = choice(ROLES, "'gateway' or 'source'"))]
-    pub(crate) fleet_role: FleetRole,
+    pub(crate) fleet_role: GatewayRole,
     /// Grace period after which a gateway tails for itself when NATS is away
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration(GRACE))]
     pub(crate) fleet_grace: Duration,
@@ -99,15 +99,15 @@ pub struct FleetOptions {
     // As many as one bus serves. Each costs its publisher some 40 bytes and an answer every five seconds.
     #[arg(long, value_name = "N", default_value = "4096", value_parser = number(MEMBERS))]
     pub(crate) fleet_members_max: usize,
-    /// Divide --max-streams-per-owner by the number of gateways in the fleet, rounded up; fewer gateways count
-    /// after a minute, and while NATS is away the last number does
+    /// Divide --max-streams-per-owner by the number of gateways in the fleet, rounded up; fewer gateways
+    /// count after a minute, and while NATS is away the last number does
     #[arg(long)]
     pub(crate) fleet_share_quotas: bool,
 }
 
-/// What a gateway does in its fleet.
+/// The role of a gateway in its fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FleetRole {
+pub(crate) enum GatewayRole {
     /// It serves tenants.
     Gateway,
     /// It publishes the logs of its node's pods.
@@ -178,7 +178,7 @@ impl FleetOptions {
 
 /// Whether the gateway serves no tenants.
 pub(super) fn is_source(resolver: &Resolver<'_>) -> bool {
-    resolver.get::<FleetRole>("fleet_role") == Some(&FleetRole::Source)
+    resolver.get::<GatewayRole>("fleet_role") == Some(&GatewayRole::Source)
 }
 
 /// Checks the settings against each other.

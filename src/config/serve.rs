@@ -63,8 +63,8 @@ pub struct ServeConfig {
     /// Address for tenants (gRPC over TLS; the client certificate is optional)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8446", value_parser = listen_address)]
     pub(crate) listen: SocketAddr,
-    /// Address for operators (HTTP: /metrics, /followers, /fleet, /live, /ready), without authentication: keep
-    /// it private
+    /// Address for operators (HTTP: /metrics, /followers, /fleet, /live, /ready), without authentication:
+    /// keep it private
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9446", value_parser = listen_address)]
     pub(crate) admin_listen: SocketAddr,
     /// Directory for logs, the gateway's generated certificate and stored answers of --chain-grpc

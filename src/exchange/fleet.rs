@@ -32,8 +32,8 @@ use crate::model::quota::QuotaDivisor;
 /// hears again of gateways that stay silent, and of others by their announcements.
 const NEWS_MAX: usize = 1_024;
 
-/// Time for the last messages of a gateway. They take milliseconds on a bus that works; on one that hangs, the
-/// others find out by themselves.
+/// Time for the last messages of a gateway. They take milliseconds on a bus that works; on one that hangs,
+/// the others find out by themselves.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Mixes the number of a participant into its weight. Odd, so different numbers give different weights.
@@ -135,8 +135,8 @@ impl Fleet {
         self.0.shared.state.send_if_modified(|state| !std::mem::replace(&mut state.draining, true));
     }
 
-    /// Waits until the last messages are sent, for a bounded time. Called after all replicas were left. Cancel
-    /// safe.
+    /// Waits until the last messages are sent, for a bounded time. Called after all replicas were left.
+    /// Cancel safe.
     pub async fn flush(&self) {
         let flush = self.0.shared.bus.flush();
         if tokio::time::timeout(FLUSH_MAX, flush).await.is_err() {

@@ -1,13 +1,13 @@
 //! By how many gateways quotas are divided (`--fleet-share-quotas`). Pure.
 //!
-//! **The quotas of all gateways together should not grow while the fleet cannot be seen.** A gateway that hears
-//! fewer others knows neither whether they have ended nor whether they serve followers, so a lower number counts
-//! after a while only, and never while the bus is away. A higher one counts at once.
+//! **The quotas of all gateways together should not grow while the fleet cannot be seen.** A gateway that
+//! hears fewer others knows neither whether they have ended nor whether they serve followers, so a lower
+//! number counts after a while only, and never while the bus is away. A higher one counts at once.
 
 use std::time::Duration;
 
-/// Time for which fewer gateways must be heard before the number is lowered. A rolling update replaces a gateway
-/// within it.
+/// Time for which fewer gateways must be heard before the number is lowered. A rolling update replaces a
+/// gateway within it.
 const LOWER_AFTER: Duration = Duration::from_secs(60);
 
 /// The number of gateways that share quotas.

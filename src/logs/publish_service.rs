@@ -1,5 +1,5 @@
-//! Requests to publish, at a gateway that serves no followers: each starts the actor of a replica on this node,
-//! or reaches it.
+//! Requests to publish, at a gateway that serves no followers: each starts the actor of a replica on this
+//! node, or reaches it.
 
 use std::sync::Arc;
 use std::time::Duration;

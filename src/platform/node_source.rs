@@ -1,6 +1,7 @@
 //! The pods of one node, for a gateway that publishes their logs to other gateways and serves no tenants.
 //!
-//! It reads the same files as the [`node`](super::node) platform, but watches the node's pods and nothing else.
+//! It reads the same files as the [`node`](super::node) platform, but watches the node's pods and nothing
+//! else.
 
 use std::path::PathBuf;
 use std::sync::Arc;

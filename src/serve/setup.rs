@@ -10,7 +10,7 @@ use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::provider::ProviderCertificates;
 use crate::access::trust::{AnyOf, Trust};
-use crate::config::{FleetOptions, FleetRole, PlatformKind, ServeConfig};
+use crate::config::{FleetOptions, GatewayRole, PlatformKind, ServeConfig};
 use crate::edge::drain::Drain;
 use crate::edge::forward::CallForwarder;
 use crate::edge::upstream::client_hello::MtlsMode;
@@ -89,7 +89,7 @@ pub(super) async fn bus(config: &ServeConfig) -> Result<Option<(Arc<dyn Bus>, Fl
     let subjects = options.subjects(config.access.provider.as_ref()).map_err(internal)?;
     let Some(subjects) = subjects else { return Ok(None) };
     let gateway = GatewayId::random();
-    let is_source = options.fleet_role == FleetRole::Source;
+    let is_source = options.fleet_role == GatewayRole::Source;
     let node = config.node.node_name.as_deref().filter(|_| is_source);
     let bus = nats_bus(options, node, gateway).await?;
     let config = FleetConfig {

@@ -1,4 +1,5 @@
-//! A gateway that serves no tenants: it publishes the logs of its node's pods for the other gateways of a fleet.
+//! A gateway that serves no tenants: it publishes the logs of its node's pods for the other gateways of a
+//! fleet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,8 @@ use crate::platform::kube::NodePods;
 use crate::platform::node_source::NodeSource;
 use crate::sys::dir_watch::Notifier;
 
-/// Time in which other gateways take over before the actors end. They need 0.2 s, and may fetch lines from the
-/// rings meanwhile.
+/// Time in which other gateways take over before the actors end. They need 0.2 s, and may fetch lines from
+/// the rings meanwhile.
 const HANDOVER: Duration = Duration::from_millis(500);
 
 /// The parts of a running gateway without tenants.

@@ -346,7 +346,8 @@ async fn every_metric_changes_with_its_event() {
 /// Metrics of other tests: refills in `logs/refill.rs`; the memory budget in `logs/overload.rs`; restarts in
 /// `restart.rs`; watches in `kube.rs` and `kube/stale.rs`; events in `kube/events.rs`; calls of the published
 /// proto in `published.rs`; connections and handshakes in `prometheus.rs` and `secure.rs`; certificates in
-/// `certificates.rs`; REST and forwarded calls in `front.rs`; fleets in `fleet/`; chain queries in `chain.rs`; tasks in `gateway.rs`. The build never changes.
+/// `certificates.rs`; REST and forwarded calls in `front.rs`; fleets in `fleet/`; chain queries in
+/// `chain.rs`; tasks in `gateway.rs`. The build never changes.
 const TESTED_ELSEWHERE: [&str; 55] = [
     "leasemux_refills_total",
     "leasemux_refilled_lines_total",

@@ -2,11 +2,12 @@
 //! a cluster, while everything fails that can. A seed reproduces a scenario exactly.
 //!
 //! Real parts: the edge from HTTP/2 on, multiplexer, `kube` platform with its HTTP client, `node` platform
-//! with its log files, the exchange between gateways, which are a fleet or not. Simulated parts: the API server with its kubelets and containers
-//! ([`crate::kube::cluster`]), what a node's kubelet and runtime do to the files (`files`), the disk's
-//! delays, failures and notifications (`disk`), the bus ([`crate::fleet::bus`]), the network (pipes in memory), time (paused; it advances when
-//! all tasks wait), random numbers and the system's clock (`leasemux-determinism`). All tasks are on one
-//! thread; files are read on it, too.
+//! with its log files, the exchange between gateways, which are a fleet or not. Simulated parts: the API
+//! server with its kubelets and containers ([`crate::kube::cluster`]), what a node's kubelet and runtime do
+//! to the files (`files`), the disk's delays, failures and notifications (`disk`), the bus
+//! ([`crate::fleet::bus`]), the network (pipes in memory), time (paused; it advances when all tasks wait),
+//! random numbers and the system's clock (`leasemux-determinism`). All tasks are on one thread; files are
+//! read on it, too.
 //!
 //! `LEASEMUX_TEST_SEED` and `LEASEMUX_TEST_SEEDS` choose seeds as for other random tests; by default they are
 //! the same each time. `cargo run --release --example simulate -- --seeds 5000` runs more. With

@@ -33,7 +33,8 @@ const FOLLOWERS: [usize; 2] = [1, 11];
 /// follower and of publishing a frame by the client library alone.
 const PUBLISHER_GOAL: f64 = 1.3;
 
-/// Upper bound on the CPU of a member with one follower, divided by that of a single gateway with one follower.
+/// Upper bound on the CPU of a member with one follower, divided by that of a single gateway with one
+/// follower.
 const MEMBER_GOAL: f64 = 2.0;
 
 /// Upper bound on the p99 delay of paced lines at the members: three paces and 5 ms.

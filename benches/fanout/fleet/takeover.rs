@@ -203,8 +203,8 @@ impl Fleet {
         Gateway::start(&self.dir, &format!("data-{index}"), &self.lease, &arguments)
     }
 
-    /// Ends the publisher with a signal. Returns the longest time without a new line at any other gateway. Then
-    /// starts it again.
+    /// Ends the publisher with a signal. Returns the longest time without a new line at any other gateway.
+    /// Then starts it again.
     fn replace_publisher(&mut self, end: Signal) -> Result<f64> {
         self.lines.run(CALM)?;
         let roles = self.roles()?;
@@ -238,8 +238,8 @@ impl Fleet {
         Ok(silence.as_secs_f64())
     }
 
-    /// Kills or halts the server, and brings it back. Returns the times until all tail directly and until there
-    /// is one tail again, and the longest time without a new line.
+    /// Kills or halts the server, and brings it back. Returns the times until all tail directly and until
+    /// there is one tail again, and the longest time without a new line.
     fn lose_nats(&mut self, is_kill: bool) -> Result<[f64; 3]> {
         self.lines.run(CALM)?;
         self.lines.begin_silence();

@@ -141,8 +141,8 @@ fn limits(pace: Duration) -> Limits {
     limits
 }
 
-/// Creates the registry of actors. With the URL of a NATS server, they share their tails with those of the other
-/// gateways of this server.
+/// Creates the registry of actors. With the URL of a NATS server, they share their tails with those of the
+/// other gateways of this server.
 #[cfg(feature = "nats")]
 async fn actors(context: ActorContext, nats: Option<&str>) -> Result<ActorRegistry> {
     let Some(url) = nats else { return Ok(ActorRegistry::new(context)) };

@@ -23,8 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Minimum of the server's `max_payload`: an answer to a fetch has up to 280 kB.
 const PAYLOAD_MIN_BYTES: usize = 512 * 1024;
 
-/// Time for the errors of messages and subscriptions that nothing returns for. The server sends them before the
-/// messages that do return; the library passes them on in a task of its own.
+/// Time for the errors of messages and subscriptions that nothing returns for. The server sends them before
+/// the messages that do return; the library passes them on in a task of its own.
 const ERRORS_WITHIN: Duration = Duration::from_millis(200);
 
 /// A subject that is used, and the pattern of the permission for it.
@@ -35,7 +35,8 @@ struct Probe {
     subscribes: bool,
 }
 
-/// Returns what a gateway uses. What returns comes last: the errors of the others have then arrived.
+/// Returns the subjects that a gateway uses. Those whose messages return to it come last: the errors of the
+/// others have then arrived.
 fn probes(options: &NatsOptions, subjects: &Subjects, gateway: GatewayId) -> Vec<Probe> {
     let inbox = (format!("{INBOX_PREFIX}.{gateway}.0"), format!("{INBOX_PREFIX}.>"));
     let probe = |(subject, pattern), publishes, subscribes| Probe { subject, pattern, publishes, subscribes };
@@ -59,8 +60,8 @@ fn probes(options: &NatsOptions, subjects: &Subjects, gateway: GatewayId) -> Vec
     }
 }
 
-/// Connects to a server, and uses a subject of each kind as the gateway does: mostly, it sends a message to itself. Returns a
-/// note about settings of the server that should be changed.
+/// Connects to a server, and uses a subject of each kind as the gateway does: mostly, it sends a message to
+/// itself. Returns a note about settings of the server that should be changed.
 ///
 /// # Errors
 /// [`NatsError`]; it names each missing permission.

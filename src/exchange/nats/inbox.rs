@@ -46,8 +46,8 @@ pub(super) struct Request {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Creates an inbox. Returns it with the future that distributes the answers, which the caller runs. Only a
-    /// gateway that `asks` others receives answers.
+    /// Creates an inbox. Returns it with the future that distributes the answers, which the caller runs. Only
+    /// a gateway that `asks` others receives answers.
     pub(super) fn open(
         link: &Link,
         gateway: GatewayId,

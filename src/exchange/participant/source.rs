@@ -1,8 +1,8 @@
-//! The gateway on a replica's node, which has no followers: it publishes when another gateway asks, while it has
-//! members.
+//! The gateway on a replica's node, which has no followers: it publishes when another gateway asks, while it
+//! has members.
 //!
-//! It opens the log first and claims then, so that it takes over only what it can read. Its claim has a higher
-//! term than all that the other gateway knows, so it needs no search for a publisher.
+//! It opens the log first and claims then, so that it takes over only what it can read. Its claim has a
+//! higher term than all that the other gateway knows, so it needs no search for a publisher.
 
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ impl Asks {
         self.open.is_empty() && before > 0
     }
 
-    /// Returns where to read a run that the actor opens `from` there: if at its end, then after the lines that
-    /// the other gateway has.
+    /// Returns where to read a run that the actor opens `from` there: if at its end, then after the lines
+    /// that the other gateway has.
     pub(super) fn start_of(&self, instance: &Instance, from: ReadFrom) -> ReadFrom {
         let Some(place) = self.place.as_ref().filter(|_| from == ReadFrom::Last(0)) else { return from };
         if place.instance == *instance && place.position != Position::START {

@@ -189,8 +189,8 @@ impl Participant {
             if !self.is_left_behind() {
                 return;
             }
-            // The log is gone, and no frame of its run will come. The actor goes on with the next run; until then
-            // there is none to open again.
+            // The log is gone, and no frame of its run will come. The actor goes on with the next run; until
+            // then there is none to open again.
             self.release_gap();
             self.out.push(Output::FailTail);
             (self.tail.retry_at, self.tail.covering, self.run) = (None, false, None);

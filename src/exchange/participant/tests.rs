@@ -12,6 +12,16 @@ use crate::platform::{ReadFrom, TailItem};
 const ME: GatewayId = GatewayId([1; 16]);
 const OTHER: GatewayId = GatewayId([2; 16]);
 
+const CONFIG: Config = Config {
+    gateway: ME,
+    weight: 5,
+    is_home: false,
+    asks_node: false,
+    is_source: false,
+    members_max: 2,
+    seed: 1,
+};
+
 fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
 }
@@ -21,15 +31,7 @@ fn run() -> Instance {
 }
 
 fn participant(asks_node: bool) -> (Participant, Vec<Output>) {
-    let config = Config {
-        gateway: ME,
-        weight: 5,
-        is_home: false,
-        asks_node,
-        is_source: false,
-        members_max: 2,
-        seed: 1,
-    };
+    let config = Config { asks_node, ..CONFIG };
     let mut one = Participant::new(config, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::Last(0) }, ms(0));
     (one, out)
@@ -115,16 +117,7 @@ fn frame(number: u64, times: std::ops::Range<i64>, ambiguous: bool) -> Frame {
 
 /// Returns a member whose actor was given the lines up to time 7, and the outputs of its join.
 fn member_behind() -> (Participant, Vec<Output>) {
-    let config = Config {
-        gateway: ME,
-        weight: 5,
-        is_home: false,
-        asks_node: false,
-        is_source: false,
-        members_max: 2,
-        seed: 1,
-    };
-    let mut one = Participant::new(config, true);
+    let mut one = Participant::new(CONFIG, true);
     let out = one.handle(Input::Open { instance: run(), from: ReadFrom::After(at(7)) }, ms(0));
     let place = Some(Place { instance: run(), position: at(9) });
     let head = Head { end: RingEnd { number: 4, place, ..RingEnd::default() }, ..head(false) };
@@ -356,16 +349,7 @@ fn member_that_opens_its_log_elsewhere_is_not_attached() {
 
 #[test]
 fn member_reads_the_source_to_find_a_time() {
-    let config = Config {
-        gateway: ME,
-        weight: 5,
-        is_home: false,
-        asks_node: false,
-        is_source: false,
-        members_max: 2,
-        seed: 1,
-    };
-    let mut one = Participant::new(config, true);
+    let mut one = Participant::new(CONFIG, true);
     let from = ReadFrom::Last(7);
     let out = one.handle(Input::Open { instance: run(), from }, ms(0));
     let out = one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head(false))), ms(1));
@@ -438,15 +422,7 @@ fn member_whose_log_is_gone_goes_on_with_the_next_run() {
 }
 
 fn source() -> Participant {
-    let config = Config {
-        gateway: ME,
-        weight: 5,
-        is_home: true,
-        asks_node: false,
-        is_source: true,
-        members_max: 2,
-        seed: 1,
-    };
+    let config = Config { is_home: true, is_source: true, ..CONFIG };
     Participant::new(config, true)
 }
 

@@ -1,5 +1,5 @@
-//! The pods of one node, without anything else of the cluster: for a gateway that publishes their logs and has no
-//! followers.
+//! The pods of one node, without anything else of the cluster: for a gateway that publishes their logs and
+//! has no followers.
 //!
 //! Replicas are not numbered here: a request to publish names the pod of its replica. A view has only that
 //! replica.
@@ -37,8 +37,8 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// Objects in one page of a list: more than a node runs by default (110).
 const PAGE_OBJECTS: u32 = 250;
 
-/// Maximum replicas with a view: several times the pods of a node, since a rollout may have a view for each of
-/// two pods.
+/// Maximum replicas with a view: several times the pods of a node, since a rollout may have a view for each
+/// of two pods.
 const VIEWS_MAX: usize = 1_024;
 
 /// Maximum pods in the view of one replica: the newest one, and those whose logs are read to their end.
@@ -69,8 +69,8 @@ struct Served {
 // === impl NodePods ===
 
 impl NodePods {
-    /// Connects, checks the permissions, and waits until the pods have been listed. Retries and logs while the
-    /// API server cannot be reached.
+    /// Connects, checks the permissions, and waits until the pods have been listed. Retries and logs while
+    /// the API server cannot be reached.
     ///
     /// # Errors
     /// If the configuration is unusable, or permissions are missing.

@@ -76,8 +76,9 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
     LeaseView { services, ended, stale_since: provider.stale_since }
 }
 
-/// Builds a view that has only this replica, whose pods these are, oldest first, with the time when each went.
-/// Without a pod that is there, the view is that of a lease that has ended: no pod will take its place here.
+/// Builds a view that has only this replica, whose pods these are, oldest first, with the time when each
+/// went. Without a pod that is there, the view is that of a lease that has ended: no pod will take its place
+/// here.
 pub(super) fn of_pods(replica: &Replica, pods: &[(PodFacts, Option<LogTime>)]) -> LeaseView {
     let members: Members<'_> = pods.iter().map(|(pod, gone)| (pod, *gone)).collect();
     let ended = members.iter().all(|(_, gone)| gone.is_some());

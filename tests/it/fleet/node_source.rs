@@ -1,5 +1,5 @@
-//! A gateway on the node of a replica publishes it: the API server then carries no live log stream. Real time,
-//! because the API server has sockets.
+//! A gateway on the node of a replica publishes it: the API server then carries no live log stream. Real
+//! time, because the API server has sockets.
 
 use std::fs::{self, File};
 use std::io::Write as _;

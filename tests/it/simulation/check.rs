@@ -50,7 +50,7 @@ pub(super) struct Progress {
     gap: PendingGap,
 }
 
-/// What a gateway reads.
+/// The logs that a gateway reads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reads {
     /// Whether it reads the files of the node.
@@ -255,8 +255,8 @@ impl Progress {
         if place <= limit || gap.count > 0 {
             return Ok(());
         }
-        // Its files may have been rotated away since: nothing was read, so nothing is known to be missing. In a
-        // fleet, the lines of a run that began later may come from a gateway that reads the API's log.
+        // Its files may have been rotated away since: nothing was read, so nothing is known to be missing. In
+        // a fleet, the lines of a run that began later may come from a gateway that reads the API's log.
         if place.1 <= history.oldest_line(replica, place.0, !self.reads.live_api) {
             outcome.excuse("rotated before the first line", 1);
             return Ok(());

@@ -18,6 +18,7 @@ mod pods;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use leasemux::model::limits::{Limits, QuotaLimits};
@@ -51,13 +52,16 @@ const LONG_LINE: usize = 2_000;
 const MILLISECOND: i64 = 1_000_000;
 const SECOND: i64 = 1_000 * MILLISECOND;
 
+/// Longest time of one simulation, on the clock of the machine. It takes seconds.
+const REAL_TIME_MAX: Duration = Duration::from_secs(600);
+
 /// Simulated time in which a follower gets the newest lines once all faults are over. A watch over a
 /// half-open connection is replaced after five minutes.
 const CATCH_UP_MAX: Duration = Duration::from_secs(3_600);
 
-/// Simulated time within which one tail per replica is left. A gateway that gets no frames although the bus can
-/// be used tails for itself for up to ten minutes; after failures of the source, none publishes for one minute.
-/// How fast gateways resolve other faults is tested in `crate::exchange`.
+/// Simulated time within which one tail per replica is left. A gateway that gets no frames although the bus
+/// can be used tails for itself for up to ten minutes; after failures of the source, none publishes for one
+/// minute. How fast gateways resolve other faults is tested in `crate::exchange`.
 const SHARED_WITHIN: Duration = Duration::from_secs(660);
 
 /// What happens to the files of the node.
@@ -96,7 +100,8 @@ pub(super) fn run(seed: u64) -> Outcome {
     // Not in the simulation's thread: its name is random.
     let logs = tempfile::tempdir().unwrap();
     let root = logs.path().to_owned();
-    let simulation = std::thread::spawn(move || {
+    let (done, outcome) = mpsc::channel();
+    std::thread::spawn(move || {
         leasemux_determinism::begin(seed, clock::wall_clock);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
@@ -104,14 +109,22 @@ pub(super) fn run(seed: u64) -> Outcome {
         let tasks = LocalSet::new();
         let outcome =
             std::panic::catch_unwind(AssertUnwindSafe(|| tasks.block_on(&runtime, simulate(seed, &root))));
-        outcome.unwrap_or_else(|panic| {
+        let outcome = outcome.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-            let violation = Some(Violation { kind: Kind::Panic, text: text.unwrap_or_default() });
-            Outcome { seed, violation, ..Outcome::default() }
-        })
+            ended_by(seed, Violation { kind: Kind::Panic, text: text.unwrap_or_default() })
+        });
+        // After the limit, nothing waits for it.
+        _ = done.send(outcome);
     });
-    simulation.join().expect("its panics are caught")
+    // Without a limit, tasks that wake each other for ever would hold the whole run.
+    outcome.recv_timeout(REAL_TIME_MAX).unwrap_or_else(|_| {
+        ended_by(seed, Violation::stuck(format!("no end within {REAL_TIME_MAX:?} of the machine's time")))
+    })
+}
+
+fn ended_by(seed: u64, violation: Violation) -> Outcome {
+    Outcome { seed, violation: Some(violation), ..Outcome::default() }
 }
 
 async fn simulate(seed: u64, root: &Path) -> Outcome {

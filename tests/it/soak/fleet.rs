@@ -398,7 +398,8 @@ impl FleetSoak {
         )
     }
 
-    /// Ends all faults. Waits until each replica has one tail, and all followers have all lines of this moment.
+    /// Ends all faults. Waits until each replica has one tail, and all followers have all lines of this
+    /// moment.
     fn settle(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -122,8 +122,8 @@ impl Roles {
         (0..self.0.len()).filter(is).collect()
     }
 
-    /// Whether each of `gateways` gateways is the publisher or a member of each of `replicas`, and each replica
-    /// has one publisher.
+    /// Whether each of `gateways` gateways is the publisher or a member of each of `replicas`, and each
+    /// replica has one publisher.
     pub(super) fn is_settled(&self, gateways: usize, replicas: &[&str]) -> bool {
         let is_settled = |replica: &&str| {
             let [publishers, members] =
