@@ -20,7 +20,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::open_log;
 use super::store::{LOCK_FILE, PODS_DIR, pod_name};
-use super::view_file::{EXTENSION, StoredLease, VIEWS_DIR};
+use super::view_file::{EXTENSION, ReadError, StoredLease, VIEWS_DIR};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
@@ -64,7 +64,7 @@ struct Lease {
 struct ViewReader {
     data_dir: PathBuf,
     leases: Arc<Leases>,
-    /// What was read of each file; without a lease if it was invalid.
+    /// What was read of each file, and the newest lease that a valid one had.
     known: HashMap<PathBuf, (Version, Option<LeaseId>)>,
 }
 
@@ -77,8 +77,8 @@ struct Version {
 
 /// The state of the data directory.
 struct Scan {
-    /// The files that have changed.
-    changed: Vec<(PathBuf, Version, StoredLease)>,
+    /// The files that have changed; without content if it is invalid.
+    changed: Vec<(PathBuf, Version, Option<StoredLease>)>,
     paths: HashSet<PathBuf>,
     is_live: bool,
 }
@@ -289,13 +289,16 @@ impl ViewReader {
         let scan = tokio::task::spawn_blocking(move || scan(&dir, &versions));
         let Scan { changed, paths, is_live } = scan.await.map_err(io::Error::other)??;
         for (path, version, stored) in changed {
-            let id = if let (Ok(id), Ok(view)) = (stored.lease.parse::<LeaseId>(), stored.view()) {
+            let read = stored.and_then(|stored| {
+                let (id, view) = (stored.lease.parse::<LeaseId>().ok()?, stored.view().ok()?);
                 self.leases.update(&id, view, stored.kept_files);
                 Some(id)
-            } else {
+            });
+            if read.is_none() {
                 tracing::warn!(path = %path.display(), "view of a lease is invalid: the gateways have different versions");
-                None
-            };
+            }
+            // The lease of an invalid file still ends with the file.
+            let id = read.or_else(|| self.known.remove(&path)?.1);
             self.known.insert(path, (version, id));
         }
         for (_, (_, id)) in self.known.extract_if(|path, _| !paths.contains(path)) {
@@ -330,9 +333,11 @@ fn scan(data_dir: &Path, known: &HashMap<PathBuf, Version>) -> io::Result<Scan> 
         let version = Version { inode: metadata.ino(), modified: metadata.modified().ok() };
         if known.get(&path) != Some(&version) {
             match StoredLease::read(&path) {
-                Ok(stored) => changed.push((path.clone(), version, stored)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
+                Ok(stored) => changed.push((path.clone(), version, Some(stored))),
+                Err(ReadError::Read(error)) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(ReadError::Read(error)) => return Err(error),
+                // The other leases are served.
+                Err(ReadError::Content(_)) => changed.push((path.clone(), version, None)),
             }
         }
         paths.insert(path);

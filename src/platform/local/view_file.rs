@@ -49,6 +49,15 @@ pub(super) struct StoredLease {
     services: BTreeMap<String, StoredService>,
 }
 
+/// Why a file has no lease.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// It cannot be read, or is too large.
+    Read(io::Error),
+    /// Another version wrote it, or no gateway.
+    Content(serde_json::Error),
+}
+
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct StoredService {
     count: u32,
@@ -152,8 +161,9 @@ impl StoredLease {
     ///
     /// # Errors
     /// If it cannot be read, or was written by another version.
-    pub(super) fn read(path: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&read_bounded(path, FILE_MAX_BYTES)?)?)
+    pub(super) fn read(path: &Path) -> Result<Self, ReadError> {
+        let bytes = read_bounded(path, FILE_MAX_BYTES).map_err(ReadError::Read)?;
+        serde_json::from_slice(&bytes).map_err(ReadError::Content)
     }
 
     /// Returns the view.
@@ -324,7 +334,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for content in ["", "{}", "{\"lease\":\"\",\"kept_files\":-1,\"services\":{}}"] {
             fs::write(file.path(), content).unwrap();
-            assert!(StoredLease::read(file.path()).is_err(), "{content}");
+            assert!(matches!(StoredLease::read(file.path()), Err(ReadError::Content(_))), "{content}");
         }
     }
 }

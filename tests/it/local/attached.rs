@@ -132,6 +132,30 @@ async fn lease_that_the_other_gateway_no_longer_has_ends() {
 }
 
 #[tokio::test]
+async fn invalid_view_hides_no_other_lease_and_ends_with_its_file() {
+    let fixture = Fixture::new(COUNT).start();
+    fixture.printed("3").await;
+    let views = fixture.dir.path().join("data/views");
+    std::fs::write(views.join("other.json"), "{}").unwrap();
+    let attached = attach(&fixture).await;
+    let mut view = attached.watch(&lease()).await.unwrap();
+    until(&mut view, |view| view.replica(&web()).is_some_and(|slot| slot.ready)).await;
+    assert!(attached.is_reachable());
+    fixture.platform().stop(Duration::ZERO).await;
+    let mut files = std::fs::read_dir(&views).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|path| !path.ends_with("other.json")).unwrap();
+    until(&mut view, |view| view.stale_since.is_some()).await;
+    // As another version would write it, which then runs.
+    std::fs::write(&file, "{\"version\":2}").unwrap();
+    let lock = std::fs::File::open(fixture.dir.path().join("data/lock")).unwrap();
+    lock.lock().unwrap();
+    until(&mut view, |view| view.stale_since.is_none()).await;
+    assert!(!view.borrow().ended);
+    std::fs::remove_file(&file).unwrap();
+    until(&mut view, |view| view.ended).await;
+}
+
+#[tokio::test]
 async fn other_directory_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = AttachedPlatform::start(dir.path(), Notifier::start()).await.unwrap_err();
