@@ -110,6 +110,9 @@ pub enum NatsError {
     /// No server can be reached, or none accepts the gateway.
     #[error("--nats: {}", connect_text(.0))]
     Connect(ConnectError),
+    /// No server has answered within this time.
+    #[error("--nats: no server has answered within {} s", .0.as_secs())]
+    Slow(Duration),
     /// The server does not permit a message or a subscription, or does not deliver.
     #[error("--nats: {}", .0.join("; "))]
     Permissions(Vec<String>),

@@ -9,13 +9,16 @@ use async_nats::{Event, ServerError};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{INBOX_PREFIX, NatsError, NatsOptions, version};
 use crate::exchange::codec;
 use crate::exchange::gateway_id::GatewayId;
 use crate::exchange::messages::{Envelope, Message};
 use crate::exchange::subjects::Subjects;
+
+/// Time for attempts to connect to all servers. One attempt may take seconds, and there may be many servers.
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 
 /// Time for all messages to return. On one connection that takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -79,7 +82,8 @@ pub async fn check(
         }
         ready(())
     });
-    let client = library.connect(options.addresses()?).await.map_err(NatsError::Connect)?;
+    let connected = timeout(CONNECT_WITHIN, library.connect(options.addresses()?)).await;
+    let client = connected.map_err(|_| NatsError::Slow(CONNECT_WITHIN))?.map_err(NatsError::Connect)?;
     let probes = probes(options, subjects, gateway);
     // Gateways that hear it ignore it.
     let payload = codec::encode(&Envelope { sender: gateway, counter: 1, message: Message::Leave });

@@ -1,6 +1,7 @@
 //! Credentials, permissions and TLS: `serve --check`, and a gateway that starts with wrong ones.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use leasemux::exchange::gateway_id::GatewayId;
@@ -139,6 +140,23 @@ fn check_reports_an_unreachable_server() {
     server.kill();
     let done = Scenario::new().check(&server, &[]);
     assert_invalid(&done, &["error: --nats: cannot connect: IO error", "check the address"]);
+}
+
+/// Connections to a server that hangs are accepted by the kernel.
+#[tokio::test(start_paused = true)]
+async fn check_of_many_servers_that_hang_ends() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("nats://{}", socket.local_addr().unwrap());
+    let options = NatsOptions {
+        servers: vec![url; 64],
+        credentials: None,
+        authorities: None,
+        certificate: None,
+        source_node: None,
+    };
+    let subjects = Subjects::new("east", None).unwrap();
+    let error = nats::check(&options, &subjects, GatewayId([1; 16])).await.unwrap_err();
+    assert_eq!(error.to_string(), "--nats: no server has answered within 20 s");
 }
 
 #[test]
