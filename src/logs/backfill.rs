@@ -572,7 +572,8 @@ impl Backfill {
                 return Stage::End(BackfillEvent::Skip(Box::new(live), GapCause::Rotated));
             }
             self.queue_unknown_gap(GapCause::Rotated);
-            return Stage::Done;
+            // The actor may still read this run, before this position.
+            return Stage::RunEnded(instance);
         };
         self.queue_unknown_gap(GapCause::Rotated);
         self.queue_event(Some(&run.instance), Event::started(run));

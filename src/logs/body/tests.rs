@@ -1013,6 +1013,31 @@ async fn gap_of_ring_resumes_not_before_last_line() {
     assert_eq!((cursor.time.map(|time| time.nanos), cursor.ordinal), (Some(5), 3));
 }
 
+/// The kubelet of this gateway lags, or other gateways are ahead: the actor reads lines that the follower has.
+#[tokio::test(start_paused = true)]
+async fn resume_in_run_that_view_no_longer_names_repeats_nothing() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter::default());
+    let mut request = Polled::request(range, Representation::WebSocket(Notices::All), LagPolicy::Drop, None);
+    let web = Replica { service: "web".parse().unwrap(), index: 0 };
+    request.resume = [(web, (Instance::new("uid", "web", 0).unwrap(), after(20)))].into();
+    let mut polled = Polled::serving(Arc::clone(&script) as Arc<dyn Platform>, view, 1, request);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    views.send_replace(view_of(&[]));
+    let mut frames = vec![polled.sent_bytes().await];
+    // It waits for the pod of its cursor, which may be a new one.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    frames.push(polled.sent_bytes().await);
+    for lines in [0..10, 10..20, 20..30] {
+        live.send(timed(lines));
+        frames.push(polled.sent_bytes().await);
+    }
+    assert_eq!(script.opened.lock().len(), 1);
+    assert_eq!(transcript(&frames), ["wait", "gap 0 false", "20-29"]);
+}
+
 /// Returns the entries of gRPC messages.
 fn plain_entries(mut messages: &[u8]) -> Vec<ServiceLogs> {
     let mut entries = Vec::new();
