@@ -77,8 +77,8 @@ struct Version {
 
 /// The state of the data directory.
 struct Scan {
-    /// The files that have changed; without content if it is invalid.
-    changed: Vec<(PathBuf, Version, Option<StoredLease>)>,
+    /// The files that have changed, or why their content is invalid.
+    changed: Vec<(PathBuf, Version, Result<StoredLease, serde_json::Error>)>,
     paths: HashSet<PathBuf>,
     is_live: bool,
 }
@@ -289,11 +289,19 @@ impl ViewReader {
         let scan = tokio::task::spawn_blocking(move || scan(&dir, &versions));
         let Scan { changed, paths, is_live } = scan.await.map_err(io::Error::other)??;
         for (path, version, stored) in changed {
-            let read = stored.and_then(|stored| {
-                let (id, view) = (stored.lease.parse::<LeaseId>().ok()?, stored.view().ok()?);
-                self.leases.update(&id, view, stored.kept_files);
-                Some(id)
-            });
+            let read = match stored {
+                Ok(stored) => {
+                    let valid = stored.lease.parse::<LeaseId>().ok().zip(stored.view().ok());
+                    valid.map(|(id, view)| {
+                        self.leases.update(&id, view, stored.kept_files);
+                        id
+                    })
+                }
+                Err(error) => {
+                    tracing::debug!(path = %path.display(), error = &error as &dyn std::error::Error, "view of a lease is not understood");
+                    None
+                }
+            };
             if read.is_none() {
                 tracing::warn!(path = %path.display(), "view of a lease is invalid: the gateways have different versions");
             }
@@ -333,11 +341,11 @@ fn scan(data_dir: &Path, known: &HashMap<PathBuf, Version>) -> io::Result<Scan> 
         let version = Version { inode: metadata.ino(), modified: metadata.modified().ok() };
         if known.get(&path) != Some(&version) {
             match StoredLease::read(&path) {
-                Ok(stored) => changed.push((path.clone(), version, Some(stored))),
+                Ok(stored) => changed.push((path.clone(), version, Ok(stored))),
                 Err(ReadError::Read(error)) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(ReadError::Read(error)) => return Err(error),
                 // The other leases are served.
-                Err(ReadError::Content(_)) => changed.push((path.clone(), version, None)),
+                Err(ReadError::Content(error)) => changed.push((path.clone(), version, Err(error))),
             }
         }
         paths.insert(path);

@@ -142,12 +142,14 @@ async fn invalid_view_hides_no_other_lease_and_ends_with_its_file() {
     until(&mut view, |view| view.replica(&web()).is_some_and(|slot| slot.ready)).await;
     assert!(attached.is_reachable());
     fixture.platform().stop(Duration::ZERO).await;
+    let dir = fixture.dir;
+    drop(fixture.platform);
     let mut files = std::fs::read_dir(&views).unwrap().map(|entry| entry.unwrap().path());
     let file = files.find(|path| !path.ends_with("other.json")).unwrap();
     until(&mut view, |view| view.stale_since.is_some()).await;
     // As another version would write it, which then runs.
     std::fs::write(&file, "{\"version\":2}").unwrap();
-    let lock = std::fs::File::open(fixture.dir.path().join("data/lock")).unwrap();
+    let lock = std::fs::File::open(dir.path().join("data/lock")).unwrap();
     lock.lock().unwrap();
     until(&mut view, |view| view.stale_since.is_none()).await;
     assert!(!view.borrow().ended);
