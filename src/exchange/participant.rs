@@ -79,7 +79,7 @@ pub struct Participant {
     attempts: u32,
     /// Times in a row that frames did not reach this gateway.
     deaf: u32,
-    /// It claims without having asked the gateway on the replica's node.
+    /// It claims without having asked the gateway on the replica's node, or was refused there.
     ask_node_soon: bool,
     /// Requests to publish, without their answers so far.
     asks: Asks,

@@ -206,7 +206,12 @@ impl Participant {
                 self.term = self.term.max(head.rank.term);
                 self.joined(request, sender, head, now);
             }
-            Message::Refused => self.refused(request, now),
+            Message::Refused => {
+                // The gateway on the node may not know of the run yet.
+                self.ask_node_soon |=
+                    matches!(self.role, Role::Asking { request: own, .. } if own == request);
+                self.refused(request, now);
+            }
             Message::Fetched(fetched) => self.fetched(request, fetched),
             _ => {}
         }

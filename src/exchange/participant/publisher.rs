@@ -45,6 +45,13 @@ const NO_CLAIM_FOR: Duration = Duration::from_secs(60);
 /// Interval at which a publisher asks the gateway on the replica's node to take over.
 const ASK_NODE_EVERY: Duration = Duration::from_secs(30);
 
+/// Interval of the first requests about a run in another pod, and after a refusal: the other gateway may learn of the
+/// run later.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Requests at that interval.
+const ASKS_AGAIN: u32 = 3;
+
 /// The state of a publisher.
 #[derive(Debug)]
 pub(super) struct Publishing {
@@ -63,6 +70,8 @@ pub(super) struct Publishing {
     /// Announcements so far.
     announced: usize,
     ask_node_at: Duration,
+    /// Further requests that follow soon.
+    asks_again: u32,
     asked_node: Option<RequestId>,
     was_complete: bool,
 }
@@ -71,7 +80,7 @@ pub(super) struct Publishing {
 
 impl Publishing {
     /// Creates the state of a new publisher. `expects_members`: others follow the replica. `asks_soon`: the
-    /// gateway on the replica's node was not asked.
+    /// gateway on the replica's node was not asked, or has refused.
     pub(super) fn new(rank: Rank, expects_members: bool, asks_soon: bool, now: Duration) -> Self {
         Self {
             rank,
@@ -84,6 +93,7 @@ impl Publishing {
             announced_at: None,
             announced: 0,
             ask_node_at: if asks_soon { now } else { now + ASK_NODE_EVERY },
+            asks_again: if asks_soon { ASKS_AGAIN } else { 0 },
             asked_node: None,
             was_complete: false,
         }
@@ -112,7 +122,7 @@ impl Publishing {
 
     /// Asks the gateway on the replica's node at once: that may be another node.
     pub(super) fn ask_node_now(&mut self, now: Duration) {
-        self.ask_node_at = now;
+        (self.ask_node_at, self.asks_again) = (now, ASKS_AGAIN);
     }
 
     /// Announces itself: another gateway seems not to know of it.
@@ -295,7 +305,9 @@ impl Participant {
             && publishing.end.is_some()
             && publishing.ask_node_at <= now
         {
-            (publishing.ask_node_at, publishing.asked_node) = (now + ASK_NODE_EVERY, Some(request));
+            let next = if publishing.asks_again > 0 { ASK_AGAIN_AFTER } else { ASK_NODE_EVERY };
+            publishing.asks_again = publishing.asks_again.saturating_sub(1);
+            (publishing.ask_node_at, publishing.asked_node) = (now + next, Some(request));
             self.next_request = request;
             self.ask_node(request);
         }

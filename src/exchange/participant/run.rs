@@ -22,7 +22,9 @@ impl Participant {
             run.from = self.asks.start_of(&run.instance, from);
             let is_known = run.at.is_some();
             let old = self.run.replace(run);
-            let is_other_pod = old.as_ref().is_some_and(|old| !self.reads_pod(&old.instance));
+            // A run that was read to its end is no longer in `run`.
+            let last = old.as_ref().map(|old| &old.instance).or(self.finished.back());
+            let is_other_pod = last.is_some_and(|last| !self.reads_pod(last));
             let is_reopened = old.as_ref().is_some_and(|old| self.reads_run(&old.instance));
             if (is_reopened || !is_known)
                 && let Role::Member(following) = &mut self.role

@@ -292,8 +292,8 @@ fn pod_on_another_node_is_published_there() {
     for round in 1..5 {
         let _ = run(&mut world, ms(3_000));
         world.next_run(true);
-        // The gateway on the node may hear of the pod after it was asked. It is asked again after 30 s.
-        let _ = run(&mut world, ms(35_000));
+        // The gateway on the node may hear of the pod after it was asked. It is asked again soon.
+        let _ = run(&mut world, ms(8_000));
         let publisher = sources[round % 2];
         assert_eq!((world.in_role(RoleName::Publisher), world.tails()), (vec![publisher], 1), "{round}");
     }
