@@ -123,8 +123,12 @@ impl Participant {
 
     /// Positions no longer agree with the publisher's frames.
     pub(super) fn detach(&mut self) {
-        if let Role::Member(following) = &mut self.role {
-            following.next = None;
+        if let Role::Member(following) = &mut self.role
+            && let Some(next) = following.next.take()
+            && following.head.as_ref().is_some_and(|head| head.end.number <= next)
+        {
+            // The frames from there on cannot be had: attaching there again would only ask for them again.
+            following.head = None;
         }
         self.cover();
     }

@@ -146,6 +146,27 @@ fn fetched_frames_that_do_not_help_are_fetched_once() {
     );
 }
 
+/// The place that it had attached at is followed by frames that nobody has any more.
+#[test]
+fn frames_that_are_gone_are_fetched_once() {
+    let (mut one, out) = participant(false);
+    one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head(false))), ms(1));
+    let out = one.handle(Input::Received(OTHER, Message::Frame(frame(3, 5..8, false))), ms(2));
+    let not_held = Fetched::NotHeld { rank: head(false).rank, oldest: None };
+    let out = one.handle(Input::Answered(request(&out), OTHER, Message::Fetched(not_held)), ms(3));
+    let [Output::OpenTail { from: ReadFrom::After(Position::START), .. }] = &out[..] else {
+        panic!("{out:?}")
+    };
+    one.handle(Input::Tail(1, TailEvent::Opened { start: Position::START, unfinished: [false; 2] }), ms(4));
+    let mut batch = LineBatch::default();
+    batch.lines.push(Line::whole(1, LogTime::from_nanos(4), at(4)));
+    batch.data = vec![b'\n'].into();
+    let out = one.handle(Input::Tail(1, TailEvent::Item(TailItem::Lines(batch))), ms(5));
+    let delivered = |output: &Output| matches!(output, Output::Deliver(TailItem::Lines(_)));
+    assert_eq!(out.iter().filter(|output| delivered(output)).count(), 2, "{out:?}");
+    assert!(out.contains(&Output::CloseTail), "{out:?}");
+}
+
 #[test]
 fn answers_of_another_rank_do_not_repeat_a_fetch_without_end() {
     let (mut one, mut out) = member_behind();

@@ -20,6 +20,9 @@ use super::gateway::Actor;
 use super::source::Reader;
 use super::world::{ACTOR_IDLE, Event, Token, World};
 
+/// A gateway opens fewer tails than this within a second: more is a loop.
+const OPENED_MAX: usize = 20;
+
 const LEASE: &str =
     "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/1/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
@@ -112,6 +115,7 @@ impl World {
             Output::OpenTail { generation, instance, from, .. } => {
                 self.count(if self.gateways[g].node.is_some() { "tails of nodes" } else { "tails" });
                 self.gateways[g].tail = Some((generation, None));
+                self.check_opened(g);
                 let reader = Reader::open(&self.source, &instance, from);
                 let delay = Duration::from_millis(self.random.random_range(1..60));
                 if !self.gateways[g].source_fails {
@@ -129,6 +133,20 @@ impl World {
             Output::Opened { .. } | Output::Deliver(_) | Output::Ended | Output::FailTail => {
                 self.pass_to_actor(g, output, inputs);
             }
+        }
+    }
+
+    /// Checks that a gateway does not open its tail again and again.
+    fn check_opened(&mut self, g: usize) {
+        let now = self.now;
+        let opened = &mut self.gateways[g].opened;
+        opened.push_back(now);
+        while opened.front().is_some_and(|at| *at + Duration::from_secs(1) < now) {
+            opened.pop_front();
+        }
+        let count = opened.len();
+        if count == OPENED_MAX {
+            self.violate(g, format!("{count} tails were opened within a second"));
         }
     }
 

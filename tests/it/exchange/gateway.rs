@@ -29,6 +29,8 @@ pub(crate) struct Gateway {
     pub(crate) actor: Option<Actor>,
     /// The tail and its generation; `None` while it is being opened.
     pub(crate) tail: Option<(u64, Option<Reader>)>,
+    /// When tails were opened, in the last second.
+    pub(crate) opened: VecDeque<Duration>,
     /// The ring is read for members.
     pub(crate) publishes: bool,
     /// The actor stays for members.
@@ -98,6 +100,7 @@ impl Gateway {
             participant: Participant::new(config, false),
             actor: None,
             tail: None,
+            opened: VecDeque::new(),
             publishes: false,
             kept: false,
             known_runs,
