@@ -19,6 +19,7 @@ pub mod logs;
 pub mod loss_checker;
 pub mod model;
 pub mod platform;
+pub mod program;
 pub mod restart;
 pub mod serve;
 pub mod status;

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read, Write as _};
 use std::path::Path;
 
-use leasemux::access::identity::IdentityFiles;
-use leasemux::access::wallet::Mnemonic;
-use leasemux::client::exit::Exit;
-use leasemux::config::{ImportConfig, MnemonicSource};
-use leasemux::model::id::Owner;
-use leasemux::model::time::LogTime;
+use crate::access::identity::IdentityFiles;
+use crate::access::wallet::Mnemonic;
+use crate::client::exit::Exit;
+use crate::config::{ImportConfig, MnemonicSource};
+use crate::model::id::Owner;
+use crate::model::time::LogTime;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use leasemux::client::exit::Exit;
-use leasemux::config::{Context, ContextCommand, Contexts, ContextsError};
+use crate::client::exit::Exit;
+use crate::config::{Context, ContextCommand, Contexts, ContextsError};
 
 /// Titles of the columns of `context list`.
 const TITLES: [&str; 5] = ["CURRENT", "NAME", "GATEWAY", "CREDENTIALS", "LEASE"];

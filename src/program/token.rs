@@ -1,12 +1,12 @@
 //! The commands `token new` and `token check`.
 
-use leasemux::access::account::AccountKey;
-use leasemux::access::dir::key_in_dir;
-use leasemux::access::refusal::Refusal;
-use leasemux::access::tools::{SignError, TokenRequest, VerifyOptions, sign_token, verify_token};
-use leasemux::client::exit::Exit;
-use leasemux::config::{TokenCheckConfig, TokenNewConfig};
-use leasemux::model::time::LogTime;
+use crate::access::account::AccountKey;
+use crate::access::dir::key_in_dir;
+use crate::access::refusal::Refusal;
+use crate::access::tools::{SignError, TokenRequest, VerifyOptions, sign_token, verify_token};
+use crate::client::exit::Exit;
+use crate::config::{TokenCheckConfig, TokenNewConfig};
+use crate::model::time::LogTime;
 
 /// The exit code, and the reason.
 pub(crate) type Failure = (Exit, String);

@@ -9,13 +9,13 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::client::exit::Exit;
+use crate::client::service_names;
+use crate::config::{self, COMPLETE_VARIABLE, Contexts};
+use crate::model::id::ServiceName;
 use clap::{Arg, Command};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
-use leasemux::client::exit::Exit;
-use leasemux::client::service_names;
-use leasemux::config::{self, COMPLETE_VARIABLE, Contexts};
-use leasemux::model::id::ServiceName;
 
 /// Limit on asking the gateway. A person who waits for a completion waits no longer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
