@@ -10,7 +10,7 @@ use super::{Delivery, Participant, Role};
 use crate::exchange::lines::Part;
 use crate::exchange::messages::{Content, Frame, Totals};
 use crate::model::id::Instance;
-use crate::model::line::LineBatch;
+use crate::model::line::{GapCause, LineBatch, SourceGap};
 use crate::model::position::Position;
 use crate::platform::ReadFrom;
 
@@ -227,7 +227,12 @@ impl Participant {
         }
         run.start_at(place.position, head.end.ambiguous);
         (run.seen_from, run.account) = (Some(head.rank), Some((head.rank, head.end.totals)));
+        // A backfill must not join the actor's ring here without the gap.
+        let after = place.position;
+        let gap = SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false, after };
+        let gap = if head.end.after_gap { run.gap(gap) } else { None };
         self.out.push(Output::Opened { start: place.position, unfinished: head.end.unfinished });
+        self.deliver(gap);
         self.attach(head.end.number);
         true
     }

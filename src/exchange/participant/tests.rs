@@ -70,6 +70,18 @@ fn member_is_told_that_the_log_is_polled() {
 }
 
 #[test]
+fn member_that_starts_after_a_gap_has_the_gap() {
+    for after_gap in [false, true] {
+        let (mut one, out) = participant(false);
+        let mut head = head(false);
+        head.end.after_gap = after_gap;
+        let out = one.handle(Input::Answered(request(&out), OTHER, Message::Joined(head)), ms(1));
+        let gap = |output: &Output| matches!(output, Output::Deliver(TailItem::Gap(gap)) if !gap.exact);
+        assert_eq!(out.iter().any(gap), after_gap, "{out:?}");
+    }
+}
+
+#[test]
 fn gateway_on_the_node_is_asked_before_a_claim() {
     let (mut one, out) = participant(true);
     let out = one.handle(Input::NoResponders(request(&out)), ms(1));
