@@ -676,8 +676,10 @@ impl Backfill {
         }
         loop {
             if let Some(live) = &mut self.live {
-                let position = self.position.as_ref().filter(|(run, _)| *run == instance);
-                let position = position.map_or(Position::START, |(_, position)| *position);
+                // A log that has lost lines may begin before the position that was asked for.
+                let known = [&self.position, &self.params.resume].into_iter().flatten();
+                let known = known.filter(|(run, _)| *run == instance).map(|(_, position)| *position);
+                let position = known.max().unwrap_or(Position::START);
                 match live.reader.join_end(&instance, position) {
                     JoinOutcome::Joined(_) => return Stage::Done,
                     _ if !live.reader.is_closed() || self.params.is_gone() => {}

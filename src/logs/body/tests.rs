@@ -1038,6 +1038,30 @@ async fn resume_in_run_that_view_no_longer_names_repeats_nothing() {
     assert_eq!(transcript(&frames), ["wait", "gap 0 false", "20-29"]);
 }
 
+/// The same if the view has the run, and its log is gone.
+#[tokio::test(start_paused = true)]
+async fn resume_in_run_whose_log_is_gone_repeats_nothing() {
+    let script = Arc::new(Script::default());
+    let live = script.add(0, None);
+    let (_views, view) = watch::channel(runs(1, false));
+    let range = ReadRange::Follow(BackfillFilter::default());
+    let mut request = Polled::request(range, Representation::WebSocket(Notices::All), LagPolicy::Drop, None);
+    let web = Replica { service: "web".parse().unwrap(), index: 0 };
+    request.resume = [(web, (Instance::new("uid", "web", 0).unwrap(), after(20)))].into();
+    let mut polled = Polled::serving(Arc::clone(&script) as Arc<dyn Platform>, view, 1, request);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let log = script.add(0, Some(Position::START));
+    log.unknown_gap(Position::START);
+    drop(log);
+    let mut frames = vec![polled.sent_bytes().await];
+    for lines in [0..10, 10..20, 20..30] {
+        live.send(timed(lines));
+        frames.push(polled.sent_bytes().await);
+    }
+    assert_eq!(script.opened.lock().len(), 2);
+    assert_eq!(transcript(&frames), ["wait", "gap 0 false", "20-29"]);
+}
+
 /// Returns the entries of gRPC messages.
 fn plain_entries(mut messages: &[u8]) -> Vec<ServiceLogs> {
     let mut entries = Vec::new();
