@@ -52,7 +52,7 @@ pub struct FleetConfig {
     pub direct_tails: usize,
     /// Maximum members of a replica that this gateway publishes.
     pub members_max: usize,
-    /// Whether quotas of owners are divided by the number of gateways.
+    /// Whether quotas of owners are divided by the number of gateways that serve followers.
     pub shares_quotas: bool,
     /// Whether this gateway serves no followers, and publishes what other gateways ask for.
     pub is_source: bool,
@@ -222,7 +222,8 @@ impl Fleet {
 impl Shared {
     /// Sends and receives alive messages, until it is dropped.
     async fn run(self: Arc<Self>) {
-        let mut liveness = Liveness::new(self.config.gateway, self.config.grace, self.now());
+        let mut liveness =
+            Liveness::new(self.config.gateway, self.config.is_source, self.config.grace, self.now());
         let mut connection = self.bus.connection();
         let mut state = self.state.subscribe();
         let all = self.config.subjects.all_alive();
@@ -259,7 +260,7 @@ impl Shared {
             }
             self.report(&liveness, &mut totals);
             if self.config.shares_quotas {
-                let gateways = share.update(liveness.gateways(), liveness.is_usable(), self.now());
+                let gateways = share.update(liveness.serving(), liveness.is_usable(), self.now());
                 self.quota_divisor.set(gateways);
             }
         }

@@ -66,6 +66,7 @@ pub enum LivenessOutput {
 #[derive(Debug)]
 pub struct Liveness {
     gateway: GatewayId,
+    is_source: bool,
     grace: Duration,
     draining: bool,
     /// The others.
@@ -94,6 +95,7 @@ struct Heard {
     at: Duration,
     interval: Duration,
     draining: bool,
+    is_source: bool,
     /// When members are told again that it is silent; `None` while it is not.
     silent_again_at: Option<Duration>,
 }
@@ -101,10 +103,11 @@ struct Heard {
 // === impl Liveness ===
 
 impl Liveness {
-    /// Creates the state of a gateway that is not connected yet.
-    pub fn new(gateway: GatewayId, grace: Duration, now: Duration) -> Self {
+    /// Creates the state of a gateway that is not connected yet. `is_source`: it serves no followers.
+    pub fn new(gateway: GatewayId, is_source: bool, grace: Duration, now: Duration) -> Self {
         Self {
             gateway,
+            is_source,
             grace,
             draining: false,
             gateways: BTreeMap::new(),
@@ -131,7 +134,9 @@ impl Liveness {
                     self.connection = Connection::DownSince(now);
                 }
             }
-            LivenessInput::Alive(sender, counter, alive) => self.heard(sender, counter, alive, now, &mut out),
+            LivenessInput::Alive(sender, counter, alive) => {
+                self.receive(sender, counter, alive, now, &mut out);
+            }
             LivenessInput::Drain => (self.draining, self.send_at) = (true, now),
             LivenessInput::Tick => {}
         }
@@ -158,7 +163,16 @@ impl Liveness {
 
     /// Returns the number of gateways that are heard, this one included.
     pub fn gateways(&self) -> usize {
-        1 + self.gateways.values().filter(|heard| heard.silent_again_at.is_none()).count()
+        1 + self.heard().count()
+    }
+
+    /// Returns the number of those that serve followers.
+    pub fn serving(&self) -> usize {
+        usize::from(!self.is_source) + self.heard().filter(|heard| !heard.is_source).count()
+    }
+
+    fn heard(&self) -> impl Iterator<Item = &Heard> {
+        self.gateways.values().filter(|heard| heard.silent_again_at.is_none())
     }
 
     /// A process that was halted heard no gateway meanwhile: the messages wait. So the time of the halt does not
@@ -187,7 +201,7 @@ impl Liveness {
         }
     }
 
-    fn heard(
+    fn receive(
         &mut self,
         sender: GatewayId,
         counter: u64,
@@ -218,7 +232,8 @@ impl Liveness {
         if alive.draining && known.is_none_or(|known| !known.draining) {
             out.push(LivenessOutput::Silent(sender));
         }
-        let heard = Heard { counter, at: now, interval, draining: alive.draining, silent_again_at: None };
+        let Alive { draining, is_source, .. } = alive;
+        let heard = Heard { counter, at: now, interval, draining, is_source, silent_again_at: None };
         self.gateways.insert(sender, heard);
     }
 
@@ -238,7 +253,11 @@ impl Liveness {
             let interval = self.interval();
             (self.send_at, self.sent_interval) = (now + interval, interval);
             let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
-            out.push(LivenessOutput::Send(Alive { interval_ms, draining: self.draining }));
+            out.push(LivenessOutput::Send(Alive {
+                interval_ms,
+                draining: self.draining,
+                is_source: self.is_source,
+            }));
         }
     }
 }
@@ -264,7 +283,7 @@ mod tests {
     }
 
     fn alive(gateway: GatewayId, counter: u64) -> LivenessInput {
-        LivenessInput::Alive(gateway, counter, Alive { interval_ms: 500, draining: false })
+        LivenessInput::Alive(gateway, counter, Alive { interval_ms: 500, draining: false, is_source: false })
     }
 
     /// Ticks until `end`; the bus returns own messages while `echoes`. Returns outputs with their times.
@@ -282,7 +301,7 @@ mod tests {
     }
 
     fn usable() -> Liveness {
-        let mut one = Liveness::new(ME, GRACE, ms(0));
+        let mut one = Liveness::new(ME, false, GRACE, ms(0));
         one.handle(LivenessInput::Connected(true), ms(0));
         assert_eq!(run(&mut one, 0, 501, true), [(500, LivenessOutput::Usable(true))]);
         one
@@ -326,8 +345,21 @@ mod tests {
     fn draining_gateway_is_silent_at_once() {
         let mut one = usable();
         one.handle(alive(OTHER, 1), ms(501));
-        let draining = LivenessInput::Alive(OTHER, 2, Alive { interval_ms: 500, draining: true });
+        let draining =
+            LivenessInput::Alive(OTHER, 2, Alive { interval_ms: 500, draining: true, is_source: false });
         assert_eq!(one.handle(draining, ms(502)), [LivenessOutput::Silent(OTHER)]);
+    }
+
+    #[test]
+    fn sources_do_not_share_quotas() {
+        let mut one = usable();
+        one.handle(alive(OTHER, 1), ms(501));
+        let source = Alive { interval_ms: 500, draining: false, is_source: true };
+        one.handle(LivenessInput::Alive(GatewayId([3; 16]), 1, source), ms(502));
+        assert_eq!((one.gateways(), one.serving()), (3, 2));
+        let mut source = Liveness::new(ME, true, GRACE, ms(0));
+        source.handle(alive(OTHER, 1), ms(1));
+        assert_eq!((source.gateways(), source.serving()), (2, 1));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Alive {
     pub interval_ms: u32,
     /// Whether the gateway is shutting down, and publishes nothing any more.
     pub draining: bool,
+    /// Whether it serves no followers, and publishes what other gateways ask for.
+    pub is_source: bool,
 }
 
 /// An entry of the publisher's ring.

@@ -19,8 +19,8 @@ const NAME_MAX_BYTES: usize = 253;
 
 pub(super) fn to_proto(message: &Message) -> Kind {
     match message {
-        Message::Alive(Alive { interval_ms, draining }) => {
-            Kind::Alive(proto::Alive { interval_ms: *interval_ms, draining: *draining })
+        Message::Alive(Alive { interval_ms, draining, is_source }) => {
+            Kind::Alive(proto::Alive { interval_ms: *interval_ms, draining: *draining, source: *is_source })
         }
         Message::Frame(one) => Kind::Frame(frame::to_proto(one)),
         Message::Sync(head) => Kind::Sync(head_to_proto(head)),
@@ -56,8 +56,8 @@ pub(super) fn to_proto(message: &Message) -> Kind {
 
 pub(super) fn from_proto(kind: Kind) -> Result<Message, DecodeError> {
     Ok(match kind {
-        Kind::Alive(alive) => {
-            Message::Alive(Alive { interval_ms: alive.interval_ms, draining: alive.draining })
+        Kind::Alive(proto::Alive { interval_ms, draining, source }) => {
+            Message::Alive(Alive { interval_ms, draining, is_source: source })
         }
         Kind::Frame(one) => Message::Frame(frame::from_proto(one)?),
         Kind::Sync(one) => Message::Sync(head(one)?),

@@ -158,8 +158,9 @@ fn message() -> impl Strategy<Value = Message> {
         term,
     });
     prop_oneof![
-        any::<(u32, bool)>()
-            .prop_map(|(interval_ms, draining)| Message::Alive(Alive { interval_ms, draining })),
+        any::<(u32, bool, bool)>().prop_map(|(interval_ms, draining, is_source)| {
+            Message::Alive(Alive { interval_ms, draining, is_source })
+        }),
         frame().prop_map(Message::Frame),
         head().prop_map(Message::Sync),
         (rank(), any::<bool>(), prop::option::of(place()))

@@ -96,7 +96,7 @@ impl Gateway {
             node,
             waiting: VecDeque::new(),
             counter: 0,
-            liveness: Liveness::new(id, GRACE, now),
+            liveness: Liveness::new(id, node.is_some(), GRACE, now),
             participant: Participant::new(config, false),
             actor: None,
             tail: None,
