@@ -417,7 +417,7 @@ catalogue! {
         fleet_bus_usable: Gauge = "leasemux_fleet_bus_usable",
             "It is 0 for a minute: the bus is down, or this gateway is cut off from it.";
 
-        /// Gateways of the fleet that this one hears, itself included
+        /// Gateways of the fleet that this one hears, itself and source gateways included
         fleet_gateways: Gauge = "leasemux_fleet_gateways",
             "Gateways differ for a minute: the bus is split.";
 
@@ -430,11 +430,12 @@ catalogue! {
         fleet_members: Gauge = "leasemux_fleet_members",
             "Never on its own.";
 
-        /// Frames sent and received, by direction
+        /// Messages with frames, or with the place of the newest one, by direction; `in` also counts frames that
+        /// were fetched
         fleet_frames: Family<Counter, FleetDirection> = "leasemux_fleet_frames_total",
             "`in` stops while `leasemux_fleet_replicas{role=\"member\"}` is above 0 and services print.";
 
-        /// Bytes of frames sent and received, by direction
+        /// Bytes of these messages, without frames that were fetched
         fleet_bytes: Family<Counter, FleetDirection> = "leasemux_fleet_bytes_total" (Bytes),
             "It approaches what the network or the bus can carry.";
 
@@ -449,7 +450,8 @@ catalogue! {
             "It keeps growing: frames arrive after they were fetched, so the bus is slow; or it repeats \
              messages.";
 
-        /// Missing lines that a member read elsewhere: in the publisher's ring, or in the log itself
+        /// Reads of a member beside the frames that it gets: answers from the publisher's ring, and tails of the
+        /// log that it opened
         fleet_repairs: Family<Counter, FleetRepair> = "leasemux_fleet_repairs_total",
             "`source` grows steadily: rings are too small for the loss on the bus.";
 
@@ -465,9 +467,11 @@ catalogue! {
             "Most of it is above 2 s although services print steadily: gateways notice late that a publisher \
              is gone.";
 
-        /// Times that this gateway found a better publisher of a replica that it published
+        /// Times that this gateway gave a replica that it published to a better publisher, such as the source
+        /// gateway of its node
         fleet_conflicts: Counter = "leasemux_fleet_conflicts_total",
-            "It keeps growing: the bus loses claims, or splits again and again.";
+            "It keeps growing although no source gateway was started: the bus loses claims, or splits again and \
+             again.";
 
         /// Messages that were not used, by reason
         fleet_rejected: Family<Counter, FleetRejection> = "leasemux_fleet_rejected_total",
