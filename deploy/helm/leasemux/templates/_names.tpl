@@ -78,6 +78,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if regexMatch ":[0-9]+$" $url.host -}}
 {{- regexFind "[0-9]+$" $url.host -}}
 {{- else if eq $url.scheme "https" -}}443
+{{- else if has $url.scheme (list "nats" "tls") -}}4222
 {{- else -}}80
 {{- end -}}
 {{- end -}}
