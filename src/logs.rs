@@ -46,6 +46,7 @@ mod published;
 mod replica_stream;
 pub mod representation;
 pub mod ring;
+mod run_record;
 pub mod websocket;
 
 /// A validated request for logs.

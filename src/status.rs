@@ -315,7 +315,13 @@ mod tests {
 
     fn run(number: u32, end: Option<RunEnd>) -> Run {
         let instance = Instance::new("uid", "web", number).unwrap();
-        Run { instance, started: LogTime::from_nanos(5_000_000_007), end, log_is_gone: false }
+        Run {
+            instance,
+            started: LogTime::from_nanos(5_000_000_007),
+            end,
+            log_is_gone: false,
+            later_unknown: false,
+        }
     }
 
     fn killed() -> RunEnd {

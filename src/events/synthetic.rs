@@ -186,7 +186,13 @@ mod tests {
     fn run(number: u32, end: Option<RunEnd>) -> Run {
         let instance =
             Instance::new("uid", "web", number).unwrap().with_pod_name(&format!("web-of-{number}"));
-        Run { instance, started: LogTime::from_nanos(i64::from(number) * 10), end, log_is_gone: false }
+        Run {
+            instance,
+            started: LogTime::from_nanos(i64::from(number) * 10),
+            end,
+            log_is_gone: false,
+            later_unknown: false,
+        }
     }
 
     fn ended(nanos: i64, code: i32, reason: &str) -> RunEnd {

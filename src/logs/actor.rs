@@ -27,6 +27,7 @@ use super::live::{AttachedActor, Live, LiveTails, Users};
 use super::memory_budget::MemoryBudget;
 use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
+use super::run_record::RunRecord;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
@@ -113,9 +114,7 @@ struct Actor {
     shared: Arc<ActorState>,
     ring: Arc<Ring>,
     run: Option<CurrentRun>,
-    /// For each container, the newest run that this actor reads, has read or ignores because it was there at
-    /// the start. Neither that run nor an earlier one is opened again. At most as many as the view names.
-    seen_runs: Vec<Instance>,
+    record: RunRecord,
     source: Source,
     live: Box<dyn LiveTails>,
     /// The phase that followers know.
@@ -219,7 +218,7 @@ pub(crate) fn new(
         shared,
         ring,
         run: None,
-        seen_runs: Vec::new(),
+        record: RunRecord::default(),
         source: Source::Idle,
         phase: Phase::Idle,
         chunks: Vec::new(),
@@ -316,6 +315,7 @@ impl Actor {
                 }
             }
             if self.has_finished() {
+                self.report_unread_runs();
                 self.push_event(Event::gone());
                 self.end = ActorEnd::Gone;
                 break;
@@ -349,6 +349,16 @@ impl Actor {
         }
     }
 
+    /// Reports runs of the replica that is gone which nobody can read any more.
+    fn report_unread_runs(&mut self) {
+        let view = self.replica_view().unwrap_or_default();
+        if self.may_skip_runs(&view, None)
+            && let Some(gap) = self.unknown_gap(GapCause::Rotated)
+        {
+            self.push_gap_with(gap, Ring::push_skipped_runs);
+        }
+    }
+
     /// Whether the replica is gone and its last log was read to its end.
     fn has_finished(&self) -> bool {
         matches!(self.source, Source::Idle) && self.is_removed()
@@ -364,7 +374,7 @@ impl Actor {
     fn has_later_run(&self) -> bool {
         let view = self.replica_view().unwrap_or_default();
         let has_ended = |run: &CurrentRun| view.run(&run.instance).is_none_or(|run| run.end.is_some());
-        self.run.as_ref().is_some_and(has_ended) && view.runs.iter().any(|run| !self.was_seen(&run.instance))
+        self.run.as_ref().is_some_and(has_ended) && self.record.next(&view).is_some()
     }
 
     fn replica_view(&self) -> Option<ReplicaView> {
@@ -553,7 +563,7 @@ impl Actor {
     /// Opens the newest run's log at its end. Followers that want older lines read them by a backfill.
     fn open_newest_run(&mut self) {
         let view = self.replica_view().unwrap_or_default();
-        self.seen_runs = view.runs.iter().map(|run| run.instance.clone()).collect();
+        self.record = RunRecord::new(&view);
         match view.readable().next_back() {
             Some(run) => {
                 self.run = Some(CurrentRun { ended_before_start: run.end.is_some(), ..CurrentRun::new(run) });
@@ -572,6 +582,7 @@ impl Actor {
 
     /// Continues with the next run, once the current log has ended and the view states how its run ended.
     fn view_changed(&mut self) {
+        self.note_runs();
         match self.source {
             Source::Idle => self.open_next_run(),
             Source::Ended(_) => {
@@ -595,24 +606,35 @@ impl Actor {
         }
     }
 
+    /// Remembers the runs that the view names, which it may not name for long.
+    fn note_runs(&mut self) {
+        let Some(view) = self.replica_view() else { return };
+        self.record.note(&view, self.run.as_ref().map(|run| &run.instance));
+    }
+
+    /// Whether the replica may have had runs after the current one that cannot be read.
+    fn may_skip_runs(&self, view: &ReplicaView, next: Option<&Instance>) -> bool {
+        self.run.as_ref().is_some_and(|last| self.record.may_skip(view, &last.instance, next))
+    }
+
     fn open_next_run(&mut self) {
         let Some(view) = self.replica_view() else { return };
         if self.is_named_again(&view) {
             self.reopen();
             return;
         }
-        let Some(run) = view.runs.iter().find(|run| !self.was_seen(&run.instance)) else {
+        let Some(run) = self.record.next(&view) else {
             self.become_idle();
             return;
         };
-        self.mark_seen(&view, &run.instance);
+        let skips_runs = self.may_skip_runs(&view, Some(&run.instance));
+        self.record.begin(&view, run);
         let last = self.run.as_ref().map(|last| last.instance.clone());
-        let skips_runs = last.as_ref().is_some_and(|last| last.skips_to(&run.instance));
         self.reported_waiting = None;
         self.run = Some(CurrentRun::new(run));
         self.ring.begin_run(&run.instance, Event::started(run));
         if skips_runs && let Some(gap) = self.unknown_gap(GapCause::Rotated) {
-            // The runs in between started and ended between two views.
+            // The runs in between, if any, started and ended between two views, or while a log was read.
             self.push_gap_with(gap, Ring::push_skipped_runs);
         }
         self.ring.expect_first_line(&run.instance, last.as_ref().filter(|_| !skips_runs));
@@ -632,23 +654,6 @@ impl Actor {
         run.has_vanished = false;
         let from = ReadFrom::After(run.chunker.position());
         self.open(from);
-    }
-
-    /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again
-    /// after it did not.
-    fn was_seen(&self, run: &Instance) -> bool {
-        self.seen_runs
-            .iter()
-            .any(|seen| is_same_container(seen, run) && seen.run_number() >= run.run_number())
-    }
-
-    /// Records `run` for [`Actor::was_seen`], and forgets containers that the view no longer names.
-    fn mark_seen(&mut self, view: &ReplicaView, run: &Instance) {
-        self.seen_runs.retain(|seen| {
-            !is_same_container(seen, run)
-                && view.runs.iter().any(|run| is_same_container(seen, &run.instance))
-        });
-        self.seen_runs.push(run.clone());
     }
 
     /// Waits for a new run, and reports once why none is running.
@@ -759,11 +764,6 @@ impl FollowerCount {
         self.count.fetch_sub(1, Ordering::AcqRel);
         self.left.notify_one();
     }
-}
-
-fn is_same_container(one: &Instance, other: &Instance) -> bool {
-    let (one, other) = (one.parts(), other.parts());
-    (one.0, one.1) == (other.0, other.1)
 }
 
 #[cfg(test)]

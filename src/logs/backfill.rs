@@ -719,13 +719,13 @@ impl Backfill {
         }
     }
 
-    /// Whether the replica may have had runs between `instance` and `next` that the view no longer names,
+    /// Whether the replica may have had runs between `instance` and `next` that the view does not name,
     /// because their pod was removed while this backfill read.
     fn may_skip_runs(&self, view: &ReplicaView, instance: &Instance, next: &Instance) -> bool {
-        let is_forgotten = !next.is_same_pod(instance) && view.run(instance).is_none();
+        let later_unknown = || view.run(instance).is_none_or(|run| run.later_unknown);
         let is_next =
             || self.live.as_ref().is_some_and(|live| live.reader.ring().is_next_run(instance, next));
-        instance.skips_to(next) || is_forgotten && !is_next()
+        instance.skips_to(next) || (!next.is_same_pod(instance) && later_unknown() && !is_next())
     }
 
     /// Ends after the last readable run of a replica that is gone, with the events that the ring would have
@@ -735,7 +735,8 @@ impl Backfill {
             self.queue_event(Some(instance), event);
         }
         let newest = self.live.as_ref().and_then(|live| live.reader.ring().head());
-        if newest.is_some_and(|(newest, _)| newest != *instance) {
+        let may_have_later = view.run(instance).is_some_and(|run| run.later_unknown);
+        if may_have_later || newest.is_some_and(|(newest, _)| newest != *instance) {
             self.queue_unknown_gap(GapCause::Rotated);
         }
         self.queue_event(Some(instance), Event::gone());

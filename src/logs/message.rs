@@ -557,7 +557,13 @@ mod tests {
             signal: None,
             reason: "Completed".into(),
         };
-        let run = Run { instance: instance(), started: LogTime::MIN, end: Some(end), log_is_gone: false };
+        let run = Run {
+            instance: instance(),
+            started: LogTime::MIN,
+            end: Some(end),
+            log_is_gone: false,
+            later_unknown: false,
+        };
         let body = Event::ended(&run).unwrap();
         let entry = decode(&encode_event(Some(&replica()), body));
         assert!(entry.logs.is_empty() && entry.cursor.is_none());

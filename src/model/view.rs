@@ -115,6 +115,8 @@ pub struct Run {
     /// Whether its log was removed, so that no new read can begin. Earlier reads may continue, and need to
     /// know how the run ended.
     pub log_is_gone: bool,
+    /// Whether its pod is gone and may have had later runs, which no view has named.
+    pub later_unknown: bool,
 }
 
 /// The end of a run.
@@ -364,7 +366,13 @@ mod tests {
     #[test]
     fn run_after_a_forgotten_one_is_of_its_container() {
         let instance = |uid: &str, number| Instance::new(uid, "web", number).unwrap();
-        let run = |instance| Run { instance, started: LogTime::MIN, end: None, log_is_gone: false };
+        let run = |instance| Run {
+            instance,
+            started: LogTime::MIN,
+            end: None,
+            log_is_gone: false,
+            later_unknown: false,
+        };
         let runs = [instance("old", 3), instance("new", 1), instance("new", 2)].map(run);
         let view = ReplicaView { runs: runs.to_vec(), ..ReplicaView::default() };
         let next = |uid, number| view.run_after(&instance(uid, number)).map(|run| run.instance.clone());
@@ -450,6 +458,7 @@ mod tests {
     fn last_end_outlives_its_run() {
         let run = |number: u32, code: Option<i32>| Run {
             log_is_gone: false,
+            later_unknown: false,
             instance: Instance::new("uid", "web", number).unwrap(),
             started: LogTime::from_nanos(number.into()),
             end: code.map(|code| RunEnd {

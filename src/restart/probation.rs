@@ -159,6 +159,7 @@ mod tests {
             started: LogTime::MIN,
             end,
             log_is_gone: false,
+            later_unknown: false,
         }
     }
 

@@ -36,6 +36,7 @@ impl FileSource {
             started: LogTime::now(),
             end: None,
             log_is_gone: false,
+            later_unknown: false,
         };
         let replica = ReplicaView {
             runs: vec![run],

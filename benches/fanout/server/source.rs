@@ -60,7 +60,13 @@ pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for index in 0..replicas {
         let instance = Instance::new(&format!("bench-{index}"), SERVICE, 0)?;
-        let runs = vec![Run { instance, started: LogTime::now(), end: None, log_is_gone: false }];
+        let runs = vec![Run {
+            instance,
+            started: LogTime::now(),
+            end: None,
+            log_is_gone: false,
+            later_unknown: false,
+        }];
         let state = ReplicaState::Running;
         replica_views.insert(index, ReplicaView { runs, state, ready: true, ..ReplicaView::default() });
         let (sender, receiver) = mpsc::channel(PENDING_MAX);

@@ -233,6 +233,7 @@ mod tests {
             started: LogTime::from_nanos(5_000_000_007),
             end,
             log_is_gone: false,
+            later_unknown: false,
         };
         let killed = RunEnd {
             time: LogTime::from_nanos(6),

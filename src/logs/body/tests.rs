@@ -189,7 +189,13 @@ impl Polled {
     /// Reads the one log of `platform`.
     fn one_log(platform: OneLog, range: ReadRange, representation: Representation) -> Self {
         let instance = Instance::new("uid", "web", 0).unwrap();
-        let run = Run { instance, started: LogTime::from_nanos(1), end: None, log_is_gone: false };
+        let run = Run {
+            instance,
+            started: LogTime::from_nanos(1),
+            end: None,
+            log_is_gone: false,
+            later_unknown: false,
+        };
         let replica = ReplicaView { state: ReplicaState::Running, runs: vec![run], ..ReplicaView::default() };
         let service = ServiceView { replicas: [(0, replica)].into(), ..ServiceView::default() };
         let services = [("web".parse().unwrap(), service)].into();
@@ -532,6 +538,7 @@ fn view_of(runs: &[(u32, bool)]) -> Arc<LeaseView> {
             started: LogTime::from_nanos(1),
             end: ended.then_some(end),
             log_is_gone: false,
+            later_unknown: false,
         }
     };
     let replica = ReplicaView {

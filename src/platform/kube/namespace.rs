@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::objects::{
+    Departure, HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts,
+};
 use super::replica_index::{self, Numbered};
 use crate::model::id::ServiceName;
 use crate::model::limits::RUNS_MAX;
 use crate::model::metrics::labels::Watched;
-use crate::model::time::LogTime;
 
 /// The kinds of objects that every cluster has, and that decide what runs. The others (host names, leased
 /// addresses) are the provider's own.
@@ -58,8 +59,8 @@ pub(super) struct NamespaceState {
     hidden: BTreeMap<String, Instant>,
     /// The order in which the logs of one replica's pods are read, by uid. Pods that do not live come first.
     ranks: BTreeMap<String, usize>,
-    /// Pods that are gone, when they went, and until when the view has them.
-    pub(super) gone: Vec<(PodFacts, LogTime, Instant)>,
+    /// Pods that are gone, how they went, and until when the view has them.
+    pub(super) gone: Vec<(PodFacts, Departure, Instant)>,
 }
 
 // === impl NamespaceState ===

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::log::RunWatch;
-use super::objects::PodFacts;
+use super::objects::{Departure, PodFacts};
 use super::watch_backoff::WatchBackoff;
 use super::{ClusterAccess, Located, client, names, permissions, start, view};
 use crate::model::id::{LeaseId, Replica};
@@ -61,8 +61,8 @@ struct State {
 /// The view of one replica.
 struct Served {
     namespace: String,
-    /// Oldest first, with the time when each went.
-    pods: Vec<(PodFacts, Option<LogTime>)>,
+    /// Oldest first, with how each went.
+    pods: Vec<(PodFacts, Option<Departure>)>,
     view: watch::Sender<Arc<LeaseView>>,
 }
 
@@ -161,12 +161,16 @@ impl State {
         self.pods.insert((namespace, pod.name.clone()), pod);
     }
 
-    fn remove(&mut self, namespace: &str, name: &str, uid: &str) {
+    /// Removes a pod. `last` is its last state, if the watch has told that.
+    fn remove(&mut self, namespace: &str, name: &str, uid: &str, last: Option<&PodFacts>) {
         let key = (namespace.to_owned(), name.to_owned());
         if self.pods.get(&key).is_some_and(|pod| pod.uid == uid) {
             self.pods.remove(&key);
         }
-        self.update(namespace, |known| (known.uid == uid).then(|| (known.clone(), Some(LogTime::now()))));
+        let departure = Departure { at: LogTime::now(), is_seen: last.is_some() };
+        self.update(namespace, |known| {
+            (known.uid == uid).then(|| (last.unwrap_or(known).clone(), Some(departure)))
+        });
     }
 
     /// Replaces all pods. Those of views that are not among them are gone.
@@ -178,13 +182,17 @@ impl State {
         for ((namespace, name), pod) in before {
             let now = self.pods.get(&(namespace.clone(), name.clone()));
             if now.is_none_or(|now| now.uid != pod.uid) {
-                self.remove(&namespace, &name, &pod.uid);
+                self.remove(&namespace, &name, &pod.uid, None);
             }
         }
     }
 
     /// Changes the pods for which `change` returns something, in all views of the namespace.
-    fn update(&mut self, namespace: &str, change: impl Fn(&PodFacts) -> Option<(PodFacts, Option<LogTime>)>) {
+    fn update(
+        &mut self,
+        namespace: &str,
+        change: impl Fn(&PodFacts) -> Option<(PodFacts, Option<Departure>)>,
+    ) {
         self.views.retain(|_, served| !served.view.is_closed());
         for ((_, replica), served) in
             self.views.iter_mut().filter(|(_, served)| served.namespace == namespace)
@@ -250,7 +258,9 @@ async fn run(
             }
             Ok(Event::Delete(pod)) => {
                 let uid = pod.uid().unwrap_or_default();
-                state.lock().remove(&pod.namespace().unwrap_or_default(), &pod.name_any(), &uid);
+                let last = PodFacts::read(&pod);
+                let namespace = pod.namespace().unwrap_or_default();
+                state.lock().remove(&namespace, &pod.name_any(), &uid, last.as_ref());
             }
             Err(error) => {
                 works.store(false, Ordering::Relaxed);

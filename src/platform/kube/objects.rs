@@ -58,6 +58,14 @@ pub(super) struct PodFacts {
     pub(super) pending: Option<(String, String)>,
 }
 
+/// How a pod went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Departure {
+    pub(super) at: LogTime,
+    /// Whether a watch has told its last state. Otherwise a list lacked the pod.
+    pub(super) is_seen: bool,
+}
+
 /// The main container of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ContainerFacts {

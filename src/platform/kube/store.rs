@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::namespace::{Fact, NamespaceState, PendingIndexWrite};
-use super::objects::PodFacts;
+use super::objects::{Departure, PodFacts};
 use super::view::{self, Provider};
 use crate::model::id::{LeaseId, Replica, ServiceName};
 use crate::model::metrics::labels::Watched;
@@ -35,8 +35,10 @@ pub(super) struct Key {
 /// A change of the cluster.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// An object was created or updated. `None`: it was deleted, or belongs to no lease any more.
+    /// An object was created or updated. `None`: it belongs to no lease any more.
     Object(Key, Option<Fact>),
+    /// An object was deleted, and was this at last.
+    Deleted(Key, Option<Fact>),
     /// All objects of a kind.
     Replace(Watched, Vec<(Key, Fact)>),
 }
@@ -76,8 +78,17 @@ impl Store {
                 touched.insert(key.namespace.clone());
                 match fact {
                     Some(fact) => inner.set(key, fact),
-                    None => inner.unset(key),
+                    None => inner.unset(key, true),
                 }
+                touched
+            }
+            Change::Deleted(key, last) => {
+                let mut touched = inner.remove_from_others(&key);
+                touched.insert(key.namespace.clone());
+                if let Some(last) = last {
+                    inner.set(key.clone(), last);
+                }
+                inner.unset(key, true);
                 touched
             }
             Change::Replace(kind, all) => inner.replace(kind, all),
@@ -195,10 +206,12 @@ impl Inner {
         state.facts.insert((key.kind, key.name), fact);
     }
 
-    fn unset(&mut self, key: Key) {
+    /// Removes an object. `is_seen`: a watch has told its last state.
+    fn unset(&mut self, key: Key, is_seen: bool) {
         let Some(state) = self.namespaces.get_mut(&key.namespace) else { return };
         if let Some(Fact::Pod(pod)) = state.facts.remove(&(key.kind, key.name)) {
-            state.gone.push((*pod, LogTime::now(), Instant::now() + GONE_KEPT));
+            let departure = Departure { at: LogTime::now(), is_seen };
+            state.gone.push((*pod, departure, Instant::now() + GONE_KEPT));
         }
     }
 
@@ -229,7 +242,7 @@ impl Inner {
             touched.extend(self.namespaces.keys().cloned());
         }
         for key in vanished {
-            self.unset(key);
+            self.unset(key, false);
         }
         for (key, fact) in all {
             touched.insert(key.namespace.clone());

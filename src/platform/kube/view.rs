@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::namespace::NamespaceState;
-use super::objects::{ContainerFacts, LeasedFacts, PodFacts, RunFacts, State};
+use super::objects::{ContainerFacts, Departure, LeasedFacts, PodFacts, RunFacts, State};
 use super::replica_index;
 use crate::model::id::{Instance, Replica, ServiceName};
 use crate::model::limits::RUNS_MAX;
@@ -21,8 +21,8 @@ const TERMINATING: &str = "Terminating";
 /// End reason of a run whose pod went before its kubelet reported the end.
 const DELETED: &str = "Deleted";
 
-/// The pods of one replica in the order of their ranks, and when each went if it is gone.
-type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
+/// The pods of one replica in the order of their ranks, and how each went if it is gone.
+type Members<'a> = Vec<(&'a PodFacts, Option<Departure>)>;
 
 /// Properties of the provider that apply to all leases.
 #[derive(Debug, Default)]
@@ -76,10 +76,10 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
     LeaseView { services, ended, stale_since: provider.stale_since }
 }
 
-/// Builds a view that has only this replica, whose pods these are, oldest first, with the time when each
-/// went. Without a pod that is there, the view is that of a lease that has ended: no pod will take its place
+/// Builds a view that has only this replica, whose pods these are, oldest first, with how each went.
+/// Without a pod that is there, the view is that of a lease that has ended: no pod will take its place
 /// here.
-pub(super) fn of_pods(replica: &Replica, pods: &[(PodFacts, Option<LogTime>)]) -> LeaseView {
+pub(super) fn of_pods(replica: &Replica, pods: &[(PodFacts, Option<Departure>)]) -> LeaseView {
     let members: Members<'_> = pods.iter().map(|(pod, gone)| (pod, *gone)).collect();
     let ended = members.iter().all(|(_, gone)| gone.is_some());
     let mut view = LeaseView { ended, ..LeaseView::default() };
@@ -90,7 +90,7 @@ pub(super) fn of_pods(replica: &Replica, pods: &[(PodFacts, Option<LogTime>)]) -
 
 /// Returns the pods of each service by replica index.
 fn pods_by_replica(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
-    let gone = state.gone.iter().map(|(pod, at, _)| (pod, Some(*at)));
+    let gone = state.gone.iter().map(|(pod, departure, _)| (pod, Some(*departure)));
     let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
     // The log of a pod that does not live is read before that of the pod that took its index.
     pods.sort_by_key(|(pod, _)| state.rank(pod));
@@ -132,18 +132,21 @@ fn replica(members: &Members<'_>) -> ReplicaView {
 }
 
 /// Returns the runs of a pod, oldest first.
-fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
+fn runs(pod: &PodFacts, gone: Option<Departure>) -> Vec<Run> {
     let Some(ContainerFacts { run_number, newest, before, .. }) = &pod.container else { return Vec::new() };
+    let log_is_gone = gone.is_some();
     let run = |number: u32, run: &RunFacts| {
         let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?.with_pod_name(&pod.name);
-        let log_is_gone = gone.is_some();
-        Some(Run { instance, started: run.started, end: run.end.clone(), log_is_gone })
+        // A kubelet restarts the containers of a pod that lives, and reports each end before the pod goes.
+        let is_last = !pod.lives && run.end.is_some();
+        let later_unknown = gone.is_some_and(|gone| !gone.is_seen) && !is_last;
+        Some(Run { instance, started: run.started, end: run.end.clone(), log_is_gone, later_unknown })
     };
     let before =
         before.as_ref().zip(run_number.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
     let mut newest = newest.as_ref().and_then(|facts| run(*run_number, facts));
-    if let (Some(time), Some(run)) = (gone, &mut newest) {
-        let end = RunEnd { time, exit_code: None, signal: None, reason: DELETED.to_owned() };
+    if let (Some(gone), Some(run)) = (gone, &mut newest) {
+        let end = RunEnd { time: gone.at, exit_code: None, signal: None, reason: DELETED.to_owned() };
         run.end.get_or_insert(end);
     }
     // A pod that is gone keeps its newest run for a while, for running reads of its log.

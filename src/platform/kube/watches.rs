@@ -176,7 +176,10 @@ fn change<K>(
             let (key, fact) = read(&object);
             return Some(Change::Object(key, fact));
         }
-        Event::Delete(object) => return Some(Change::Object(read(&object).0, None)),
+        Event::Delete(object) => {
+            let (key, last) = read(&object);
+            return Some(Change::Deleted(key, last));
+        }
     }
     None
 }

@@ -116,7 +116,13 @@ impl StatusPublisher {
 
     fn add_run(&self, replica: &mut ReplicaView, run_number: u32, started: LogTime, end: Option<RunEnd>) {
         let instance = self.instance(run_number);
-        replica.runs.extend(instance.map(|instance| Run { instance, started, end, log_is_gone: false }));
+        replica.runs.extend(instance.map(|instance| Run {
+            instance,
+            started,
+            end,
+            log_is_gone: false,
+            later_unknown: false,
+        }));
         if replica.runs.len() > RUNS_MAX {
             let oldest = replica.runs.first().map(|run| run.instance.clone());
             replica.forget(|run| Some(&run.instance) == oldest.as_ref());

@@ -231,6 +231,7 @@ fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
         started: started.unwrap_or(time),
         end: Some(RunEnd { time, exit_code: None, signal: None, reason: UNOBSERVED_END.to_owned() }),
         log_is_gone: false,
+        later_unknown: false,
     }
 }
 

@@ -218,6 +218,7 @@ impl StoredReplica {
                 started: LogTime::from_nanos(run.started),
                 end: run.end.as_ref().map(Into::into),
                 log_is_gone: false,
+                later_unknown: false,
             })
         });
         let state = match &self.state {
@@ -278,6 +279,7 @@ mod tests {
             started: LogTime::from_nanos(7 + i64::from(number)),
             end,
             log_is_gone: false,
+            later_unknown: false,
         };
         let waiting =
             ReplicaState::Waiting { reason: "CrashLoopBackOff".to_owned(), message: "1 s".to_owned() };

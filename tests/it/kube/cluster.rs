@@ -56,6 +56,7 @@ struct State {
     bookmark: (u64, u64),
     bookmarks_sent: usize,
     lists: usize,
+    lists_of_pods: usize,
     /// Whether lists get no response for now.
     holds_lists: bool,
     objects: BTreeMap<(String, String), Value>,
@@ -529,6 +530,11 @@ impl Cluster {
         (state.bookmarks_sent, state.lists)
     }
 
+    /// Number of requested lists of pods.
+    pub(crate) fn lists_of_pods(&self) -> usize {
+        self.lock().lists_of_pods
+    }
+
     /// Sends neither data nor an end in all open log responses, as over half-open connections.
     pub(crate) fn silence_logs(&self) {
         self.change(|state| state.silent += 1);
@@ -655,6 +661,7 @@ impl Cluster {
     fn list(&self, kind: &str) -> Response<Body> {
         let mut state = self.lock();
         state.lists += 1;
+        state.lists_of_pods += usize::from(kind == "pods");
         let items: Vec<Value> = state
             .objects
             .iter()

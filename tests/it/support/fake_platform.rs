@@ -133,7 +133,13 @@ impl FakePlatform {
             let service = view.services.entry(replica.service.clone()).or_default();
             let slot = service.replicas.entry(replica.index).or_default();
             let started = LogTime::from_nanos(1);
-            slot.runs.push(Run { instance: instance.clone(), started, end: None, log_is_gone: false });
+            slot.runs.push(Run {
+                instance: instance.clone(),
+                started,
+                end: None,
+                log_is_gone: false,
+                later_unknown: false,
+            });
             (slot.state, slot.ready, slot.restarts) = (ReplicaState::Running, true, number);
         });
         instance

@@ -109,7 +109,13 @@ fn source(entry: &ServiceLogs) -> &SourceState {
 fn running(replicas: u32) -> watch::Sender<Arc<LeaseView>> {
     let entry = |index: u32| {
         let instance = Instance::new(&format!("uid{index}"), "web", 0).unwrap();
-        let run = Run { instance, started: LogTime::from_nanos(1), end: None, log_is_gone: false };
+        let run = Run {
+            instance,
+            started: LogTime::from_nanos(1),
+            end: None,
+            log_is_gone: false,
+            later_unknown: false,
+        };
         (index, ReplicaView { state: ReplicaState::Running, runs: vec![run], ..ReplicaView::default() })
     };
     let service = ServiceView { replicas: (0..replicas).map(entry).collect(), ..ServiceView::default() };
