@@ -367,6 +367,9 @@ impl Backfill {
         self.inexact_gap = None;
         if let Some(line) = batch.lines.first() {
             self.ambiguous.record_line(log.chunker.position(), line.time);
+            if let Some(live) = self.live.as_mut().filter(|_| log.chunker.position() == Position::START) {
+                live.reader.set_first_read(&log.instance, line.time);
+            }
         }
         let mut chunks = Vec::new();
         match self.since {

@@ -37,6 +37,8 @@ pub struct RingReader {
     ambiguous: AmbiguousRange,
     /// The place where it was created. `None`: no log had been opened then.
     began_at: Option<LogPlace>,
+    /// The run that a backfill has read from its start, and the time of the first line it found there.
+    first_read: Option<(Instance, LogTime)>,
     /// The ring's version at the last join or wait.
     seen_version: u64,
     /// Its progress for lag reports, with its key, once it follows live.
@@ -119,6 +121,7 @@ impl RingReader {
                 instance: head.instance.clone(),
                 position: head.position,
             }),
+            first_read: None,
             seen_version: 0,
             progress: None,
         }
@@ -359,11 +362,27 @@ impl RingReader {
         state.head.as_ref().is_some_and(|head| head.instance == *instance && at.time >= head.position.time)
     }
 
+    /// Sets the time of the first line that a backfill has found at the start of `instance`. Positions are
+    /// counted from there.
+    pub(crate) fn set_first_read(&mut self, instance: &Instance, time: LogTime) {
+        self.first_read = Some((instance.clone(), time));
+    }
+
+    /// Whether the ring and a backfill may mean different lines by `at`: a file was rotated away between
+    /// their reads of the run's start, so they count the lines of one time from different ones.
+    fn counts_from_other_line(&self, state: &State, instance: &Instance, at: Position) -> bool {
+        let own = self.first_read.as_ref().filter(|(run, _)| run == instance).map(|(_, time)| *time);
+        let begun = state.begun_runs.iter().find(|run| run.instance == *instance);
+        let of_ring = begun.and_then(|run| run.first_time);
+        own.zip(of_ring).is_some_and(|(own, of_ring)| own != of_ring && at.time <= own.max(of_ring))
+    }
+
     /// Tries to join the ring exactly after position `at` of `instance`.
     ///
     /// Does not join next to a gap of the source: the gap has no position of its own, so it could be reported
     /// twice or not at all. Nor where positions are ambiguous after a gap of unknown size: the backfill may
-    /// have read lines within the gap, and would not report the rest of it.
+    /// have read lines within the gap, and would not report the rest of it. Nor where the two count
+    /// positions from different lines.
     pub(crate) fn join(&mut self, instance: &Instance, at: Position, limit: JoinLimit) -> JoinOutcome {
         let ring = Arc::clone(&self.ring);
         let state = ring.state.lock();
@@ -374,6 +393,10 @@ impl RingReader {
         };
         if at >= head.position && state.ambiguous.contains(head.position) {
             return JoinOutcome::AtHead;
+        }
+        if self.counts_from_other_line(&state, instance, at) {
+            let is_at_head = at.time >= head.position.time;
+            return if is_at_head { JoinOutcome::AtHead } else { JoinOutcome::ReadLog };
         }
         if at > head.position {
             return JoinOutcome::AheadOfRing;
@@ -741,6 +764,28 @@ mod tests {
         let gap = Gap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, from: None, to: None };
         ring.push_gap(&run, gap, at);
         assert!(!ring.reader().begin_refill(at));
+    }
+
+    /// Two reads of a run's start, between which a file was rotated away, within lines of one nanosecond.
+    #[test]
+    fn position_counted_from_another_line_does_not_join() {
+        let time = LogTime::from_nanos;
+        let (tie, early) = (Position { time: time(5), ordinal: 1, offset: 0 }, time(3));
+        for (first_read, joins) in [(None, true), (Some(time(5)), true), (Some(early), false)] {
+            let (ring, run) = small_ring();
+            ring.expect_first_line(&run, None);
+            let (mut reader, mut at) = (ring.reader(), Position::START);
+            if let Some(first) = first_read {
+                reader.set_first_read(&run, first);
+            }
+            push_only(&ring, &run, &mut at, b"first\n");
+            push_only(&ring, &run, &mut at, b"second\n");
+            let outcome = reader.join(&run, tie, JoinLimit::None);
+            assert_eq!(matches!(outcome, JoinOutcome::Joined(_)), joins, "{first_read:?}: {outcome:?}");
+            // The times of both are equal.
+            let outcome = reader.join(&run, at, JoinLimit::None);
+            assert_eq!(matches!(outcome, JoinOutcome::AtHead), !joins, "{first_read:?}: {outcome:?}");
+        }
     }
 
     #[test]
