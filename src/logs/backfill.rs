@@ -100,6 +100,8 @@ pub(crate) struct Backfill {
     inexact_gap: Option<(Instance, Position)>,
     /// Ambiguous positions of the run that is read.
     ambiguous: AmbiguousRange,
+    /// The run that was read from its start last, and the time of the first line that was there.
+    first_read: Option<(Instance, LogTime)>,
     /// Time of the newest line sent or in `ready`.
     last_time: Option<LogTime>,
     failures: Failures,
@@ -236,6 +238,7 @@ impl Backfill {
             ready: VecDeque::new(),
             inexact_gap: None,
             ambiguous: AmbiguousRange::default(),
+            first_read: None,
             last_time: None,
             failures: Failures::default(),
             since: None,
@@ -355,6 +358,11 @@ impl Backfill {
         context.platform.tail(request).await
     }
 
+    /// Returns the time of the first line of a run, if that was read from its start.
+    fn first_read(&self, instance: &Instance) -> Option<LogTime> {
+        self.first_read.as_ref().filter(|(run, _)| run == instance).map(|(_, time)| *time)
+    }
+
     fn join_limit(&self) -> JoinLimit {
         self.refill.as_ref().map_or(JoinLimit::Usual, |refill| refill.join_limit)
     }
@@ -363,6 +371,7 @@ impl Backfill {
     /// that follows if the log must not be opened.
     async fn acquire_permit(&mut self, position: Option<(&Instance, Position)>) -> Result<(), Stage> {
         let limit = self.join_limit();
+        let first_read = position.and_then(|(instance, _)| self.first_read(instance));
         let Self { params, limiter, permit, control, live, .. } = self;
         if permit.is_some() {
             return Ok(());
@@ -377,7 +386,7 @@ impl Backfill {
                 Err(exceeded) => return Err(Stage::End(BackfillEvent::Rejected(Box::new(exceeded)))),
             },
             // The actor may have started just now, and have opened the log in the meantime.
-            (instance, parts) = joined(live, position, limit) => {
+            (instance, parts) = joined(live, position, limit, first_read) => {
                 self.queue_chunks(instance, parts);
                 return Err(Stage::Done);
             }
@@ -750,10 +759,11 @@ async fn joined<'a>(
     live: &mut Option<Subscription>,
     position: Option<(&'a Instance, Position)>,
     limit: JoinLimit,
+    first_read: Option<LogTime>,
 ) -> (&'a Instance, Vec<Chunk>) {
     if let (Some(live), Some((instance, position))) = (live, position) {
         while !live.reader.is_closed() {
-            if let JoinOutcome::Joined(parts) = live.reader.join(instance, position, limit) {
+            if let JoinOutcome::Joined(parts) = live.reader.join(instance, position, limit, first_read) {
                 return (instance, parts);
             }
             live.reader.changed().await;

@@ -396,6 +396,15 @@ impl Shrink for Ring {
 // === impl State ===
 
 impl State {
+    /// Whether the ring and a backfill may mean different lines by `at`. `first_read` is the time of the
+    /// first line that the backfill has found at the start of the run. If a file was rotated away between
+    /// their reads of the start, they count the lines of one time from different ones.
+    fn counts_from_other_line(&self, instance: &Instance, at: Position, first_read: Option<LogTime>) -> bool {
+        let begun = self.begun_runs.iter().find(|run| run.instance == *instance);
+        let first_here = begun.and_then(|run| run.first_time);
+        first_read.zip(first_here).is_some_and(|(one, other)| one != other && at.time <= one.max(other))
+    }
+
     fn new(gauge: Gauge, minimum: RingMinimum, max_bytes: usize) -> Self {
         Self {
             entries: VecDeque::new(),

@@ -330,7 +330,7 @@ impl Backfill {
     }
 
     pub(super) fn try_join(&mut self, instance: &Instance, position: Position) -> JoinAttempt {
-        let limit = self.join_limit();
+        let (limit, first_read) = (self.join_limit(), self.first_read(instance));
         let Some(live) = self.live.as_mut() else {
             return JoinAttempt::IgnoreRing;
         };
@@ -342,7 +342,7 @@ impl Backfill {
             let is_at_head = live.reader.is_at_head(instance, position);
             if is_at_head { JoinOutcome::AtHead } else { JoinOutcome::ReadLog }
         } else {
-            live.reader.join(instance, position, limit)
+            live.reader.join(instance, position, limit, first_read)
         };
         match outcome {
             JoinOutcome::Joined(parts) => {
@@ -367,8 +367,8 @@ impl Backfill {
         self.inexact_gap = None;
         if let Some(line) = batch.lines.first() {
             self.ambiguous.record_line(log.chunker.position(), line.time);
-            if let Some(live) = self.live.as_mut().filter(|_| log.chunker.position() == Position::START) {
-                live.reader.set_first_read(&log.instance, line.time);
+            if log.chunker.position() == Position::START {
+                self.first_read = Some((log.instance.clone(), line.time));
             }
         }
         let mut chunks = Vec::new();
@@ -451,6 +451,7 @@ impl Backfill {
     /// Handles a gap that the log reports at `position`. Returns the next stage of a refill that the ring has
     /// older lines for than the log. Otherwise the gap must be sent.
     async fn avoid_gap(&mut self, log: &mut Log, position: Position, gap: &SourceGap) -> Option<Stage> {
+        let first_read = self.first_read(&log.instance);
         let live = self.live.as_mut().filter(|_| self.refill.is_some())?;
         if gap.exact {
             // The log itself records it, so the ring has it as well.
@@ -458,7 +459,8 @@ impl Backfill {
             return None;
         }
         if !self.ambiguous.contains(position)
-            && let JoinOutcome::Joined(parts) = live.reader.join(&log.instance, position, JoinLimit::None)
+            && let JoinOutcome::Joined(parts) =
+                live.reader.join(&log.instance, position, JoinLimit::None, first_read)
         {
             self.queue_chunks(&log.instance, parts);
             return Some(Stage::Done);

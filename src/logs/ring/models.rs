@@ -208,7 +208,7 @@ impl Follower {
     /// container writes them before they are read.
     async fn join(&mut self, limit: JoinLimit) {
         loop {
-            match self.reader.join(&run(), position(self.lines), limit) {
+            match self.reader.join(&run(), position(self.lines), limit, None) {
                 JoinOutcome::Joined(parts) => return parts.iter().for_each(|chunk| self.receive(chunk)),
                 JoinOutcome::ReadLog => self.read_log(BATCH_LINES),
                 JoinOutcome::AheadOfRing => self.reader.changed().await,

@@ -37,8 +37,6 @@ pub struct RingReader {
     ambiguous: AmbiguousRange,
     /// The place where it was created. `None`: no log had been opened then.
     began_at: Option<LogPlace>,
-    /// The run that a backfill has read from its start, and the time of the first line it found there.
-    first_read: Option<(Instance, LogTime)>,
     /// The ring's version at the last join or wait.
     seen_version: u64,
     /// Its progress for lag reports, with its key, once it follows live.
@@ -121,7 +119,6 @@ impl RingReader {
                 instance: head.instance.clone(),
                 position: head.position,
             }),
-            first_read: None,
             seen_version: 0,
             progress: None,
         }
@@ -362,28 +359,20 @@ impl RingReader {
         state.head.as_ref().is_some_and(|head| head.instance == *instance && at.time >= head.position.time)
     }
 
-    /// Sets the time of the first line that a backfill has found at the start of `instance`. Positions are
-    /// counted from there.
-    pub(crate) fn set_first_read(&mut self, instance: &Instance, time: LogTime) {
-        self.first_read = Some((instance.clone(), time));
-    }
-
-    /// Whether the ring and a backfill may mean different lines by `at`: a file was rotated away between
-    /// their reads of the run's start, so they count the lines of one time from different ones.
-    fn counts_from_other_line(&self, state: &State, instance: &Instance, at: Position) -> bool {
-        let own = self.first_read.as_ref().filter(|(run, _)| run == instance).map(|(_, time)| *time);
-        let begun = state.begun_runs.iter().find(|run| run.instance == *instance);
-        let of_ring = begun.and_then(|run| run.first_time);
-        own.zip(of_ring).is_some_and(|(own, of_ring)| own != of_ring && at.time <= own.max(of_ring))
-    }
-
     /// Tries to join the ring exactly after position `at` of `instance`.
     ///
     /// Does not join next to a gap of the source: the gap has no position of its own, so it could be reported
     /// twice or not at all. Nor where positions are ambiguous after a gap of unknown size: the backfill may
     /// have read lines within the gap, and would not report the rest of it. Nor where the two count
-    /// positions from different lines.
-    pub(crate) fn join(&mut self, instance: &Instance, at: Position, limit: JoinLimit) -> JoinOutcome {
+    /// positions from different lines: `first_read` is the time of the first line that the backfill has found
+    /// at the start of the run, if it has read that.
+    pub(crate) fn join(
+        &mut self,
+        instance: &Instance,
+        at: Position,
+        limit: JoinLimit,
+        first_read: Option<LogTime>,
+    ) -> JoinOutcome {
         let ring = Arc::clone(&self.ring);
         let state = ring.state.lock();
         self.seen_version = state.version;
@@ -394,7 +383,7 @@ impl RingReader {
         if at >= head.position && state.ambiguous.contains(head.position) {
             return JoinOutcome::AtHead;
         }
-        if self.counts_from_other_line(&state, instance, at) {
+        if state.counts_from_other_line(instance, at, first_read) {
             let is_at_head = at.time >= head.position.time;
             return if is_at_head { JoinOutcome::AtHead } else { JoinOutcome::ReadLog };
         }
@@ -678,8 +667,11 @@ mod tests {
         }
         let mut reader = ring.reader();
         for at_end in [false, true] {
-            let outcome =
-                if at_end { reader.join_end(&run, at) } else { reader.join(&run, at, JoinLimit::Usual) };
+            let outcome = if at_end {
+                reader.join_end(&run, at)
+            } else {
+                reader.join(&run, at, JoinLimit::Usual, None)
+            };
             assert!(matches!(outcome, JoinOutcome::Joined(_)));
             assert!(matches!(poll(&mut reader), Poll::Ready(ReadOutcome::Entries { .. })), "{at_end}");
         }
@@ -700,7 +692,7 @@ mod tests {
             if joins {
                 let next = at;
                 push_only(&ring, &run, &mut at, b"second\n");
-                let outcome = reader.join(&run, next, JoinLimit::None);
+                let outcome = reader.join(&run, next, JoinLimit::None, None);
                 assert!(matches!(outcome, JoinOutcome::Joined(parts) if parts.is_empty()));
             } else {
                 let rest =
@@ -769,21 +761,18 @@ mod tests {
     /// Two reads of a run's start, between which a file was rotated away, within lines of one nanosecond.
     #[test]
     fn position_counted_from_another_line_does_not_join() {
-        let time = LogTime::from_nanos;
-        let (tie, early) = (Position { time: time(5), ordinal: 1, offset: 0 }, time(3));
-        for (first_read, joins) in [(None, true), (Some(time(5)), true), (Some(early), false)] {
+        let nanos = LogTime::from_nanos;
+        let (at_tie, early) = (Position { time: nanos(5), ordinal: 1, offset: 0 }, nanos(3));
+        for (first_read, joins) in [(None, true), (Some(nanos(5)), true), (Some(early), false)] {
             let (ring, run) = small_ring();
             ring.expect_first_line(&run, None);
             let (mut reader, mut at) = (ring.reader(), Position::START);
-            if let Some(first) = first_read {
-                reader.set_first_read(&run, first);
-            }
             push_only(&ring, &run, &mut at, b"first\n");
             push_only(&ring, &run, &mut at, b"second\n");
-            let outcome = reader.join(&run, tie, JoinLimit::None);
+            let outcome = reader.join(&run, at_tie, JoinLimit::None, first_read);
             assert_eq!(matches!(outcome, JoinOutcome::Joined(_)), joins, "{first_read:?}: {outcome:?}");
             // The times of both are equal.
-            let outcome = reader.join(&run, at, JoinLimit::None);
+            let outcome = reader.join(&run, at, JoinLimit::None, first_read);
             assert_eq!(matches!(outcome, JoinOutcome::AtHead), !joins, "{first_read:?}: {outcome:?}");
         }
     }
@@ -811,7 +800,7 @@ mod tests {
         let mut reader = ring.reader();
         for unknown in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
             assert!(
-                matches!(reader.join(&run, unknown, JoinLimit::Usual), JoinOutcome::ReadLog),
+                matches!(reader.join(&run, unknown, JoinLimit::Usual, None), JoinOutcome::ReadLog),
                 "{unknown:?}"
             );
         }
@@ -821,7 +810,7 @@ mod tests {
             (at(9, 0), &["ten\n"]),
             (at(9, 1), &["en\n"]),
         ] {
-            let JoinOutcome::Joined(parts) = reader.join(&run, known, JoinLimit::Usual) else {
+            let JoinOutcome::Joined(parts) = reader.join(&run, known, JoinLimit::Usual, None) else {
                 panic!("{known:?}")
             };
             let texts: Vec<_> = parts.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
